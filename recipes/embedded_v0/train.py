@@ -1,0 +1,128 @@
+"""Train the embedded model: python -m recipes.embedded_v0.train --out FOLDER [--steps N] (one H100: about 8 minutes).
+
+The shape makes every linear's input a multiple of 256, so that every quantization format applies to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen3.checkpoint import save_checkpoint
+from qwen3.config import ModelConfig
+from qwen3.model import Qwen3
+from qwen3.tasks import FAMILIES
+from qwen3.train.conversation import turn_sample
+from qwen3.train.data import BatchPlan, stream_batches
+from qwen3.train.loop import TrainConfig, init_weights, train
+from qwen3.train.optim import OptimConfig
+from qwen3.train.probe import exact_share
+from recipes.embedded_v0.mixture import LENGTH, VOCAB_RANKS, build, solved, tokenizer
+
+CONTROL = VOCAB_RANKS  # the control tokens follow the ranks; the first is <|endoftext|>, the third <|im_end|>
+CONFIG: dict[str, Any] = {
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 8320,  # 8,192 ranks + 26 control tokens + rows that are never sampled
+    "hidden_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "intermediate_size": 1024,
+    "hidden_act": "silu",
+    "max_position_embeddings": LENGTH,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "bos_token_id": CONTROL,
+    "eos_token_id": CONTROL + 2,
+    "torch_dtype": "bfloat16",
+}
+GENERATION = {
+    "bos_token_id": CONTROL,
+    "pad_token_id": CONTROL,
+    "eos_token_id": [CONTROL + 2, CONTROL],
+    "do_sample": True,
+    "temperature": 0.6,
+    "top_p": 0.95,
+    "top_k": 20,
+}
+
+
+def held_out(per_family: int) -> dict[str, Any]:
+    """Samples of the evaluation split, by family and mode."""
+    rng = random.Random("probe")
+    groups: dict[str, Any] = {}
+    for name, task in FAMILIES.items():
+        problems = [task.sample(rng, split="eval") for _ in range(per_family)]
+        groups[f"{name} thinking"] = [turn_sample(solved(p), thinking=True) for p in problems]
+        groups[f"{name} direct"] = [turn_sample(solved(p), thinking=False) for p in problems]
+    return groups
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--text", default="runs/text", help="folder that fetch_text.py wrote")
+    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--rows", type=int, default=32, help=f"rows of {LENGTH} tokens in a batch")
+    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--matrix-lr", type=float, default=OptimConfig.matrix_lr)
+    parser.add_argument("--vector-lr", type=float, default=OptimConfig.vector_lr)
+    parser.add_argument("--evaluate-every", type=int, default=500)
+    parser.add_argument("--start-from", type=Path, help="checkpoint folder to go on from instead of random weights")
+    args = parser.parse_args()
+
+    started = time.perf_counter()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = Qwen3(ModelConfig.from_dict(CONFIG), device=device, dtype=torch.bfloat16 if device.type == "cuda" else None)
+    if args.start_from:
+        from qwen3.checkpoint import load_weights
+
+        load_weights(model, args.start_from)
+    else:
+        init_weights(model, args.seed)
+    tok = tokenizer()
+    plan = BatchPlan(args.rows, LENGTH, args.seed)
+    make = functools.partial(build, args.steps, args.text)
+    groups = held_out(96)
+    forward = torch.compile(model.hidden) if device.type == "cuda" else model.hidden
+
+    @torch.no_grad()
+    def predict(model: Qwen3, ids: torch.Tensor, positions: torch.Tensor, mask: Any) -> torch.Tensor:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        attend = functools.partial(flex_attention, block_mask=mask, enable_gqa=True)
+        return model.head(forward(ids, positions=positions, attention=attend)).argmax(-1)
+
+    def evaluate(step: int) -> dict[str, Any]:
+        save_checkpoint(args.out / "model", model, tokenizer=tok, generation_config=GENERATION)
+        shares = exact_share(predict, model, tok, groups, rows=args.rows, length=LENGTH)
+        thinking = [v for k, v in shares.items() if k.endswith("thinking")]
+        print(f"exact at {step}: {json.dumps(shares)}; thinking {sum(thinking) / len(thinking):.3f}", flush=True)
+        return {"exact": shares}
+
+    train(
+        model,
+        lambda first: stream_batches(make, plan, range(first, args.steps), args.workers),
+        TrainConfig(args.steps, optim=OptimConfig(matrix_lr=args.matrix_lr, vector_lr=args.vector_lr)),
+        args.out,
+        evaluate=evaluate,
+        evaluate_every=args.evaluate_every,
+    )
+    print(f"all: {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

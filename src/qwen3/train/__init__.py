@@ -1,0 +1,1 @@
+"""Training: samples, packed batches, optimisers, schedules, the loop."""

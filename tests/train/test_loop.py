@@ -1,0 +1,103 @@
+"""The loop learns, resumes bit for bit, and refuses a foreign state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from qwen3.errors import CorruptFileError
+from qwen3.model import Qwen3
+from qwen3.tokenizer import Tokenizer
+from qwen3.train.data import Batch, BatchPlan, Sample, stream_batches
+from qwen3.train.loop import TrainConfig, document_mask, init_weights, next_token_loss, to_device, train
+from qwen3.train.probe import exact_share
+from tests.fixtures import tiny_config
+from tests.train.test_data import build
+
+PLAN = BatchPlan(rows=2, length=64, seed=1)
+
+
+def make_model() -> Qwen3:
+    tokenizer = Tokenizer.from_pretrained().prefix(1024)
+    config = tiny_config(vocab_size=len(tokenizer) + 6, num_hidden_layers=1)
+    model = Qwen3(config, device="cpu", dtype=torch.float32)
+    init_weights(model, 0)
+    return model
+
+
+def batches(first: int, last: int) -> Iterator[Batch]:
+    return stream_batches(build, PLAN, range(first, last), 0)
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    config = TrainConfig(steps=6, warmup=2, log_every=2, save_every=3)
+    whole, halved = make_model(), make_model()
+    train(whole, lambda first: batches(first, 6), config, tmp_path / "whole")
+
+    class Cut(Exception):
+        pass
+
+    def cut(first: int) -> Iterator[Batch]:
+        for i, batch in enumerate(batches(first, 6)):
+            if i == 4:
+                raise Cut
+            yield batch
+
+    with pytest.raises(Cut):
+        train(halved, cut, config, tmp_path / "halved")
+    fresh = make_model()
+    summary = train(fresh, lambda first: batches(first, 6), config, tmp_path / "halved")
+    assert summary["step"] == 6
+    for (name, a), (_, b) in zip(whole.named_parameters(), fresh.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    lines = [json.loads(line) for line in (tmp_path / "halved" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line.get("event") == "start"] == [0, 3]
+
+
+def test_loss_falls_and_the_probe_sees_it(tmp_path: Path) -> None:
+    model = make_model()
+    train(model, lambda first: batches(first, 30), TrainConfig(steps=30, warmup=3, log_every=5), tmp_path)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines() if '"loss"' in line]
+    assert losses[-1] < losses[0] - 1.0
+    tokenizer = Tokenizer.from_pretrained().prefix(1024)
+
+    @torch.no_grad()
+    def predict(model: Qwen3, ids: torch.Tensor, positions: torch.Tensor, mask: object) -> torch.Tensor:
+        return model(ids, positions=positions).argmax(-1)
+
+    groups = {"end": [Sample("1 + 1 =", "")], "sum": [Sample("1 + 1 =", " 2<|endoftext|>")] * 3}
+    shares = exact_share(predict, model, tokenizer, groups, rows=2, length=64)
+    assert shares["end"] == 1.0  # nothing to predict
+    assert 0.0 <= shares["sum"] <= 1.0
+
+
+def test_documents_do_not_see_each_other() -> None:
+    """A packed batch has the loss of its documents alone, weighted by their trained tokens."""
+    model = make_model()
+    batch = next(batches(0, 1))
+    ids, labels, positions, documents = to_device(batch, torch.device("cpu"))
+    with torch.no_grad():
+        packed = float(next_token_loss(model, ids, labels, positions, document_mask(documents)))
+        total, count = 0.0, 0
+        for row in range(ids.shape[0]):
+            for n in range(1, int(documents[row].max()) + 1):
+                at = documents[row] == n
+                logits = model(ids[row, at][None])
+                kept = labels[row, at] >= 0
+                loss = torch.nn.functional.cross_entropy(logits[0][kept], labels[row, at][kept], reduction="sum")
+                total, count = total + float(loss), count + int(kept.sum())
+    assert packed == pytest.approx(total / count, rel=1e-4)
+
+
+def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    config = TrainConfig(steps=1, warmup=1, save_every=1)
+    train(make_model(), lambda first: batches(first, 1), config, tmp_path)
+    other = Qwen3(tiny_config(num_hidden_layers=2), device="cpu", dtype=torch.float32)
+    init_weights(other, 0)
+    with pytest.raises(CorruptFileError, match=r"state\.safetensors"):
+        train(other, lambda first: batches(first, 2), replace(config, steps=2), tmp_path)

@@ -1,0 +1,76 @@
+"""Schedules, Muon's orthogonalisation, and the optimiser against slow twins."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qwen3.checkpoint.names import official_views
+from qwen3.model import Qwen3
+from qwen3.train.loop import init_weights
+from qwen3.train.optim import OptimConfig, Optimizer, orthogonalize
+from qwen3.train.schedule import warmup_stable_decay
+from tests.fixtures import tiny_config
+
+
+def test_schedule_warms_up_holds_and_decays() -> None:
+    values = [warmup_stable_decay(s, 100, warmup=10, decay=40) for s in range(100)]
+    assert values[0] == 0.1
+    assert values[9:60] == [1.0] * 51
+    assert values[60] == 1.0
+    assert values[80] == pytest.approx(0.5)
+    assert values[99] == pytest.approx(1 / 40)
+    assert all(a >= b for a, b in zip(values[10:], values[11:], strict=False))
+
+
+@pytest.mark.parametrize("shape", [(4, 32, 32), (2, 64, 16), (3, 16, 48)])
+def test_orthogonalize_keeps_singular_vectors_and_levels_singular_values(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(shape, generator=generator)
+    out = orthogonalize(x)
+    values = torch.linalg.svdvals(out.double())
+    assert 0.3 < values.min()
+    assert values.max() < 1.3
+    u, _, vh = torch.linalg.svd(x.double(), full_matrices=False)
+    inner = u.mT @ out.double() @ vh.mT
+    off = inner - torch.diag_embed(torch.diagonal(inner, dim1=-2, dim2=-1))
+    assert off.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("moe", [False, True])
+def test_one_step_equals_a_step_on_separate_matrices(moe: bool) -> None:
+    """Fused storage must not change the mathematics: redo the first update matrix by matrix in plain form."""
+    model = Qwen3(tiny_config(moe=moe), device="cpu", dtype=torch.float32)
+    init_weights(model, 0)
+    config = OptimConfig(clip=1e9)
+    params = dict(model.named_parameters())
+    generator = torch.Generator().manual_seed(2)
+    for p in params.values():
+        p.grad = torch.randn(p.shape, generator=generator)
+    before = {n: v.clone() for n, v in official_views(model.config, {n: p.data for n, p in params.items()}).items()}
+    grads = official_views(model.config, {n: p.grad for n, p in params.items() if p.grad is not None})
+    optimizer = Optimizer(params, model.config, config)
+    norm = optimizer.step(0.5)
+    after = official_views(model.config, {n: p.data for n, p in params.items()})
+    assert norm == pytest.approx(float(sum((p.grad**2).sum() for p in params.values())) ** 0.5, rel=1e-5)  # type: ignore[operator]
+    matrices = 0
+    for name, old in before.items():
+        g = grads[name]
+        if old.dim() == 2 and "embed" not in name and "lm_head" not in name and not name.endswith("mlp.gate.weight"):
+            momentum = (1 - config.momentum) * g
+            nesterov = g + config.momentum * (momentum - g)
+            update = orthogonalize(nesterov[None])[0]
+            lr = 0.5 * config.matrix_lr * max(1.0, old.shape[0] / old.shape[1]) ** 0.5
+            expected = old * (1 - lr * config.weight_decay) - lr * update
+            matrices += 1
+        else:
+            expected = old - 0.5 * config.vector_lr * g / (g.abs() + config.eps)
+        torch.testing.assert_close(after[name], expected, rtol=1e-4, atol=1e-6)
+    assert matrices >= 7 * model.config.num_hidden_layers - 3
+
+
+def test_a_parameter_without_gradient_is_named() -> None:
+    model = Qwen3(tiny_config(), device="cpu", dtype=torch.float32)
+    init_weights(model, 0)
+    with pytest.raises(RuntimeError, match=r"norm\.weight"):
+        Optimizer(dict(model.named_parameters()), model.config, OptimConfig()).step(1.0)
