@@ -1,7 +1,43 @@
 """Messages to prompt and tokens back to events: templates, injection-proof encoding, parsing, the token stream."""
 
 from qwen3.chat.encode import Encoded, encode
+from qwen3.chat.events import (
+    Event,
+    Finish,
+    ReasoningDelta,
+    Result,
+    TextDelta,
+    ThinkingReport,
+    ToolCallDelta,
+    Usage,
+    fold,
+)
 from qwen3.chat.messages import Message, ToolCall, normalize
+from qwen3.chat.parse import parse
+from qwen3.chat.policy import Resolution, ThinkingPolicy, resolve_mode
+from qwen3.chat.stream import TokenStream
 from qwen3.chat.template import TEMPLATES, render
 
-__all__ = ["TEMPLATES", "Encoded", "Message", "ToolCall", "encode", "normalize", "render"]
+__all__ = [
+    "TEMPLATES",
+    "Encoded",
+    "Event",
+    "Finish",
+    "Message",
+    "ReasoningDelta",
+    "Resolution",
+    "Result",
+    "TextDelta",
+    "ThinkingPolicy",
+    "ThinkingReport",
+    "TokenStream",
+    "ToolCall",
+    "ToolCallDelta",
+    "Usage",
+    "encode",
+    "fold",
+    "normalize",
+    "parse",
+    "render",
+    "resolve_mode",
+]

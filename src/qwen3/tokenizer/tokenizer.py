@@ -124,6 +124,11 @@ class Tokenizer:
         return dict(self._added)
 
     @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids whose tokens the file flags `special`: those `decode(skip_special_tokens=True)` drops."""
+        return self._special
+
+    @property
     def eos_ids(self) -> tuple[int, int]:
         """The ids that end a generation: `<|im_end|>`, `<|endoftext|>`."""
         return self.control.im_end, self.control.endoftext

@@ -1,0 +1,121 @@
+"""The inverse of rendering an assistant turn: ids or text to reasoning, content and tool calls.
+
+Agrees with `TokenStream` on well-formed turns. As the prompt is not known here, a `</think>` that nothing opened is
+taken to close a think block opened by the prompt: all before it is reasoning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+
+from qwen3.chat.encode import control_pattern, default_tokenizer
+from qwen3.chat.messages import Message, ToolCall
+from qwen3.chat.tool_calls import parse_tool_call
+from qwen3.errors import UsageError
+from qwen3.tokenizer import CONTROL_TOKENS, Tokenizer
+
+_TAGS = tuple(CONTROL_TOKENS[name][0] for name in ("think", "end_think", "tool_call", "end_tool_call"))
+_ENDS = tuple(CONTROL_TOKENS[name][0] for name in ("im_end", "endoftext"))
+
+
+def parse(turn: str | Iterable[int], tokenizer: Tokenizer | None = None) -> Message:
+    """One assistant turn, with or without the final `<|im_end|>`, as a Message.
+
+    `turn` is text, where tags are found as strings, or ids, where only control ids are tags. Several think blocks
+    become one reasoning, joined by a blank line; one that is not closed is all reasoning. A tool call that cannot be
+    read or is not closed stays in the content, and `warnings` says so. Tool calls inside a think block are text.
+    """
+    if isinstance(turn, str):
+        split = control_pattern(_TAGS).split(_until_end(turn))
+        return _build([(text, i % 2 == 1) for i, text in enumerate(split)])
+    if isinstance(turn, (bytes, dict)) or not isinstance(turn, Iterable):
+        raise UsageError(f"parse: give text or token ids, not {type(turn).__name__}")
+    tok = tokenizer or default_tokenizer()
+    control = tok.control
+    tags = {control.think, control.end_think, control.tool_call, control.end_tool_call}
+    ids: list[int] = []
+    for id in turn:
+        if id in tok.eos_ids:
+            break
+        ids.append(id)
+    segments: list[tuple[str, bool]] = []
+    for is_tag, group in groupby(ids, tags.__contains__):
+        if is_tag:
+            segments += [(tok.decode([id]), True) for id in group]
+        else:
+            segments.append((tok.decode(group, skip_special_tokens=True), False))
+    return _build(segments)
+
+
+def _until_end(text: str) -> str:
+    return min((text.split(end)[0] for end in _ENDS), key=len)
+
+
+def _build(segments: list[tuple[str, bool]]) -> Message:
+    """Segments are (text, whether it is a tag)."""
+    reasoning: list[str] = []
+    content: list[str] = []
+    calls: list[ToolCall] = []
+    warnings: list[str] = []
+    thought: list[str] = []
+    tags = [text for text, is_tag in segments if is_tag and "think" in text]
+    thinking = bool(tags) and tags[0] == "</think>"
+    after_call = False
+    strip = False
+    i = 0
+    while i < len(segments):
+        text, is_tag = segments[i]
+        i += 1
+        if thinking:
+            if not (is_tag and text == "</think>"):
+                thought.append(text)
+                continue
+            reasoning.append("".join(thought).strip("\n"))
+            thought, thinking, strip = [], False, True
+        elif is_tag and text == "<think>":
+            thinking = True
+        elif is_tag and text == "</think>":
+            warnings.append("the turn closes a think block that is not open; the tag was dropped")
+        elif is_tag and text == "<tool_call>":
+            end = _next_tag(segments, i)
+            body = "".join(part for part, _ in segments[i:end])
+            closed = end < len(segments) and segments[end][0] == "</tool_call>"
+            i = end + closed
+            try:
+                if not closed:
+                    raise ValueError("it is not closed")
+                calls.append(parse_tool_call(body))
+                _trim(content, None if after_call else 1)
+                after_call = True
+            except ValueError as error:
+                warnings.append(f"a tool call cannot be read ({error}); it was left in the content")
+                content.append(f"<tool_call>{body}{'</tool_call>' if closed else ''}")
+                after_call = False
+        else:
+            text = text.lstrip("\n") if strip else text
+            strip = strip and not text
+            content.append(text)
+            after_call = after_call and not text.strip("\n")
+    if thinking:
+        reasoning.append("".join(thought).strip("\n"))
+    if after_call:
+        _trim(content, None)
+    joined = "\n\n".join(text for text in reasoning if text)
+    return Message("assistant", "".join(content), joined, tuple(calls), tuple(warnings))
+
+
+def _next_tag(segments: list[tuple[str, bool]], start: int) -> int:
+    """Where the next tool-call tag is, or the end. Other tags inside a call are text."""
+    for i in range(start, len(segments)):
+        if segments[i][1] and "tool_call" in segments[i][0]:
+            return i
+    return len(segments)
+
+
+def _trim(content: list[str], newlines: int | None) -> None:
+    """Drop the template's newlines at the end: `newlines` of them, or all."""
+    text = "".join(content)
+    body = text.rstrip("\n")
+    kept = 0 if newlines is None else max(len(text) - len(body) - newlines, 0)
+    content[:] = [body + "\n" * kept]
