@@ -72,6 +72,11 @@ def _pick(name: str, device: str) -> tuple[str, Kernel]:
     return found
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """See `reference.linear`."""
+    return _pick("linear", x.device.type)[1](x, weight)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `reference.rms_norm`."""
     return _pick("rms_norm", x.device.type)[1](x, weight, eps)
@@ -105,7 +110,9 @@ def experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: T
 
 
 _ANYWHERE = ("cpu", "cuda", "mps", "xpu", "meta")
-for _name in ("rms_norm", "qk_norm_rope", "silu_mul", "attention", "route", "experts"):
+for _name in ("linear", "rms_norm", "qk_norm_rope", "silu_mul", "attention", "route", "experts"):
     register(_name, "reference", getattr(reference, _name), _ANYWHERE)
+if fused.has_onednn():
+    register("linear", "torch", fused.linear, ("cpu",))
 register("qk_norm_rope", "torch", fused.qk_norm_rope)
 register("attention", "torch", fused.attention, ("cpu", "cuda", "mps", "xpu"))

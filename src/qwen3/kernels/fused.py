@@ -10,11 +10,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qwen3.kernels import reference
+
+# Above this many elements the fused QK-norm only moves more memory (measured on a 2-core EPYC: 5.1 ms became 6.4 ms).
+_FEW = 1 << 16
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """As the reference. Float32 inference on a CPU goes to oneDNN, where F.linear would take MKL.
+
+    Measured on a 2-core EPYC, torch 2.13: 2.1 to 2.5 times faster from one row (8320 × 512: 1.13 ms against 0.52 ms)
+    to 512. bfloat16 goes to oneDNN anyway, and gradients need F.linear.
+    """
+    if x.dtype != torch.float32 or torch.is_grad_enabled():
+        return F.linear(x, weight)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+def has_onednn() -> bool:
+    """Whether this PyTorch has the operator `linear` uses (x86 and ARM builds of 2.11 to 2.13 do)."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
 
 def qk_norm_rope(
     qk: Tensor, heads: int, q_weight: Tensor, k_weight: Tensor, eps: float, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As the reference, over query and key heads at once: half the launches, which is what a decode step costs."""
+    if qk.numel() > _FEW:
+        return reference.qk_norm_rope(qk, heads, q_weight, k_weight, eps, cos, sin)
     dim = qk.shape[-1]
     kv_heads = qk.shape[2] - heads
     weight = torch.cat((q_weight.expand(heads, dim), k_weight.expand(kv_heads, dim)))

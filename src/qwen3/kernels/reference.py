@@ -11,6 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., in], weight [out, in] -> [..., out]."""
+    return F.linear(x, weight)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., h] in any float dtype, weight [h] -> [..., h]: x / sqrt(mean(x²) + eps) in float32, rounded, × weight."""
     wide = x.float()

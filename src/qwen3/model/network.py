@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwen3 import kernels
@@ -41,6 +40,9 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Nothing: see the class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.linear(x, self.weight)
 
 
 class Embedding(nn.Embedding):
@@ -245,7 +247,7 @@ class Qwen3(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """[..., h] -> logits [..., V]; a tied head is the embedding itself."""
-        return F.linear(hidden, (self.embed_tokens if self.lm_head is None else self.lm_head).weight)
+        return kernels.linear(hidden, (self.embed_tokens if self.lm_head is None else self.lm_head).weight)
 
     def _layers(self, ids: Tensor, positions: Tensor, attend: Attend, aux: list[RouterOutput] | None) -> Tensor:
         x = self.embed_tokens(ids)
