@@ -1,0 +1,178 @@
+"""The verbs and their flags. Each imports what it needs when it is called: `qwen3 version` must not wait for torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL_HELP = "Folder, tag (qwen3:0.6b), hub id (Qwen/Qwen3-0.6B@REVISION) or 'embedded', the default."
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")]
+Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)]
+
+app = typer.Typer(
+    name="qwen3",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help='Run Qwen3 models. Start with: qwen3 run "What is 27 * 14?"',
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 model not found, 4 out of memory, 5 hub, 6 corrupt or unsafe file, "
+    "130 interrupted. Guide: docs/cli.md",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        raise typer.Exit(version())
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the versions and exit.")
+    ] = False,
+) -> None:
+    """Flags of `qwen3` itself."""
+
+
+@app.command(
+    help="Answer a prompt; without one, on a terminal, hold a conversation. MODEL: a folder, a tag (qwen3:0.6b), a hub id "
+    "(Qwen/Qwen3-0.6B@REVISION) or 'embedded', the small model in this package, which is the default.",
+    short_help="Answer a prompt, or hold a conversation.",
+    epilog='Example: qwen3 run --think-budget 64 "What is 27 * 14?"',
+)
+def run(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [PROMPT]", help="One word alone is the model if it can be one, else the prompt."
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The model, whatever it looks like.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt, whatever it looks like.")] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
+    think: Annotated[bool, typer.Option("--think", help="Think, even if the model would not.")] = False,
+    no_think: Annotated[bool, typer.Option("--no-think", help="Answer at once.")] = False,
+    think_budget: Annotated[
+        int | None, typer.Option("--think-budget", metavar="N", help="At most N tokens of thinking, then the answer.")
+    ] = None,
+    hide_thinking: Annotated[bool, typer.Option("--hide-thinking", help="Think, but do not show it.")] = False,
+    temperature: Annotated[float | None, typer.Option("--temperature", "--temp", help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Keep the likeliest tokens up to this sum.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Keep the K likeliest tokens; 0 is off.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option("--min-p", help="Drop tokens below this share of the likeliest.")
+    ] = None,
+    presence_penalty: Annotated[float, typer.Option("--presence-penalty", help="-2 to 2.")] = 0.0,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Thinking included.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same tokens.")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="Ends the answer; may be repeated.")] = None,
+    tools: Annotated[
+        Path | None, typer.Option("--tools", metavar="FILE", help="JSON list of functions the model may call.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is: no chat template.")] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …; none: the best there is.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="bfloat16, float16 or float32.")] = None,
+    as_json: Json = False,
+) -> int:
+    from qwen3.cli import run as verb
+
+    options = verb.Options(
+        system=system,
+        think=think,
+        no_think=no_think,
+        think_budget=think_budget,
+        hide_thinking=hide_thinking,
+        sampling={
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "presence_penalty": presence_penalty,
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "stop": stop or None,
+        },
+        tools=tools,
+        raw=raw,
+        device=device,
+        dtype=dtype,
+        as_json=as_json,
+    )
+    return verb.run(words or [], model, prompt, options)
+
+
+@app.command(
+    help="What a model is: size, context, memory per token, thinking modes, sampling defaults, files.",
+    epilog="Example: qwen3 show qwen3:8b",
+)
+def show(model: Model = None, as_json: Json = False) -> int:
+    from qwen3.cli import show as verb
+
+    return verb.show(model, as_json)
+
+
+@app.command(
+    name="ls",
+    help="The models on this machine: the embedded one and what is in the Hugging Face cache.",
+    epilog="Example: qwen3 ls --all",
+)
+def list_models(
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="Also every published Qwen3 that could be pulled.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    from qwen3.cli import models as verb
+
+    return verb.list_models(everything, as_json)
+
+
+@app.command(
+    help="Download a model into the Hugging Face cache, or finish a download that was cut.",
+    epilog="Example: qwen3 pull qwen3:0.6b",
+)
+def pull(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A tag (qwen3:0.6b) or hub id (Qwen/Qwen3-0.6B@REVISION).")
+    ],
+    as_json: Json = False,
+) -> int:
+    from qwen3.cli import models as verb
+
+    return verb.pull(model, as_json)
+
+
+@app.command(
+    help="Read every byte of a model and say whether it is sound: files, hashes, names, shapes, NaN, tokenizer. "
+    "Exit code 6 if it is not.",
+    epilog="Example: qwen3 verify ./Qwen3-0.6B",
+)
+def verify(model: Model = None, as_json: Json = False) -> int:
+    from qwen3.cli import models as verb
+
+    return verb.verify(model, as_json)
+
+
+@app.command(
+    help="Is this machine ready: Python, PyTorch, device, memory, disk, cache, hub, package data. "
+    "Exit code 1 if something will not work.",
+    epilog="Example: qwen3 doctor --json",
+)
+def doctor(
+    offline: Annotated[bool, typer.Option("--offline", help="Do not try to reach the hub.")] = False,
+    as_json: Json = False,
+) -> int:
+    from qwen3.cli import doctor as verb
+
+    return verb.doctor(offline, as_json)
+
+
+@app.command(help="The versions of qwen3, Python and PyTorch.", epilog="Example: qwen3 version --json")
+def version(as_json: Json = False) -> int:
+    from qwen3.cli import version as verb
+
+    return verb.version(as_json)

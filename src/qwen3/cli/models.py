@@ -1,0 +1,84 @@
+"""`qwen3 ls`, `pull` and `verify`: the models on this disk."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from qwen3 import family
+from qwen3.checkpoint import list_cached, resolve
+from qwen3.cli.console import note, out, out_json, parameters, size, table
+from qwen3.errors import UsageError
+
+
+def list_models(everything: bool, as_json: bool) -> int:
+    """Prints what is on this disk and, with `everything`, what is published."""
+    cached = list_cached()
+    if as_json:
+        value: dict[str, Any] = {"models": [asdict(model) for model in cached]}
+        if everything:
+            value["published"] = [_published(member) for member in family.MODELS.values()]
+        out_json(value)
+        return 0
+    rows = [
+        (
+            model.name,
+            size(model.bytes),
+            (model.commit or "")[:12],
+            ", ".join(model.revisions),
+            model.source if model.complete else f"{model.source}, incomplete: qwen3 pull {model.name}",
+        )
+        for model in cached
+    ]
+    out(table(rows, ("NAME", "SIZE", "COMMIT", "REVISION", "FROM")))
+    if everything:
+        here = {model.name.lower() for model in cached if model.complete}
+        out("")
+        published = (
+            (
+                member.tag,
+                _counts(member),
+                member.mode,
+                f"{member.context:,}",
+                size(member.config.weight_bytes()),
+                "on this disk" if member.repo.lower() in here else "",
+            )
+            for member in family.MODELS.values()
+        )
+        out(table(published, ("TAG", "PARAMETERS", "MODE", "CONTEXT", "BFLOAT16", "")))
+    return 0
+
+
+def pull(model: str, as_json: bool) -> int:
+    """Downloads, or brings up to date; prints the folder on stdout."""
+    resolved = resolve(model, refresh=True)
+    if resolved.source == "path":
+        raise UsageError(
+            f"{model} is already on this disk; pull takes a tag (qwen3:0.6b) or a hub id (Qwen/Qwen3-0.6B)"
+        )
+    if as_json:
+        out_json(asdict(resolved))
+    else:
+        note(resolved.describe())
+        out(str(resolved.path))
+    return 0
+
+
+def _published(member: family.FamilyMember) -> dict[str, Any]:
+    return {
+        "name": member.name,
+        "tag": member.tag,
+        "repo": member.repo,
+        "mode": member.mode,
+        "parameters": member.params,
+        "active_parameters": member.active_params,
+        "context": member.context,
+        "yarn_context": member.yarn_context,
+        "weight_bytes": member.config.weight_bytes(),
+        "variants": member.variants,
+    }
+
+
+def _counts(member: family.FamilyMember) -> str:
+    active = f" ({parameters(member.active_params)} active)" if member.config.is_moe else ""
+    return parameters(member.params) + active

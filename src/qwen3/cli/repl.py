@@ -1,0 +1,199 @@
+"""The conversation of `qwen3 run` without a prompt. Commands start with a slash; everything else goes to the model."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qwen3 import SamplingParams, ThinkingPolicy
+from qwen3.cli.console import note, out
+from qwen3.cli.session import Session
+from qwen3.errors import Qwen3Error, UsageError
+
+HELP = """\
+/think            think before answering (from now on)
+/no_think         answer at once (from now on)
+/auto             let the model decide, its default
+/budget N         at most N tokens of thinking; /budget off: no bound
+/system TEXT      set the system message; without TEXT: remove it
+/clear            forget the conversation, keep the settings
+/show             what is running, and the settings
+/bye              leave (Ctrl-D does, too)
+\"\"\"               begins and ends a message of several lines
+Ctrl-C stops an answer. "/think" or "/no_think" inside a message is Qwen3's own switch for that message."""
+HISTORY_LINES = 1000
+
+
+class Repl:
+    """Keeps the conversation and the settings; `ask_line` reads one line (a test's stand-in for `input`)."""
+
+    def __init__(
+        self,
+        session: Session,
+        thinking: ThinkingPolicy,
+        sampling: SamplingParams,
+        system: str | None,
+        ask_line: Callable[[str], str] = input,
+    ) -> None:
+        self.session = session
+        self.thinking = thinking
+        self.sampling = sampling
+        self.system = system
+        self.messages: list[dict[str, Any]] = []
+        self._ask_line = ask_line
+
+    def loop(self) -> int:
+        """Reads and answers until /bye or Ctrl-D; returns the exit code."""
+        note("/help lists the commands; Ctrl-D leaves")
+        with _History():
+            while True:
+                try:
+                    text = self._read()
+                except EOFError:
+                    out("")
+                    return 0
+                except KeyboardInterrupt:
+                    out("")
+                    note("Ctrl-D or /bye leaves")
+                    continue
+                if not text.strip():
+                    continue
+                try:
+                    if _command(text) is None:
+                        self._answer(text)
+                    elif not self.command(text.strip()):
+                        return 0
+                except Qwen3Error as error:
+                    note(f"error: {error}")
+
+    def command(self, line: str) -> bool:
+        """Carries out a slash command; False when it means to leave. Raises UsageError for a wrong one."""
+        name, _, rest = line.partition(" ")
+        rest = rest.strip()
+        match name:
+            case "/think" | "/no_think" | "/auto":
+                self._set_mode({"/think": "on", "/no_think": "off"}.get(name))
+            case "/budget":
+                self._set_budget(rest)
+            case "/system":
+                self.system = rest or None
+                note("system message set" if rest else "system message removed")
+            case "/clear":
+                self.messages.clear()
+                note("conversation forgotten")
+            case "/show":
+                self._show()
+            case "/help" | "/?":
+                note(HELP)
+            case "/bye" | "/exit" | "/quit":
+                return False
+            case _:
+                near = difflib.get_close_matches(
+                    name, ["/no_think", "/budget", "/system", "/clear", "/show", "/help", "/bye"]
+                )
+                raise UsageError(
+                    f"no command {name}" + (f"; did you mean {near[0]}?" if near else "; /help lists them")
+                )
+        return True
+
+    def _answer(self, text: str) -> None:
+        self.messages.append({"role": "user", "content": text})
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        try:
+            answer = self.session.chat(system + self.messages, self.thinking, self.sampling)
+        except BaseException:
+            self.messages.pop()  # a question without an answer would confuse the next one
+            raise
+        result = answer.result
+        if result.content or result.tool_calls:
+            self.messages.append(result.message.to_dict())
+        else:
+            self.messages.pop()
+            note("no answer: your message was taken back")
+
+    def _read(self) -> str:
+        """One message: a line, or what stands between two lines of three quotation marks."""
+        line = self._ask_line(">>> ")
+        if not line.startswith('"""'):
+            return line
+        lines = [line[3:]]
+        while not lines[-1].rstrip().endswith('"""'):
+            lines.append(self._ask_line("... "))
+        lines[-1] = lines[-1].rstrip()[:-3]
+        return "\n".join(lines).strip("\n")
+
+    def _set_mode(self, mode: str | None) -> None:
+        if mode == "off" and self.thinking.budget:
+            note(f"the thinking budget of {self.thinking.budget} is off, too")
+        budget = None if mode == "off" or (mode == "on" and self.thinking.budget == 0) else self.thinking.budget
+        self.thinking = ThinkingPolicy(mode=mode, budget=budget)  # type: ignore[arg-type]
+        note(f"thinking: {self._thinking()}")
+
+    def _set_budget(self, text: str) -> None:
+        if text.lower() in ("off", "none"):
+            self.thinking = replace(self.thinking, budget=None)
+        elif text.isdecimal():
+            budget = int(text)
+            mode = None if (self.thinking.mode == "off" and budget) else self.thinking.mode
+            self.thinking = ThinkingPolicy(mode=mode, budget=budget)
+        else:
+            raise UsageError(f"/budget {text}: give a number of tokens, or off")
+        note(f"thinking: {self._thinking()}")
+
+    def _thinking(self) -> str:
+        mode = {"on": "on", "off": "off"}.get(self.thinking.mode or "", "the model's default")
+        return mode if self.thinking.budget is None else f"{mode}, at most {self.thinking.budget} tokens"
+
+    def _show(self) -> None:
+        from qwen3.cli.session import describe
+
+        given = {k: v for k, v in vars(self.sampling).items() if v != getattr(SamplingParams(), k)}
+        note(f"model: {describe(self.session.llm)}")
+        note(f"thinking: {self._thinking()}")
+        note("sampling: " + (", ".join(f"{k} {v}" for k, v in given.items()) or "the published defaults of the mode"))
+        note(f"system: {self.system or 'none'}")
+        note(f"conversation: {len(self.messages)} messages")
+
+
+def _command(text: str) -> str | None:
+    """The command a line gives; None for a message. `/no_think What is 2 + 2?` is a message with Qwen3's own switch,
+    and so is a line that starts with a path."""
+    found = re.match(r"\s*(/[a-z_?]+)(\s+\S)?", text) if "\n" not in text else None
+    if found is None or (found[1] in ("/think", "/no_think") and found[2]):
+        return None
+    return found[1] if re.match(r"\s*/[a-z_?]+(\s|$)", text) else None
+
+
+class _History:
+    """Line editing, and a history kept over sessions, where Python has readline. QWEN3_HISTORY names the file, "" none."""
+
+    def __enter__(self) -> None:
+        self._file: Path | None = None
+        try:
+            import readline
+        except ImportError:
+            return
+        state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+        named = os.environ.get("QWEN3_HISTORY", str(state / "qwen3" / "history"))
+        if not named:
+            return
+        self._file = Path(named).expanduser()
+        readline.set_history_length(HISTORY_LINES)
+        with suppress(OSError):
+            readline.read_history_file(self._file)
+
+    def __exit__(self, *_error: object) -> None:
+        if self._file is None:
+            return
+        import readline
+
+        with suppress(OSError):  # a home that cannot be written is no reason to fail
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.touch(mode=0o600)
+            readline.write_history_file(self._file)
