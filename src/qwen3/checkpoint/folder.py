@@ -1,0 +1,117 @@
+"""What a checkpoint folder holds: its weight files, their index, its manifest. No tensor is read, no torch needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qwen3.checkpoint.header import Header, read_header, read_json
+from qwen3.errors import ConfigError, CorruptFileError, ModelNotFoundError, UnsafeFileError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MANIFEST = "qwen3.manifest.json"
+UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def find_weight_files(folder: str | Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder, in order: `model.safetensors`, or the shards its index names.
+
+    Raises ModelNotFoundError without any weights, UnsafeFileError when there is pickle only, CorruptFileError when the
+    index and the folder disagree.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"{folder}: no such folder")
+    single, index = folder / SINGLE, folder / INDEX
+    if single.exists() and index.exists():
+        raise CorruptFileError(f"{folder} holds both {SINGLE} and {INDEX}; remove the one that is not the model")
+    if single.exists():
+        return [single]
+    if index.exists():
+        return [folder / name for name in dict.fromkeys(sorted(_weight_map(index).values()))]
+    others = sorted(path.name for path in folder.iterdir() if path.is_file())
+    named = [name for name in others if name.endswith(".safetensors") and not name.startswith((".", "adapter"))]
+    if named:
+        raise CorruptFileError(f"{folder} holds {named[0]} but neither {SINGLE} nor {INDEX}; download what is missing")
+    unsafe = [name for name in others if name.endswith(UNSAFE_SUFFIXES)]
+    if unsafe:
+        raise UnsafeFileError(
+            f"{folder} holds only {unsafe[0]}, a pickle that can run code and is never opened; get the model as "
+            "safetensors, or convert it yourself with safetensors.torch.save_file(state_dict, 'model.safetensors')"
+        )
+    if any(name.endswith(".gguf") for name in others):
+        raise CorruptFileError(f"{folder} holds GGUF files, which this release does not read yet; use safetensors")
+    raise ModelNotFoundError(f"{folder}: no weights ({SINGLE} or {INDEX})")
+
+
+def read_headers(folder: str | Path) -> list[Header]:
+    """Checked headers of all weight files of a folder.
+
+    Raises CorruptFileError for a tensor in two files, or where the index and the files disagree, naming all such.
+    """
+    headers = [read_header(file) for file in find_weight_files(folder)]
+    owner: dict[str, Path] = {}
+    for header in headers:
+        for name in header.tensors:
+            if name in owner:
+                raise CorruptFileError(f"tensor {name} is in both {owner[name]} and {header.file}")
+            owner[name] = header.file
+    index = Path(folder) / INDEX
+    if index.exists():
+        listed = _weight_map(index)
+        problems = [f"{name} is in {file.name} but not listed" for name, file in owner.items() if name not in listed]
+        for name, file_name in listed.items():
+            where = owner.get(name)
+            if where is None:
+                problems.append(f"{name} is listed in {file_name}, which does not hold it")
+            elif where.name != file_name:
+                problems.append(f"{name} is listed in {file_name} but is in {where.name}")
+        if problems:
+            raise CorruptFileError(f"{index} and its shards disagree: {'; '.join(problems)}")
+    return headers
+
+
+def check_not_quantized(folder: Path) -> None:
+    """ConfigError when `config.json` (if there is one) says that the weights are quantized."""
+    config = folder / "config.json"
+    if not config.exists():
+        return
+    data = read_json(config)
+    quantization = data.get("quantization_config") if isinstance(data, dict) else None
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise ConfigError(
+            f"{config}: quantization_config says {method or 'quantized'!r}, and quantized checkpoints are not "
+            "supported yet; use the repository with bfloat16 weights"
+        )
+
+
+def read_manifest(folder: str | Path) -> dict[str, tuple[int, str]] | None:
+    """File name → (bytes, sha256) as `save_checkpoint` recorded them; None if the folder has no manifest.
+
+    Raises CorruptFileError when the manifest is not one.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        data = read_json(path, limit=1 << 24)
+    except ModelNotFoundError:
+        return None
+    try:
+        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in data["files"].items()}
+    except (TypeError, KeyError, AttributeError, ValueError):
+        raise CorruptFileError(f"{path}: not a manifest of this program") from None
+    if not all(Path(name).name == name for name in files):
+        raise CorruptFileError(f"{path}: names a file outside its folder")
+    return files
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    data = read_json(index)
+    table = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+        raise CorruptFileError(f"{index}: weight_map must map tensor names to file names")
+    for name in sorted(set(table.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CorruptFileError(f"{index}: {name!r} is not the name of a safetensors file in this folder")
+        if not (index.parent / name).exists():
+            raise CorruptFileError(f"{index} names the shard {name}, which is not there; download it")
+    return table
