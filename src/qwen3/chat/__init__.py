@@ -15,6 +15,7 @@ from qwen3.chat.events import (
 from qwen3.chat.messages import Message, ToolCall, normalize
 from qwen3.chat.parse import parse
 from qwen3.chat.policy import Resolution, ThinkingPolicy, resolve_mode
+from qwen3.chat.sandbox_template import SandboxTemplate, template_for, template_mode
 from qwen3.chat.stream import TokenStream
 from qwen3.chat.template import TEMPLATES, render
 
@@ -27,6 +28,7 @@ __all__ = [
     "ReasoningDelta",
     "Resolution",
     "Result",
+    "SandboxTemplate",
     "TextDelta",
     "ThinkingPolicy",
     "ThinkingReport",
@@ -40,4 +42,6 @@ __all__ = [
     "parse",
     "render",
     "resolve_mode",
+    "template_for",
+    "template_mode",
 ]

@@ -8,14 +8,15 @@ control string; when one does, a warning names it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from qwen3.chat.messages import check_unicode
-from qwen3.chat.template import Piece, pieces
+from qwen3.chat.messages import check_unicode, plain_messages
+from qwen3.chat.template import CustomTemplate, Piece, apart, pieces, plain_tools
 from qwen3.tokenizer import Tokenizer
 
 
@@ -40,20 +41,35 @@ def encode(
     tools: Any = None,
     add_generation_prompt: bool = True,
     enable_thinking: bool | None = None,
-    template: str = "qwen3",
+    template: str | CustomTemplate = "qwen3",
 ) -> Encoded:
     """Prompt ids of the messages. Arguments as in `render`; `tokenizer` None means the packaged one.
 
     Raises UsageError as `render` does, and for text that is not valid Unicode.
     """
-    made = pieces(
-        messages,
-        tools=tools,
-        add_generation_prompt=add_generation_prompt,
-        enable_thinking=enable_thinking,
-        template=template,
-    )
-    return encode_pieces(made, tokenizer or default_tokenizer())
+    tok = tokenizer or default_tokenizer()
+    options: dict[str, Any] = {
+        "tools": tools,
+        "add_generation_prompt": add_generation_prompt,
+        "enable_thinking": enable_thinking,
+    }
+    if isinstance(template, str):
+        return encode_pieces(pieces(messages, template=template, **options), tok)
+    control = tuple(tok.added_tokens.values())
+    encoded = encode_pieces(template.pieces(messages, control=control, **options), tok)
+    return Encoded(encoded.ids, _control_warnings(messages, tools, control_pattern(control)))
+
+
+def _control_warnings(messages: Any, tools: Any, pattern: re.Pattern[str]) -> tuple[str, ...]:
+    """Which messages and tools hold a control string anywhere, for templates whose pieces do not say."""
+    parts = [(f"messages[{i}]", turn) for i, turn in enumerate(apart(plain_messages(messages)))]
+    parts += [(f"tools[{i}]", tool) for i, tool in enumerate(plain_tools(tools))]
+    found = ((where, pattern.search(json.dumps(part, ensure_ascii=False))) for where, part in parts)
+    return tuple(_warning(where, match[0]) for where, match in found if match)
+
+
+def _warning(where: str, text: str) -> str:
+    return f"{where} contains the control string {text!r}, which was encoded as ordinary text"
 
 
 def encode_pieces(made: Iterable[Piece], tokenizer: Tokenizer) -> Encoded:
@@ -84,11 +100,7 @@ def encode_pieces(made: Iterable[Piece], tokenizer: Tokenizer) -> Encoded:
             else:
                 run.append(part)
     flush()
-    warnings = [
-        f"{source} contains the control string {text!r}, which was encoded as ordinary text"
-        for source, text in found.items()
-    ]
-    return Encoded(ids, tuple(warnings))
+    return Encoded(ids, tuple(_warning(source, text) for source, text in found.items()))
 
 
 @cache

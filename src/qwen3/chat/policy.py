@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwen3.chat.messages import normalize
+from qwen3.chat.sandbox_template import SandboxTemplate, template_mode
 from qwen3.chat.template import is_tool_response
 from qwen3.errors import UsageError
 
 Mode = Literal["on", "off", "auto"]
+Source = Literal["explicit", "switch", "default"]
 
 # A whole word: nothing but white space before it, and only closing punctuation up to white space after it.
 _SWITCH = re.compile(r"(?<!\S)/(no_)?think(?=[.,;:!?)\"'\]]*(?:\s|$))")
@@ -66,7 +68,7 @@ class Resolution:
 
     enable_thinking: bool | None
     thinks: bool
-    source: Literal["explicit", "switch", "default"]
+    source: Source
     messages: list[dict[str, Any]]
     policy: ThinkingPolicy
     warnings: tuple[str, ...] = ()
@@ -87,9 +89,13 @@ def soft_switch(messages: Sequence[dict[str, Any]]) -> tuple[bool, str] | None:
 def resolve_mode(
     messages: Any,
     policy: ThinkingPolicy | None = None,
-    model_mode: str = "hybrid",
+    model_mode: str | None = None,
+    template: str | SandboxTemplate = "qwen3",
 ) -> Resolution:
-    """Settle how a request thinks. `model_mode` is the family's: "hybrid", "base", "thinking" or "instruct".
+    """Settle how a request thinks.
+
+    `model_mode` is the family's: "hybrid", "base", "thinking", "instruct", or None when only the template is known. A
+    template that knows one mode only decides, whatever the family says.
 
     Raises UsageError for bad messages, mode "auto", and what the model cannot do: "off" or budget 0 for a model that
     always thinks, "on" for one that never does.
@@ -98,10 +104,13 @@ def resolve_mode(
     policy.require_supported()
     turns = normalize(messages)
     switch = soft_switch(turns)
-    if model_mode in ("thinking", "instruct"):
-        return _single_mode(turns, policy, model_mode == "thinking", switch)
-    if model_mode not in ("hybrid", "base"):
+    if model_mode not in (None, "hybrid", "base", "thinking", "instruct"):
         raise UsageError(f"model_mode must be hybrid, base, thinking or instruct, not {model_mode!r}")
+    mode = template_mode(template)
+    if mode == "hybrid" and model_mode in ("thinking", "instruct"):
+        mode = model_mode
+    if mode != "hybrid":
+        return _single_mode(turns, policy, mode == "thinking", switch)
     if policy.off or policy.mode == "on":
         thinks = not policy.off
         warnings = []
@@ -110,13 +119,26 @@ def resolve_mode(
             warnings.append(f"{switch[1]} is overridden by {field}")
         if policy.mode == "on" and policy.budget == 0:
             warnings.append("thinking.mode='on' with thinking.budget=0: the think block is empty")
-        return Resolution(thinks, thinks, "explicit", turns, policy, tuple(warnings))
+        return _hybrid(thinks, "explicit", turns, policy, template, tuple(warnings))
     if switch:
         warnings = []
         if policy.budget is not None and not switch[0]:
             warnings.append(f"thinking.budget={policy.budget} has no effect: {switch[1]} turns thinking off")
-        return Resolution(switch[0], switch[0], "switch", turns, policy, tuple(warnings))
-    return Resolution(True, True, "default", turns, policy)
+        return _hybrid(switch[0], "switch", turns, policy, template, tuple(warnings))
+    return _hybrid(True, "default", turns, policy, template)
+
+
+def _hybrid(
+    thinks: bool,
+    source: Source,
+    turns: list[dict[str, Any]],
+    policy: ThinkingPolicy,
+    template: str | SandboxTemplate,
+    warnings: tuple[str, ...] = (),
+) -> Resolution:
+    if not thinks and isinstance(template, SandboxTemplate) and not template.switchable:
+        policy = ThinkingPolicy("off", 0)  # the template has no switch: the stream puts the empty block
+    return Resolution(thinks, thinks, source, turns, policy, warnings)
 
 
 def _single_mode(
@@ -133,5 +155,5 @@ def _single_mode(
         warnings.append(f"{switch[1]} has no effect: this model {'always' if always else 'never'} thinks")
     if not always and policy.budget:
         warnings.append(f"thinking.budget={policy.budget} has no effect: this model never thinks")
-    source: Literal["explicit", "default"] = "explicit" if policy.mode else "default"
+    source: Source = "explicit" if policy.mode else "default"
     return Resolution(None, always, source, turns, policy if always else ThinkingPolicy(), tuple(warnings))

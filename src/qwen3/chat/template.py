@@ -11,7 +11,7 @@ strings from strings that somebody typed.
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from qwen3.chat.messages import plain, plain_messages
 from qwen3.errors import UsageError
@@ -32,6 +32,24 @@ _TOOLS_TAIL = (
 )
 
 
+class CustomTemplate(Protocol):
+    """A template that is none of the official ones (see `sandbox_template`)."""
+
+    def render(
+        self, messages: Any, *, tools: Any, add_generation_prompt: bool, enable_thinking: bool | None
+    ) -> str: ...
+
+    def pieces(
+        self,
+        messages: Any,
+        *,
+        tools: Any,
+        add_generation_prompt: bool,
+        enable_thinking: bool | None,
+        control: tuple[str, ...],
+    ) -> list[Piece]: ...
+
+
 class Piece(NamedTuple):
     """A stretch of prompt text. `source` is None for the template's own text, else where it was given."""
 
@@ -45,13 +63,17 @@ def render(
     tools: Any = None,
     add_generation_prompt: bool = True,
     enable_thinking: bool | None = None,
-    template: str = "qwen3",
+    template: str | CustomTemplate = "qwen3",
 ) -> str:
-    """The prompt text of the official template named `template`.
+    """The prompt text of the official template named `template` (one of TEMPLATES), or of a custom one.
 
     `enable_thinking=False` closes an empty think block in the generation prompt; only "qwen3" reads it, as in the
     originals. Raises UsageError for an unknown template and for everything the originals refuse.
     """
+    if not isinstance(template, str):
+        return template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking
+        )
     made = pieces(
         messages,
         tools=tools,
@@ -178,6 +200,18 @@ def split_think(content: str) -> tuple[str, str]:
         return "", content
     before = content.split("</think>")[0]
     return before.rstrip("\n").split("<think>")[-1].lstrip("\n"), content.split("</think>")[-1].lstrip("\n")
+
+
+def apart(turns: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
+    """The turns with think blocks inside assistant content moved to `reasoning_content`."""
+    result = []
+    for turn in turns:
+        content = turn.get("content")
+        if turn.get("role") == "assistant" and isinstance(content, str) and "</think>" in content:
+            reasoning, content = _reasoning(turn, content)
+            turn = {**turn, "content": content, "reasoning_content": reasoning}
+        result.append(turn)
+    return result
 
 
 def _tool_calls(calls: Any, after_content: bool, here: str) -> list[Piece]:
