@@ -1,0 +1,252 @@
+"""The reference sampler: logits in, one token id a row out.
+
+Randomness is counted, not drawn: the noise of a candidate is a hash of (seed, sample index, step, token id), turned
+into a Gumbel variable; the row's token is the argmax of log-probability + noise, which is an exact draw from the
+distribution (Gumbel-max). No generator state exists, so a token depends on its own request alone: not on the rows
+beside it, on streaming, on cancelled neighbours, or on a repeated step. The hash is integer arithmetic, equal on
+every device; CPU and GPU differ only where their logits differ.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from qwen3.engine.params import SamplingParams
+from qwen3.errors import CorruptFileError, Qwen3Error, UsageError
+
+_MASK32 = 0xFFFFFFFF
+_MASK64 = 0xFFFFFFFFFFFFFFFF
+
+
+def mix64(x: int) -> int:
+    """The splitmix64 finaliser (Steele, Lea and Flood 2014) on a 64-bit integer."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return x ^ (x >> 31)
+
+
+def noise_key(stream_key: int, step: int) -> tuple[int, int]:
+    """Two 32-bit words for one step of one sample; `stream_key` is `mix64(mix64(seed) ^ index)`."""
+    key = mix64(stream_key ^ step)
+    return key & _MASK32, key >> 32
+
+
+def _scramble(x: torch.Tensor) -> torch.Tensor:
+    """A 32-bit integer hash (bijective, low bias) on int64 tensors that hold values below 2**32."""
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _MASK32
+    x = x ^ (x >> 15)
+    x = (x * (0x846CA68B - (1 << 32))) & _MASK32  # the same product modulo 2**32, without leaving 64 bits
+    return x ^ (x >> 16)
+
+
+def gumbel(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise [B, C] float64 for candidates `ids` [B, C] int64 (or [1, C]) under `keys` [B, 2] int64."""
+    x = _scramble(ids ^ keys[:, :1])
+    x = _scramble((x + keys[:, 1:]) & _MASK32)
+    uniform = (x.double() + 0.5) * 2.0**-32
+    return -torch.log(-torch.log(uniform))
+
+
+def penalise(
+    logits: torch.Tensor,
+    counts: torch.Tensor,
+    seen: torch.Tensor,
+    repetition: torch.Tensor,
+    frequency: torch.Tensor,
+    presence: torch.Tensor,
+) -> torch.Tensor:
+    """Penalised copy of logits [B, V].
+
+    counts [B, V]: how often each token was generated; seen [B, V] bool: it is in the prompt or was generated; the three
+    penalties are [B, 1]. Repetition as in CTRL (arXiv 1909.05858, extended to the prompt), frequency and presence as in
+    OpenAI's API: over generated tokens only.
+    """
+    shrunk = torch.where(logits > 0, logits / repetition, logits * repetition)
+    out = torch.where(seen, shrunk, logits)
+    return out - frequency * counts - presence * (counts > 0)
+
+
+def filtered_logprobs(
+    ordered: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    """Log-probabilities [B, C] float64 of candidates with logits [B, C] in descending order; -inf = dropped.
+
+    The parameters are [B, 1]; temperature > 0; top_k 0 = off. Every rule is a threshold on values, so that equal
+    logits share one fate and the order among them cannot matter.
+    """
+    x = (ordered.double() - ordered[:, :1].double()) / temperature
+    kth = ordered.gather(1, (top_k.long() - 1).clamp(0, ordered.shape[1] - 1))
+    x = x.masked_fill((top_k > 0) & (ordered < kth), -torch.inf)
+    p = torch.softmax(x, dim=1)
+    before = p.cumsum(1) - p
+    nucleus = (before < top_p).sum(1, keepdim=True) - 1  # the last candidate inside; the first always is
+    smallest = torch.where(top_p < 1, p.gather(1, nucleus.clamp(min=0)), 0.0)
+    keep = (p >= smallest) & (p >= min_p * p[:, :1])
+    return torch.log(p).masked_fill(~keep, -torch.inf)
+
+
+@dataclass
+class TokenLogprob:
+    """A token, its log-probability under the model's unmodified distribution, and the most probable alternatives."""
+
+    id: int
+    logprob: float
+    top: list[tuple[int, float]] = field(default_factory=list)
+    forced: bool = False  # inserted (early stop of the thinking), not sampled
+
+
+def logprobs_of(logits: torch.Tensor, ids: Sequence[int], top: int, vocab_size: int) -> list[TokenLogprob]:
+    """log-softmax of unmodified logits [N, rows] at `ids`, and the `top` most probable existing tokens of each row.
+
+    The normaliser runs over every row of the head, as in the published code; padding rows are never listed.
+    """
+    logits = logits.float()
+    total = torch.logsumexp(logits, dim=1, keepdim=True)
+    chosen = logits.gather(1, torch.tensor(ids, device=logits.device).unsqueeze(1)) - total
+    best = torch.topk(logits[:, :vocab_size], min(top, vocab_size), dim=1)
+    values = (best.values - total).tolist()
+    out = []
+    for i, logprob, best_ids, best_values in zip(
+        ids, chosen[:, 0].tolist(), best.indices.tolist(), values, strict=True
+    ):
+        out.append(TokenLogprob(i, logprob, list(zip(best_ids, best_values, strict=True))))
+    return out
+
+
+class RowSampler:
+    """What the sampler keeps for one running sample: resolved parameters, its noise key, penalty counts when needed."""
+
+    def __init__(
+        self, params: SamplingParams, prompt_ids: Sequence[int], vocab_size: int, device: torch.device, index: int = 0
+    ) -> None:
+        for name in ("temperature", "top_p", "top_k", "min_p"):
+            if getattr(params, name) is None:
+                raise UsageError(f"SamplingParams.{name} is None; call SamplingParams.resolved(mode) first")
+        bias = params.logit_bias or {}
+        for name, largest in (
+            ("logit_bias", max(bias, default=0)),
+            ("stop_token_ids", max(params.stop_ids, default=0)),
+        ):
+            if largest >= vocab_size:
+                raise UsageError(f"{name} names token {largest}, but the vocabulary ends at {vocab_size - 1}")
+        self.params = params
+        self.vocab_size = vocab_size
+        self.seed = secrets.randbits(64) if params.seed is None else params.seed & _MASK64
+        self.stream_key = mix64(mix64(self.seed) ^ index)
+        self.top_k = params.top_k if params.top_k and 0 < params.top_k < vocab_size else 0
+        self.filters = [
+            float(params.temperature or 0),
+            float(self.top_k),
+            float(params.top_p or 1),
+            params.min_p or 0.0,
+        ]
+        self.bias: tuple[torch.Tensor, torch.Tensor] | None = None
+        if bias:
+            values = torch.tensor(list(bias.values()), device=device)
+            self.bias = torch.tensor(list(bias), device=device), values
+        self.penalties: list[float] | None = None
+        penalties = [params.repetition_penalty, params.frequency_penalty, params.presence_penalty]
+        if penalties != [1.0, 0.0, 0.0]:
+            self.penalties = penalties
+            self.counts = torch.zeros(vocab_size, device=device)
+            self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+            if len(prompt_ids):
+                ids = torch.tensor(list(prompt_ids), device=device)
+                self.seen[ids[ids < vocab_size]] = True
+
+    def record(self, token: int) -> None:
+        """Count a generated token, sampled or forced, for the penalties."""
+        if self.penalties is not None and token < self.vocab_size:
+            self.counts[token] += 1
+            self.seen[token] = True
+
+
+def sample(
+    logits: torch.Tensor, rows: Sequence[RowSampler], steps: Sequence[int], forbidden: Sequence[Sequence[int]]
+) -> list[int | Qwen3Error]:
+    """One token id for each row of logits [B, V or more]; columns from `vocab_size` on are never sampled.
+
+    steps[b]: how many tokens sample b already has (the noise counter). forbidden[b]: ids that may not come next.
+    The logits are not modified. A row that cannot be sampled (no token left, NaN) yields its error instead of an id:
+    the rows beside it are not concerned.
+    """
+    if not rows:
+        return []
+    device = logits.device
+    logits = logits[:, : rows[0].vocab_size].float()
+    if any(r.bias or r.penalties for r in rows) or any(len(f) for f in forbidden):
+        logits = _edit(logits.clone(), rows, forbidden)
+    ids = torch.empty(len(rows), dtype=torch.long, device=device)
+    groups: dict[str, list[int]] = {}
+    for b, row in enumerate(rows):
+        groups.setdefault("greedy" if row.params.greedy else "top_k" if row.top_k else "all", []).append(b)
+    for kind, members in groups.items():
+        whole = len(members) == len(rows)
+        index = None if whole else torch.tensor(members, device=device)
+        part = logits if index is None else logits[index]
+        if kind == "greedy":
+            chosen = part.argmax(1)
+        else:
+            filters = torch.tensor([rows[b].filters for b in members], dtype=torch.float64, device=device)
+            keys = torch.tensor([noise_key(rows[b].stream_key, steps[b]) for b in members], device=device)
+            largest = max(rows[b].top_k for b in members)
+            chosen = _draw(part, filters, keys, largest)
+        if index is None:
+            ids = chosen
+        else:
+            ids[index] = chosen
+    scores = logits.gather(1, ids.unsqueeze(1)).squeeze(1).double()
+    picked = torch.stack([ids.double(), scores]).tolist()  # one copy to the host
+    return [int(i) if abs(score) < math.inf else _unsampled(score) for i, score in zip(*picked, strict=True)]
+
+
+def _unsampled(score: float) -> Qwen3Error:
+    if score == -math.inf:
+        return UsageError("every token is forbidden (logit_bias, min_tokens): nothing to sample from")
+    return CorruptFileError(f"the model's logits are {score}: its weights are damaged, see `qwen3 verify`")
+
+
+def _draw(logits: torch.Tensor, filters: torch.Tensor, keys: torch.Tensor, largest_k: int) -> torch.Tensor:
+    """Gumbel-max over the filtered rows; `largest_k` 0 means that no row has a top_k. Returns ids [B] int64."""
+    temperature, top_k, top_p, min_p = filters.unbind(1)
+    columns = temperature[:, None], top_k[:, None], top_p[:, None], min_p[:, None]
+    if largest_k:
+        values, ids = torch.topk(logits, largest_k, dim=1)
+        kth = values.gather(1, (top_k.long() - 1)[:, None])
+        tied = int((logits >= kth).sum(1).max())  # logits equal to a row's k-th stay in, however many they are
+        if tied > largest_k:
+            values, ids = torch.topk(logits, tied, dim=1)
+        scores = filtered_logprobs(values, *columns)
+    elif bool((top_p < 1).any() or (min_p > 0).any()):
+        values, ids = torch.sort(logits, dim=1, descending=True, stable=True)
+        scores = filtered_logprobs(values, *columns)
+    else:
+        ids = torch.arange(logits.shape[1], device=logits.device).unsqueeze(0)
+        scores = (logits.double() - logits.amax(1, keepdim=True).double()) / columns[0]
+    best = (scores + gumbel(keys, ids)).argmax(1, keepdim=True)
+    return ids.expand_as(scores).gather(1, best).squeeze(1)
+
+
+def _edit(logits: torch.Tensor, rows: Sequence[RowSampler], forbidden: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Bias, penalties and forbidden ids, in place on a copy."""
+    for b, row in enumerate(rows):
+        if row.bias is not None:
+            logits[b, row.bias[0]] += row.bias[1]
+    punished = [b for b, row in enumerate(rows) if row.penalties is not None]
+    if punished:
+        counts = torch.stack([rows[b].counts for b in punished])
+        seen = torch.stack([rows[b].seen for b in punished])
+        table = torch.tensor([rows[b].penalties for b in punished], device=logits.device)
+        repetition, frequency, presence = table[:, :1], table[:, 1:2], table[:, 2:]
+        logits[punished] = penalise(logits[punished], counts, seen, repetition, frequency, presence)
+    for b, ids in enumerate(forbidden):
+        if len(ids):
+            logits[b, list(ids)] = -torch.inf
+    return logits

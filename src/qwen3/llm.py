@@ -1,0 +1,561 @@
+"""The Python front door: a model's name in, an object that chats out.
+
+    llm = LLM("qwen3:0.6b")
+    print(llm.chat("What is 27 * 14?").content)
+
+Any number of threads may call one LLM: whoever waits for tokens moves the engine, one step at a time under a lock, for
+all requests together. There is no background thread, so nothing runs when nobody listens.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from qwen3 import family
+from qwen3.chat import encode
+from qwen3.chat.events import Event, Finish, Result, fold
+from qwen3.chat.policy import ThinkingPolicy, resolve_mode
+from qwen3.chat.stream import EARLY_STOP, TokenStream
+from qwen3.checkpoint import Resolved, resolve
+from qwen3.config import ModelConfig
+from qwen3.engine.engine import Engine
+from qwen3.engine.params import SamplingParams
+from qwen3.engine.request import Request
+from qwen3.engine.sampler import TokenLogprob
+from qwen3.errors import Qwen3Error, UsageError
+from qwen3.family import Mode
+from qwen3.model import Qwen3, load_model
+from qwen3.tokenizer import Tokenizer
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+TEMPLATE_OF: dict[str, str] = {
+    "hybrid": "qwen3",
+    "base": "qwen3",
+    "thinking": "thinking-2507",
+    "instruct": "instruct-2507",
+}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds and speeds of one generation. `first_answer` is None when it ended without text or tool call."""
+
+    queued: float
+    prompt: float  # first forward to first token
+    first_token: float  # call to first token
+    first_answer: float | None  # call to first token of the answer, after the thinking
+    total: float
+    prompt_tokens_per_second: float
+    decode_tokens_per_second: float  # tokens after the first over the time they took; 0 for a single token
+
+
+@dataclass(frozen=True)
+class Generation(Result):
+    """A whole generation: what `Result` has (content, reasoning_content, tool_calls, finish_reason, warnings, thinking,
+    usage, matched, message), and what it was made of.
+
+    prompt_ids, ids: the tokens, `ids` with forced and end tokens. text: `ids` as they are, tags included. logprobs: one
+    entry per id if asked for, else None; prompt_logprobs: one per prompt id, the first None. seed: gives these tokens
+    again (the i-th of n with the same place among as many). timing: see Timing.
+    """
+
+    ids: tuple[int, ...] = ()
+    prompt_ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    seed: int | None = None
+    timing: Timing | None = None
+
+
+class ChatStream:
+    """Iterator over the events of one generation. `close`, or leaving a `with` block, cancels what still runs; a stream
+    that is simply dropped is cancelled with the engine's next step.
+
+    result: everything that came so far, as a Generation; complete once the iterator has ended.
+    """
+
+    def __init__(self, llm: LLM, request: Request) -> None:
+        self._llm = llm
+        self._request = request
+        self._events: list[Event] = []
+        self._unread: list[Event] = []
+
+    def __iter__(self) -> ChatStream:
+        return self
+
+    def __next__(self) -> Event:
+        while not self._unread:
+            self._unread = self._llm._wait(self._request)
+            if not self._unread:
+                raise StopIteration
+            self._unread.reverse()
+        event = self._unread.pop()
+        if isinstance(event, Finish) and self._request.error is not None:
+            raise self._request.error
+        self._events.append(event)
+        return event
+
+    @property
+    def result(self) -> Generation:
+        return self._llm._generation(self._request, self._events)
+
+    def close(self) -> None:
+        """Cancel what still runs; what is left unread (up to Finish) counts into `result`. Twice is no error."""
+        self._llm._cancel([self._request])
+        self._events += reversed(self._unread)
+        self._events += self._request.take_events()
+        self._unread = []
+
+    def __enter__(self) -> ChatStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Only a flag: the garbage collector may run inside the engine's own step.
+        self._request.abandoned = True
+
+
+class LLM:
+    """A model ready to answer. Threads may share it; `close`, or leaving a `with` block, frees the memory.
+
+    model: a folder, a family tag (`qwen3:8b`), a hub id (`owner/name@revision`); None: the embedded demonstration
+    model. device: "cuda", "cpu" or a torch device; None: CUDA if present. dtype: "bfloat16", "float16", "float32" or a
+    torch dtype; None: the checkpoint's own (on a CPU float32 where that is faster). context: longest prompt and answer
+    together in tokens; None: all the model has. max_batch: sequences that run at once, more wait in order.
+
+    Attributes: `resolved` (None when made by `of`), `config`, `mode` ("hybrid", "thinking", "instruct", "base"),
+    `template`, `tokenizer`, `context`, `warnings` (what was noticed while loading).
+
+    Raises ModelNotFoundError, RemoteError, CorruptFileError, UnsafeFileError, OutOfMemoryError (with the numbers,
+    before anything is loaded) or UsageError.
+    """
+
+    def __init__(
+        self,
+        model: str | Any | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        context: int | None = None,
+        *,
+        max_batch: int = 64,
+    ) -> None:
+        where, number_type = _device(device), _dtype(dtype)
+        resolved = resolve(model)
+        if resolved.kind == "gguf":
+            raise UsageError(f"{resolved.path} is a GGUF file: not supported yet; take the safetensors repository")
+        config = ModelConfig.from_pretrained(resolved.path)
+        _context(context, config)
+        warnings: list[str] = []
+        tokenizer = _tokenizer(resolved, warnings)
+        mode, template = _detect(resolved, config, tokenizer, warnings)
+        network = load_model(resolved.path, where, number_type)
+        self._build(network, tokenizer, mode, template, context, max_batch)
+        self.resolved: Resolved | None = resolved
+        self.warnings += warnings
+
+    @classmethod
+    def of(
+        cls,
+        model: Qwen3,
+        tokenizer: Tokenizer,
+        *,
+        mode: Mode = "hybrid",
+        context: int | None = None,
+        max_batch: int = 64,
+    ) -> LLM:
+        """An LLM around a network that is in memory already (a trainer's, say). Its weights are used, not copied."""
+        if mode not in TEMPLATE_OF:
+            raise UsageError(f"mode={mode!r} must be one of {', '.join(TEMPLATE_OF)}")
+        llm = cls.__new__(cls)
+        llm._build(model, tokenizer, mode, TEMPLATE_OF[mode], context, max_batch)
+        llm.resolved = None
+        return llm
+
+    def _build(
+        self, model: Qwen3, tokenizer: Tokenizer, mode: Mode, template: str, context: int | None, max_batch: int
+    ) -> None:
+        self.config = model.config
+        self.context = _context(context, model.config)
+        self.tokenizer = tokenizer
+        self.mode: Mode = mode
+        self.template = template
+        self.warnings: list[str] = []
+        self._lock = threading.Lock()
+        self._engine: Engine | None = Engine(model, tokenizer, max_batch=max_batch, max_len=self.context)
+
+    @property
+    def model(self) -> Qwen3:
+        """The network, for those who want logits."""
+        return self._running.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    # Asking
+
+    def chat(
+        self,
+        messages: str | Sequence[Any],
+        thinking: ThinkingPolicy | None = None,
+        sampling: SamplingParams | None = None,
+        tools: Sequence[Any] | None = None,
+        tool_choice: Any = None,
+        schema: Any = None,
+        adapter: Any = None,
+        stream: bool = False,
+    ) -> Any:
+        """Answer a conversation: a Generation, a list of them for n > 1, a ChatStream of events with stream=True.
+
+        messages: dicts with role and content (OpenAI's shape), or one string, which is a user's message. thinking: see
+        ThinkingPolicy; None leaves it to soft switches and the model. sampling: see SamplingParams; None takes what
+        Qwen published for the mode. tools: JSON schemas the model may call; tool_choice: "auto" (None) or "none" (the
+        tools stay out of the prompt).
+
+        Raises UsageError for what is wrong or not supported yet (`schema`, `adapter`, other tool choices), before
+        anything runs; a prompt longer than the context is such an error, it is never cut. Ctrl-C cancels the request
+        and leaves the LLM usable.
+        """
+        _unsupported(schema=schema, adapter=adapter)
+        requests = self._chat_requests(messages, thinking, sampling, tools, tool_choice)
+        if stream:
+            if len(requests) > 1:
+                raise UsageError(f"n={len(requests)} with stream=True is not supported yet: leave one out")
+            self._submit([requests])
+            return ChatStream(self, requests[0])
+        found = self._collect([requests])[0]
+        return found if len(found) > 1 else found[0]
+
+    def chat_batch(
+        self,
+        conversations: Sequence[str | Sequence[Any]],
+        thinking: ThinkingPolicy | None = None,
+        sampling: SamplingParams | None = None,
+        tools: Sequence[Any] | None = None,
+        tool_choice: Any = None,
+    ) -> list[Any]:
+        """`chat` for many conversations at once, results in order (for n > 1 each is a list). All are checked first."""
+        if isinstance(conversations, str):
+            raise UsageError("conversations must be a list of conversations; use chat for a single one")
+        groups = []
+        for i, messages in enumerate(conversations):
+            try:
+                groups.append(self._chat_requests(messages, thinking, sampling, tools, tool_choice))
+            except UsageError as error:
+                raise UsageError(f"conversations[{i}]: {error}") from None
+        return [found if len(found) > 1 else found[0] for found in self._collect(groups)]
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
+        sampling: SamplingParams | None = None,
+        thinking: ThinkingPolicy | None = None,
+    ) -> list[Any]:
+        """Continue raw prompts, no chat template: a list of Generation in order (for n > 1 each is a list).
+
+        prompts: a text, a list of texts, token ids, or a list of id lists. Control strings in a text become control
+        tokens, as in the official pipeline: do not put untrusted text here. The same token machine runs as in `chat`,
+        so a think block is split off into `reasoning_content`; `text` has everything as it came. Sampling defaults are
+        those of the model's mode, of non-thinking where the prompt closes its think block.
+        """
+        params = _checked(sampling, SamplingParams, "sampling") or SamplingParams()
+        policy = _checked(thinking, ThinkingPolicy, "thinking") or ThinkingPolicy()
+        policy.require_supported()
+        groups = []
+        for i, ids in enumerate(self._prompt_ids(prompts)):
+            start = TokenStream(self.tokenizer, ids, policy)
+            thinks = start.state != "answer" and not policy.off
+            try:
+                groups.append(self._requests(ids, params, policy, thinks, include_tools=True, warnings=()))
+            except UsageError as error:
+                raise UsageError(f"prompts[{i}]: {error}") from None
+        return [found if len(found) > 1 else found[0] for found in self._collect(groups)]
+
+    def close(self) -> None:
+        """Cancel what runs and free the weights. The LLM cannot be used afterwards; closing twice is no error."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            if engine is not None:
+                engine.cancel_all()
+        if engine is not None and engine.model.device.type == "cuda":
+            del engine
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        name = self.resolved.name if self.resolved else "in memory"
+        return f"LLM({name}, {self.mode}, context {self.context:,})"
+
+    # From what was asked to requests
+
+    def _chat_requests(
+        self,
+        messages: str | Sequence[Any],
+        thinking: ThinkingPolicy | None,
+        sampling: SamplingParams | None,
+        tools: Sequence[Any] | None,
+        tool_choice: Any,
+    ) -> list[Request]:
+        params = _checked(sampling, SamplingParams, "sampling") or SamplingParams()
+        policy = _checked(thinking, ThinkingPolicy, "thinking")
+        if tool_choice not in (None, "auto", "none"):
+            raise UsageError(f"tool_choice={tool_choice!r} is not supported yet: use 'auto', 'none' or leave it out")
+        if tool_choice == "none":
+            tools = None
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        resolution = resolve_mode(turns, policy, self.mode)
+        encoded = encode(
+            resolution.messages,
+            tokenizer=self.tokenizer,
+            tools=tools,
+            enable_thinking=resolution.enable_thinking,
+            template=self.template,
+        )
+        warnings = (*resolution.warnings, *encoded.warnings)
+        return self._requests(encoded.ids, params, resolution.policy, resolution.thinks, bool(tools), warnings)
+
+    def _requests(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        policy: ThinkingPolicy,
+        thinks: bool,
+        include_tools: bool,
+        warnings: Sequence[str],
+    ) -> list[Request]:
+        """The `n` requests of one prompt."""
+        key = {"hybrid": "thinking" if thinks else "non-thinking", "thinking": "thinking-2507"}.get(
+            self.mode, self.mode
+        )
+        params = params.resolved(key)
+        noted = list(warnings)
+        if thinks and params.greedy and self.mode in ("hybrid", "thinking"):
+            noted.append(
+                "temperature 0 while thinking: Qwen advises against it, the model may repeat itself without end"
+            )
+        forced = len(self.tokenizer.encode(EARLY_STOP)) if policy.budget else 0
+        if thinks and policy.budget and params.max_tokens and params.max_tokens <= policy.budget + forced:
+            noted.append(
+                f"max_tokens={params.max_tokens} may leave no room for an answer after thinking.budget={policy.budget} "
+                f"and {forced} closing tokens"
+            )
+        if params.seed is None:
+            params = replace(params, seed=secrets.randbits(64))  # one for all n: sample 0 can be had again alone
+        requests = []
+        for index in range(params.n):
+            stream = TokenStream(
+                self.tokenizer,
+                ids,
+                policy,
+                stop=params.stops,
+                stop_token_ids=params.stop_ids,
+                ignore_eos=params.ignore_eos,
+                min_tokens=params.min_tokens,
+                include_tools=include_tools,
+            )
+            requests.append(Request(ids, replace(params, n=1), stream, index, list(noted)))
+        self._running.check(requests[0])
+        return requests
+
+    def _prompt_ids(self, prompts: Any) -> list[list[int]]:
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        if not isinstance(prompts, (list, tuple)):
+            raise UsageError("prompts must be a text, a list of texts, a list of ids or a list of lists of ids")
+        if prompts and all(isinstance(item, int) and not isinstance(item, bool) for item in prompts):
+            prompts = [prompts]
+        found = []
+        for i, item in enumerate(prompts):
+            if isinstance(item, str):
+                found.append(self.tokenizer.encode(item))
+            elif isinstance(item, (list, tuple)) and all(isinstance(t, int) and not isinstance(t, bool) for t in item):
+                found.append(list(item))
+            else:
+                raise UsageError(f"prompts[{i}] is neither a text nor a list of token ids")
+        return found
+
+    # Moving the engine
+
+    @property
+    def _running(self) -> Engine:
+        if self._engine is None:
+            raise UsageError("this LLM is closed")
+        return self._engine
+
+    def _submit(self, groups: list[list[Request]]) -> None:
+        with self._lock:
+            for requests in groups:
+                self._running.add_samples(requests)
+
+    def _wait(self, request: Request) -> list[Event]:
+        """The next events of a request, moving the engine until there are some; [] once it is over."""
+        try:
+            while True:
+                with self._lock:
+                    if not request.events and not request.done:
+                        self._running.advance()
+                    events = request.take_events()
+                if events or request.done:
+                    return events
+        except BaseException:
+            self._cancel([request])
+            raise
+
+    def _collect(self, groups: list[list[Request]]) -> list[list[Generation]]:
+        """Run to the end. An error of one request cancels all of this call."""
+        flat = [request for requests in groups for request in requests]
+        results: dict[int, Generation] = {}
+        try:
+            self._submit(groups)
+            left = flat
+            while left:
+                with self._lock:
+                    if not any(request.done for request in left):
+                        self._running.advance()
+                    ended = [(request, request.take_events()) for request in left if request.done]
+                for request, events in ended:
+                    if request.error is not None:
+                        raise request.error
+                    results[request.id] = self._generation(request, events)
+                if ended:
+                    left = [request for request in left if request.id not in results]
+        except BaseException:
+            self._cancel(flat)
+            raise
+        return [[results[request.id] for request in requests] for requests in groups]
+
+    def _cancel(self, requests: Sequence[Request]) -> None:
+        with self._lock:
+            if self._engine is not None:
+                for request in requests:
+                    self._engine.cancel(request.id)
+
+    def _generation(self, request: Request, events: Sequence[Event]) -> Generation:
+        base = fold(events)
+        params, clock = request.params, request.clock
+        return Generation(
+            **{name: getattr(base, name) for name in base.__dataclass_fields__},
+            ids=tuple(request.output),
+            prompt_ids=tuple(request.ids),
+            text=self.tokenizer.decode(request.output),
+            logprobs=None if params.logprobs is None else list(request.logprobs),
+            prompt_logprobs=None if params.prompt_logprobs is None else list(request.prompt_logprobs),
+            seed=request.params.seed,
+            timing=_timing(request) if clock.first_token and clock.finished else None,
+        )
+
+
+def _timing(request: Request) -> Timing:
+    clock = request.clock
+    prompt, decode = clock.first_token - clock.started, clock.finished - clock.first_token
+    return Timing(
+        queued=clock.started - clock.added,
+        prompt=prompt,
+        first_token=clock.first_token - clock.added,
+        first_answer=clock.first_answer - clock.added if clock.first_answer else None,
+        total=clock.finished - clock.added,
+        prompt_tokens_per_second=len(request.ids) / prompt if prompt > 0 else 0.0,
+        decode_tokens_per_second=(len(request.output) - 1) / decode if decode > 0 else 0.0,
+    )
+
+
+# Checking what the caller gave
+
+
+def _checked(value: Any, kind: type, name: str) -> Any:
+    if value is not None and not isinstance(value, kind):
+        raise UsageError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _unsupported(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{name} is not supported yet: leave it out")
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise UsageError(f"device={device!r} is not a device; use 'cpu', 'cuda' or 'cuda:0'") from None
+    if found.type not in ("cpu", "cuda"):
+        raise UsageError(f"device={device!r} is not supported yet; use 'cpu' or 'cuda'")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device={device!r} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices; use 'cpu'"
+        )
+    return found
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or dtype in DTYPES.values():
+        return dtype  # type: ignore[return-value]
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype={dtype!r} is not supported; use {', '.join(DTYPES)}")
+    return DTYPES[str(dtype)]
+
+
+def _context(context: int | None, config: ModelConfig) -> int:
+    longest = config.context_length
+    if context is None:
+        return longest
+    if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= longest:
+        raise UsageError(f"context={context!r} must be 1 to {longest:,} tokens, which is what this model has")
+    return context
+
+
+def _tokenizer(resolved: Resolved, warnings: list[str]) -> Tokenizer:
+    if any((resolved.path / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return Tokenizer.from_pretrained(resolved.path)
+    warnings.append(f"{resolved.name} has no tokenizer files: the official Qwen3 tokenizer is used")
+    return Tokenizer.from_pretrained()
+
+
+def _detect(resolved: Resolved, config: ModelConfig, tokenizer: Tokenizer, warnings: list[str]) -> tuple[Mode, str]:
+    """(mode, template name): from the repository if it is a published one, else from config and chat template."""
+    published = family.resolve_repo(resolved.repo) if resolved.repo else None
+    if published is not None:
+        return published[0].mode, published[0].template
+    if config.eos_token_ids == (tokenizer.control.endoftext,):
+        return "base", TEMPLATE_OF["base"]
+    template = b"\n".join(tokenizer.sidecars.values()).decode("utf-8", "replace")
+    prompt = template.rpartition("add_generation_prompt")[2]
+    mode: Mode = "hybrid"
+    if "enable_thinking" in template:
+        mode = "hybrid"
+    elif "<think>" in prompt:
+        mode = "thinking"
+    elif "<|im_start|>" in template:
+        mode = "instruct"
+    else:
+        warnings.append(f"{resolved.name} has no chat template: taken for a hybrid-thinking model")
+    return mode, TEMPLATE_OF[mode]
+
+
+__all__ = ["LLM", "ChatStream", "Generation", "Qwen3Error", "Timing"]

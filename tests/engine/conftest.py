@@ -1,0 +1,119 @@
+"""Small models for the engine: a random Qwen3, and one that says what it is told to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from qwen3.chat.policy import ThinkingPolicy
+from qwen3.chat.stream import TokenStream
+from qwen3.config import ModelConfig
+from qwen3.engine import Engine, Request, SamplingParams
+from qwen3.model import Qwen3
+from qwen3.tokenizer import Tokenizer
+
+VOCAB = 512 + 26
+
+
+def tiny_config(**changes: Any) -> ModelConfig:
+    values = {
+        "vocab_size": 544,  # 6 padding rows
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 96,
+        "head_dim": 16,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+        "bos_token_id": 512,
+        "eos_token_id": 514,
+        "dtype": "float32",
+    }
+    return ModelConfig(**(values | changes))
+
+
+def random_model(seed: int = 0, std: float = 0.15, **changes: Any) -> Qwen3:
+    model = Qwen3(tiny_config(**changes), dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.copy_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
+            else:
+                parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+class ScriptedModel:
+    """Says `script[i]` after position i: as a network that ignores what it reads. Counts the tokens it is fed."""
+
+    def __init__(self, script: list[int], **changes: Any) -> None:
+        self.config = tiny_config(**changes)
+        self.device = torch.device("cpu")
+        self.dtype = torch.float32
+        self.script = torch.tensor(script)
+        self.fed: list[list[list[int]]] = []
+        self.trouble: Callable[[torch.Tensor], None] | None = None
+
+    def hidden(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
+        if self.trouble is not None:
+            self.trouble(positions)
+        assert cache.rows == ids.shape[0]
+        self.fed.append(ids.tolist())
+        return positions.unsqueeze(-1).float()
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        ids = self.script[hidden[..., 0].long().clamp(0, len(self.script) - 1)]
+        return torch.nn.functional.one_hot(ids, self.config.vocab_size).float() * 50
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_pretrained().prefix(512)
+
+
+@pytest.fixture(scope="session")
+def model() -> Qwen3:
+    return random_model()
+
+
+@pytest.fixture
+def run(tokenizer: Tokenizer) -> Any:
+    """run(model, prompt ids, params, …) -> the finished Requests of one or several prompts."""
+
+    def make(ids: list[int], params: SamplingParams, policy: ThinkingPolicy | None = None, index: int = 0) -> Request:
+        params = params.resolved("thinking")
+        stream = TokenStream(
+            tokenizer,
+            ids,
+            policy,
+            stop=params.stops,
+            stop_token_ids=params.stop_ids,
+            ignore_eos=params.ignore_eos,
+            min_tokens=params.min_tokens,
+        )
+        return Request(list(ids), params, stream, index)
+
+    def finish(engine: Engine, *requests: Request) -> list[list[Any]]:
+        events: dict[int, list[Any]] = {request.id: [] for request in requests}
+        for _ in range(100_000):
+            if not engine.has_work:
+                return [events[request.id] for request in requests]
+            for request_id, found in engine.step():
+                events.setdefault(request_id, []).extend(found)
+        raise AssertionError("the engine never came to an end")
+
+    def run_one(model: Any, ids: list[int], params: SamplingParams, **more: Any) -> Request:
+        policy = more.pop("policy", None)
+        engine = Engine(model, tokenizer, **more)
+        request = make(ids, params, policy)
+        engine.add(request)
+        finish(engine, request)
+        return request
+
+    return SimpleNamespace(make=make, finish=finish, one=run_one)
