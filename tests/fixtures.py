@@ -129,8 +129,8 @@ def random_checkpoint(
 ) -> Path:
     """Writes config.json and safetensors with the official names into `folder`, which is made; returns it.
 
-    Weights are those of `random_model(config, seed)` in the config's dtype. `shards` above 1 writes as many files and an
-    index. `store_tied_head` also stores `lm_head.weight`, as the official 0.6B does. `tokenizer` adds the files of
+    Weights are those of `random_model(config, seed)` in the config's dtype. `shards` above 1 writes as many files and
+    an index. `store_tied_head` also stores `lm_head.weight`, as the official 0.6B does. `tokenizer` adds the files of
     `tiny_tokenizer`.
     """
     folder = Path(folder)

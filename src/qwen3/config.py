@@ -275,7 +275,7 @@ class ModelConfig:
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
         """Reads a parsed `config.json`; ConfigError names the key that is unknown, missing, wrong or at odds."""
         if not isinstance(data, dict):
-            raise ConfigError(f"a config must be a JSON object, not {_json_type(data)}")
+            raise ConfigError(f"a config must be a JSON object, not {_shown(data)}")
         keys = _Keys(data)
         model_type = keys.take("model_type", _string)
         if model_type not in _ARCHITECTURES:
@@ -401,7 +401,7 @@ class _Keys:
     def finish(self) -> None:
         unknown = sorted(name for name in self.left if name not in _IGNORED or self.prefix)
         if unknown:
-            names = ", ".join(self.prefix + name for name in unknown[:10])
+            names = ", ".join(self.prefix + _key(name) for name in unknown[:10])
             raise ConfigError(f"unknown key {names}: it may change the network, so it is not ignored; remove it if not")
 
 
@@ -486,20 +486,21 @@ def _read_rope_object(name: str, rope: dict[str, Any]) -> tuple[float | None, Ro
     return theta, scaling
 
 
-def _json_type(value: Any) -> str:
-    names = {
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-    }
-    return "null" if value is None else names.get(type(value), type(value).__name__)
+def _key(name: str) -> str:
+    """A key from the file as an error message shows it."""
+    return name if name.isidentifier() and len(name) <= 60 else repr(name)[:60]
+
+
+def _shown(value: Any) -> str:
+    """A value as an error message shows it: short, one line."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    text = json.dumps(value) if isinstance(value, str | float | bool | None) else str(value)[:60]
+    return text if len(text) <= 60 else text[:60] + "…"
 
 
 def _wrong(name: str, value: Any, wanted: str) -> ConfigError:
-    return ConfigError(f"{name} must be {wanted}, not {_json_type(value)}")
+    return ConfigError(f"{name} must be {wanted}, not {_shown(value)}")
 
 
 def _anything(name: str, value: Any) -> Any:
@@ -560,7 +561,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(out) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ConfigError(f"key {twice} stands there twice")
+        raise ConfigError(f"key {_key(twice)} stands there twice")
     return out
 
 
