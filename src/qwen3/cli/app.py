@@ -37,8 +37,8 @@ def options(
 
 
 @app.command(
-    help="Answer a prompt; without one, on a terminal, hold a conversation. MODEL: a folder, a tag (qwen3:0.6b), a hub id "
-    "(Qwen/Qwen3-0.6B@REVISION) or 'embedded', the small model in this package, which is the default.",
+    help="Answer a prompt; without one, on a terminal, hold a conversation. MODEL: a folder, a tag (qwen3:0.6b), a hub "
+    "id (Qwen/Qwen3-0.6B@REVISION) or 'embedded', the small model in this package, which is the default.",
     short_help="Answer a prompt, or hold a conversation.",
     epilog='Example: qwen3 run --think-budget 64 "What is 27 * 14?"',
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-DIM, BOLD, RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
+DIM, RESET = "\x1b[2m", "\x1b[0m"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def colours(stream: TextIO) -> bool:
@@ -18,6 +20,11 @@ def colours(stream: TextIO) -> bool:
 
 def dim(text: str, stream: TextIO) -> str:
     return f"{DIM}{text}{RESET}" if colours(stream) else text
+
+
+def shown(text: str, stream: TextIO) -> str:
+    """A model's words as `stream` may have them: a terminal gets no control codes, a file or pipe every character."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text) if stream.isatty() else text
 
 
 def note(text: str) -> None:
@@ -58,6 +65,11 @@ def size(count: int) -> str:
             return f"{count} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.2f} TB"
+
+
+def exact_parameters(count: int) -> str:
+    """18.4M (18,389,504)."""
+    return f"{parameters(count)} ({count:,})" if count >= 1_000_000 else f"{count:,}"
 
 
 def parameters(count: int) -> str:

@@ -110,7 +110,7 @@ class Repl:
         except BaseException:
             self.messages.pop()  # a question without an answer would confuse the next one
             raise
-        result = answer.result
+        result = answer.generation
         if result.content or result.tool_calls:
             self.messages.append(result.message.to_dict())
         else:
@@ -151,10 +151,12 @@ class Repl:
         return mode if self.thinking.budget is None else f"{mode}, at most {self.thinking.budget} tokens"
 
     def _show(self) -> None:
-        from qwen3.cli.session import describe
+        from qwen3.cli.session import running
 
+        resolved = self.session.llm.resolved
+        name = resolved.describe() if resolved else "in memory"
         given = {k: v for k, v in vars(self.sampling).items() if v != getattr(SamplingParams(), k)}
-        note(f"model: {describe(self.session.llm)}")
+        note(f"model: {name} ({running(self.session.llm)})")
         note(f"thinking: {self._thinking()}")
         note("sampling: " + (", ".join(f"{k} {v}" for k, v in given.items()) or "the published defaults of the mode"))
         note(f"system: {self.system or 'none'}")
@@ -171,7 +173,7 @@ def _command(text: str) -> str | None:
 
 
 class _History:
-    """Line editing, and a history kept over sessions, where Python has readline. QWEN3_HISTORY names the file, "" none."""
+    """Line editing and a history over sessions, where Python has readline. QWEN3_HISTORY: its file, "" for none."""
 
     def __enter__(self) -> None:
         self._file: Path | None = None

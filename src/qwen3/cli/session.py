@@ -2,88 +2,71 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any
 
-from qwen3 import LLM, SamplingParams, ThinkingPolicy
-from qwen3.chat import Event, Finish, ReasoningDelta, Result, TextDelta, ToolCallDelta, fold
-from qwen3.cli.console import dim, note, out, parameters, warn
+from qwen3.chat import Event, Finish, ReasoningDelta, TextDelta, ThinkingPolicy
+from qwen3.checkpoint import resolve
+from qwen3.cli.console import dim, note, out, parameters, shown, warn
+from qwen3.engine.params import SamplingParams
+from qwen3.llm import LLM, ChatStream, Generation
 
-DEMONSTRATION = "a small demonstration model; for real work: qwen3 run qwen3:0.6b"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds from the request to: the first token, the first token of the answer (None: there was none), the end."""
-
-    first_token: float | None
-    first_answer: float | None
-    total: float
-
-    def rates(self, result: Result) -> tuple[float | None, float | None]:
-        """Prompt and output tokens per second; None where there is too little to measure."""
-        if result.usage is None or self.first_token is None:
-            return None, None
-        prompt = (result.usage.prompt_tokens - result.usage.cached_tokens) / max(self.first_token, 1e-9)
-        rest = self.total - self.first_token
-        return prompt, (result.usage.completion_tokens - 1) / rest if result.usage.completion_tokens > 1 else None
+DEMONSTRATION = "a demonstration model; for real work: qwen3 run qwen3:0.6b"
 
 
 @dataclass(frozen=True)
 class Answer:
-    result: Result
-    timing: Timing
-    interrupted: bool
+    """`interrupted`: Ctrl-C ended it, and the generation is what had come by then."""
+
+    generation: Generation
+    interrupted: bool = False
 
 
 class Printer:
-    """Shows events as they come. `quiet` shows nothing; `hide_thinking` the answer alone."""
+    """Shows events as they come, thinking on stderr, the answer on stdout."""
 
-    def __init__(self, *, quiet: bool = False, hide_thinking: bool = False) -> None:
-        self._quiet = quiet
+    def __init__(self, hide_thinking: bool = False) -> None:
         self._hide = hide_thinking
         self._thinking = False  # a line of thinking is open on stderr
         self._open = False  # a line of the answer is open on stdout
 
     def show(self, event: Event) -> None:
-        if self._quiet:
-            return
-        match event:
-            case ReasoningDelta(text=text) if text and not self._hide:
-                self._thinking = True
-                sys.stderr.write(dim(text, sys.stderr))
-                sys.stderr.flush()
-            case TextDelta(text=text) if text:
-                self._end_thinking()
-                out(text, end="")
-                self._open = not text.endswith("\n")
+        if isinstance(event, ReasoningDelta) and event.text and not self._hide:
+            self._thinking = True
+            self._stderr(dim(shown(event.text, sys.stderr), sys.stderr))
+        elif isinstance(event, TextDelta) and event.text:
+            self._end_thinking()
+            out(shown(event.text, sys.stdout), end="")
+            self._open = not event.text.endswith("\n")
 
-    def close(self, result: Result) -> None:
-        """Ends open lines and prints the tool calls, one JSON object a line: they are the answer, too."""
-        if self._quiet:
-            return
+    def close(self, generation: Generation) -> None:
+        """Ends open lines and prints the tool calls, one JSON object a line: they are part of the answer."""
         self._end_thinking()
         if self._open:
             out("")
-        for call in result.tool_calls:
-            out(f'{{"name": {_quoted(call.name)}, "arguments": {call.arguments}}}')
+        for call in generation.tool_calls:
+            out(f'{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments": {call.arguments}}}')
 
     def _end_thinking(self) -> None:
         if self._thinking:
-            sys.stderr.write("\n\n")
-            sys.stderr.flush()
+            self._stderr("\n\n")
             self._thinking = False
+
+    @staticmethod
+    def _stderr(text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 class Session:
-    """A model and how it is asked."""
+    """A model and how its answers are shown. `quiet`: not at all (`--json`)."""
 
     def __init__(self, llm: LLM, *, hide_thinking: bool = False, quiet: bool = False) -> None:
         self.llm = llm
@@ -92,51 +75,61 @@ class Session:
 
     @classmethod
     def open(cls, model: str | None, device: str | None, dtype: str | None, **options: bool) -> Session:
-        """Resolves and loads `model`, and says on stderr what it is."""
-        llm = LLM(model, device=device, dtype=dtype)
-        note(f"model: {describe(llm)}")
+        """Finds (or downloads) and loads `model`; one line on stderr says what it is."""
+        found = resolve(model)
+        print(dim(f"model: {found.describe()}", sys.stderr), end="", file=sys.stderr, flush=True)
+        try:
+            llm = LLM(model, device=device, dtype=dtype)
+        except BaseException:
+            print(file=sys.stderr)
+            raise
+        demonstration = f": {DEMONSTRATION}" if found.kind == "embedded" else ""
+        note(f" ({running(llm)}){demonstration}")
+        for warning in llm.warnings:
+            warn(warning)
         return cls(llm, **options)
 
     def chat(
         self, messages: list[dict[str, Any]], thinking: ThinkingPolicy, sampling: SamplingParams, tools: Any = None
     ) -> Answer:
-        return self._show(self.llm.chat(messages, thinking=thinking, sampling=sampling, tools=tools, stream=True))
-
-    def complete(self, prompt: str, sampling: SamplingParams) -> Answer:
-        """Continues `prompt` as it is, without a chat template."""
-        return self._show(self.llm.generate(prompt, sampling, stream=True))
-
-    def _show(self, events: Iterable[Event]) -> Answer:
-        start = time.perf_counter()
-        marks: dict[str, float] = {}
-        seen: list[Event] = []
-        printer = Printer(quiet=self.quiet, hide_thinking=self.hide_thinking)
+        """One answer, shown as it comes. The first Ctrl-C ends it, the second raises KeyboardInterrupt."""
         interrupted = False
-        with first_interrupt() as pressed:
-            for event in events:
-                if not isinstance(event, Finish):
-                    marks.setdefault("token", time.perf_counter() - start)
-                if isinstance(event, (TextDelta, ToolCallDelta)):
-                    marks.setdefault("answer", time.perf_counter() - start)
-                seen.append(event)
-                printer.show(event)
+        printer = Printer(self.hide_thinking)
+        with (
+            first_interrupt() as pressed,
+            self.llm.chat(messages, thinking=thinking, sampling=sampling, tools=tools, stream=True) as stream,
+        ):
+            for event in stream:
+                if not self.quiet:
+                    printer.show(event)
                 if pressed.is_set() and not isinstance(event, Finish):
                     interrupted = True
                     break
-        if interrupted and hasattr(events, "close"):
-            events.close()  # tells the engine to drop the request
-        result = fold(seen)
-        printer.close(result)
-        timing = Timing(marks.get("token"), marks.get("answer"), time.perf_counter() - start)
+        return self._done(stream, printer, interrupted)
+
+    def _done(self, stream: ChatStream, printer: Printer, interrupted: bool) -> Answer:
+        answer = Answer(stream.result, interrupted)
         if not self.quiet:
-            self._report(Answer(result, timing, interrupted))
-        return Answer(result, timing, interrupted)
+            printer.close(answer.generation)
+            self._report(answer)
+        return answer
+
+    def complete(self, prompt: str, sampling: SamplingParams) -> Answer:
+        """Continues `prompt` as it is, without a chat template; shown when it is complete."""
+        answer = Answer(self.llm.generate(prompt, sampling)[0])
+        if not self.quiet:
+            printer = Printer()
+            printer.show(ReasoningDelta(answer.generation.reasoning_content))
+            printer.show(TextDelta(answer.generation.content))
+            printer.close(answer.generation)
+            self._report(answer)
+        return answer
 
     @staticmethod
     def _report(answer: Answer) -> None:
         for warning in notes(answer):
             warn(warning)
-        line = timing_line(answer)
+        line = timing_line(answer.generation)
         if line:
             note(line)
 
@@ -161,75 +154,66 @@ def first_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def describe(llm: LLM) -> str:
-    """What is running: name, where it comes from, size, dtype, device."""
-    model = llm.model
-    count = parameters(llm.config.num_parameters())
-    running = f"{count} parameters, {str(model.dtype).removeprefix('torch.')} on {model.device}"
-    if llm.resolved.kind == "embedded":
-        return f"{llm.resolved.describe()}, {DEMONSTRATION} ({running})"
-    return f"{llm.resolved.describe()} ({running})"
+def running(llm: LLM) -> str:
+    """Size, dtype and device, for people."""
+    return (
+        f"{parameters(llm.config.num_parameters())} parameters, {str(llm.dtype).removeprefix('torch.')} on {llm.device}"
+    )
 
 
 def notes(answer: Answer) -> list[str]:
     """What the user should know about this answer."""
-    result = answer.result
-    found = list(result.warnings)
+    generation = answer.generation
+    found = list(generation.warnings)
     if answer.interrupted:
-        found.append("stopped by you; what stands above is all there is")
-    if result.finish_reason == "length":
-        ran_out = "the answer was cut: --max-tokens, or the end of the context, was reached"
-        empty = "thinking took all tokens and there is no answer; raise --max-tokens, or bound it with --think-budget"
-        found.append(empty if result.reasoning_content and not result.content and not result.tool_calls else ran_out)
+        found.append("interrupted: this is what had come by then")
+    elif generation.finish_reason == "length":
+        empty = generation.reasoning_content and not generation.content and not generation.tool_calls
+        found.append(
+            "thinking took all tokens and there is no answer; raise --max-tokens, or bound it with --think-budget"
+            if empty
+            else "the answer is cut: --max-tokens, or the end of the context, was reached"
+        )
     return found
 
 
-def timing_line(answer: Answer) -> str:
-    """prompt 34 tokens at 310 tok/s · output 120 (96 thinking) at 85 tok/s · first token 0.11 s · first answer 1.24 s"""
-    usage, timing = answer.result.usage, answer.timing
-    if usage is None:
+def timing_line(generation: Generation) -> str:
+    """prompt 34 tokens at 310 tok/s · output 120 (96 thinking) at 85 tok/s · first token 0.1 s · first answer 1.2 s"""
+    usage, timing = generation.usage, generation.timing
+    if usage is None or timing is None:
         return ""
-    prompt, output = timing.rates(answer.result)
-    parts = [f"prompt {usage.prompt_tokens:,} tokens" + (f" at {prompt:,.0f} tok/s" if prompt else "")]
     thought = f" ({usage.reasoning_tokens:,} thinking)" if usage.reasoning_tokens else ""
-    parts.append(f"output {usage.completion_tokens:,}{thought}" + (f" at {output:,.0f} tok/s" if output else ""))
-    if timing.first_token is not None:
-        parts.append(f"first token {timing.first_token:.2f} s")
-    if timing.first_answer is not None:
+    parts = [
+        f"prompt {usage.prompt_tokens:,} tokens at {timing.prompt_tokens_per_second:,.0f} tok/s",
+        f"output {usage.completion_tokens:,}{thought} at {timing.decode_tokens_per_second:,.0f} tok/s",
+        f"first token {timing.first_token:.2f} s",
+    ]
+    if timing.first_answer is not None and usage.reasoning_tokens:
         parts.append(f"first answer {timing.first_answer:.2f} s")
     return " · ".join(parts)
 
 
 def to_json(session: Session, answer: Answer) -> dict[str, Any]:
-    """The object of `qwen3 run --json`; its keys are listed in docs/cli.md and do not change."""
-    result, timing, resolved = answer.result, answer.timing, session.llm.resolved
-    prompt, output = timing.rates(result)
+    """The object of `qwen3 run --json`; docs/cli.md lists its keys, which do not change."""
+    generation, llm, resolved = answer.generation, session.llm, session.llm.resolved
+    assert resolved is not None  # a session opens models by name
     return {
         "model": {
             "name": resolved.name,
             "path": str(resolved.path),
             "repo": resolved.repo,
-            "revision": resolved.commit or resolved.revision,
+            "revision": resolved.commit,
             "sha256": resolved.sha256,
+            "dtype": str(llm.dtype).removeprefix("torch."),
+            "device": str(llm.device),
         },
-        "content": result.content,
-        "reasoning_content": result.reasoning_content,
-        "tool_calls": [call.to_dict() for call in result.tool_calls],
-        "finish_reason": "cancelled" if answer.interrupted else result.finish_reason,
-        "warnings": notes(answer),
-        "thinking": asdict(result.thinking) if result.thinking else None,
-        "usage": asdict(result.usage) if result.usage else None,
-        "timing": {
-            "first_token_s": timing.first_token,
-            "first_answer_s": timing.first_answer,
-            "total_s": timing.total,
-            "prompt_tokens_per_s": prompt,
-            "output_tokens_per_s": output,
-        },
+        "content": generation.content,
+        "reasoning_content": generation.reasoning_content,
+        "tool_calls": [call.to_dict() for call in generation.tool_calls],
+        "finish_reason": generation.finish_reason,
+        "warnings": llm.warnings + notes(answer),
+        "thinking": asdict(generation.thinking) if generation.thinking else None,
+        "usage": asdict(generation.usage) if generation.usage else None,
+        "seed": generation.seed,
+        "timing": asdict(generation.timing) if generation.timing else None,
     }
-
-
-def _quoted(text: str) -> str:
-    import json
-
-    return json.dumps(text, ensure_ascii=False)
