@@ -36,6 +36,11 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def complain(error: object) -> None:
+    """An error, as one line whatever it says."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
 def out(text: str, end: str = "\n") -> None:
     """Part of the answer, visible at once."""
     print(text, end=end, flush=True)

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from qwen3 import family
-from qwen3.checkpoint import list_cached, resolve
+from qwen3.checkpoint import Resolved, list_cached, resolve
 from qwen3.checkpoint import verify as check
+from qwen3.checkpoint.cache import is_offline
 from qwen3.cli.console import note, out, out_json, parameters, size, table
-from qwen3.errors import CorruptFileError, UsageError
+from qwen3.errors import CorruptFileError, ModelNotFoundError, UsageError
 
 
 def list_models(everything: bool, as_json: bool) -> int:
@@ -68,7 +69,7 @@ def pull(model: str, as_json: bool) -> int:
 
 def verify(model: str | None, as_json: bool) -> int:
     """Reads every byte of a model that is on this disk; prints the findings. Exit code 6 if one is an error."""
-    resolved = resolve(model, offline=True)
+    resolved = on_disk(model)
     report = check(resolved.path, progress=_progress())
     if as_json:
         out_json({"model": resolved.name, "repo": resolved.repo, "revision": resolved.commit, **report.to_dict()})
@@ -79,6 +80,18 @@ def verify(model: str | None, as_json: bool) -> int:
     against = "no recorded hashes" if report.hashes == "none" else f"hashes: {report.hashes}"
     out(f"{'sound' if report.ok else 'NOT SOUND'}: {resolved.path} ({counts}; {against})")
     return 0 if report.ok else CorruptFileError.exit_code
+
+
+def on_disk(name: str | None) -> Resolved:
+    """`resolve` without a download; a hub model that is not here is an error that says how to get it."""
+    try:
+        return resolve(name, offline=True)
+    except ModelNotFoundError as error:
+        if is_offline() or "in the cache" not in str(error):
+            raise
+        raise ModelNotFoundError(
+            f"{name} is not on this disk, or not all of it; qwen3 pull {name} fetches it"
+        ) from None
 
 
 def _progress() -> Any:

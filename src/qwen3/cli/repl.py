@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3 import SamplingParams, ThinkingPolicy
-from qwen3.cli.console import note, out
+from qwen3.cli.console import complain, note, out
 from qwen3.cli.session import Session
 from qwen3.errors import Qwen3Error, UsageError
 
@@ -26,7 +26,7 @@ HELP = """\
 /show             what is running, and the settings
 /bye              leave (Ctrl-D does, too)
 \"\"\"               begins and ends a message of several lines
-Ctrl-C stops an answer. "/think" or "/no_think" inside a message is Qwen3's own switch for that message."""
+Ctrl-C stops an answer. /think or /no_think inside a message is Qwen3's own switch: it holds until the next one."""
 HISTORY_LINES = 1000
 
 
@@ -70,7 +70,7 @@ class Repl:
                     elif not self.command(text.strip()):
                         return 0
                 except Qwen3Error as error:
-                    note(f"error: {error}")
+                    complain(error)
 
     def command(self, line: str) -> bool:
         """Carries out a slash command; False when it means to leave. Raises UsageError for a wrong one."""

@@ -7,8 +7,9 @@ from typing import Any
 
 from qwen3 import family
 from qwen3.chat import SandboxTemplate, template_for, template_mode
-from qwen3.checkpoint import Resolved, resolve
+from qwen3.checkpoint import Resolved
 from qwen3.cli.console import exact_parameters, out, out_json, parameters, size, table
+from qwen3.cli.models import on_disk
 from qwen3.config import ModelConfig
 from qwen3.errors import ModelNotFoundError, UsageError
 
@@ -34,7 +35,7 @@ def gather(name: str | None) -> dict[str, Any]:
     Raises what `resolve` raises for a name that is neither on this disk nor in the family.
     """
     try:
-        resolved = resolve(name, offline=True)
+        resolved = on_disk(name)
     except ModelNotFoundError:
         member = _member(name or "")
         if member is None:
