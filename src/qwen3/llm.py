@@ -14,22 +14,32 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from qwen3 import family
-from qwen3.chat import encode
-from qwen3.chat.events import Event, Finish, Result, fold
-from qwen3.chat.policy import ThinkingPolicy, resolve_mode
-from qwen3.chat.stream import EARLY_STOP, TokenStream
+from qwen3.chat import (
+    Event,
+    Finish,
+    Result,
+    SandboxTemplate,
+    ThinkingPolicy,
+    TokenStream,
+    encode,
+    fold,
+    resolve_mode,
+    template_for,
+    template_mode,
+)
+from qwen3.chat.stream import EARLY_STOP
 from qwen3.checkpoint import Resolved, resolve
 from qwen3.config import ModelConfig
 from qwen3.engine.engine import Engine
 from qwen3.engine.params import SamplingParams
 from qwen3.engine.request import Request
 from qwen3.engine.sampler import TokenLogprob
-from qwen3.errors import Qwen3Error, UsageError
+from qwen3.errors import UsageError
 from qwen3.family import Mode
 from qwen3.model import Qwen3, load_model
 from qwen3.tokenizer import Tokenizer
@@ -136,7 +146,8 @@ class LLM:
     together in tokens; None: all the model has. max_batch: sequences that run at once, more wait in order.
 
     Attributes: `resolved` (None when made by `of`), `config`, `mode` ("hybrid", "thinking", "instruct", "base"),
-    `template`, `tokenizer`, `context`, `warnings` (what was noticed while loading).
+    `template` (a name, or a SandboxTemplate where it is not one of Qwen's), `tokenizer`, `context`, `warnings` (seen
+    while loading).
 
     Raises ModelNotFoundError, RemoteError, CorruptFileError, UnsafeFileError, OutOfMemoryError (with the numbers,
     before anything is loaded) or UsageError.
@@ -184,7 +195,13 @@ class LLM:
         return llm
 
     def _build(
-        self, model: Qwen3, tokenizer: Tokenizer, mode: Mode, template: str, context: int | None, max_batch: int
+        self,
+        model: Qwen3,
+        tokenizer: Tokenizer,
+        mode: Mode,
+        template: str | SandboxTemplate,
+        context: int | None,
+        max_batch: int,
     ) -> None:
         self.config = model.config
         self.context = _context(context, model.config)
@@ -326,7 +343,7 @@ class LLM:
         if tool_choice == "none":
             tools = None
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        resolution = resolve_mode(turns, policy, self.mode)
+        resolution = resolve_mode(turns, policy, self.mode, self.template)
         encoded = encode(
             resolution.messages,
             tokenizer=self.tokenizer,
@@ -537,25 +554,23 @@ def _tokenizer(resolved: Resolved, warnings: list[str]) -> Tokenizer:
     return Tokenizer.from_pretrained()
 
 
-def _detect(resolved: Resolved, config: ModelConfig, tokenizer: Tokenizer, warnings: list[str]) -> tuple[Mode, str]:
-    """(mode, template name): from the repository if it is a published one, else from config and chat template."""
+def _detect(
+    resolved: Resolved, config: ModelConfig, tokenizer: Tokenizer, warnings: list[str]
+) -> tuple[Mode, str | SandboxTemplate]:
+    """What the model can do, and its chat template: the folder's own, else that of the published model it is."""
     published = family.resolve_repo(resolved.repo) if resolved.repo else None
+    own = "chat_template.jinja" in tokenizer.sidecars
+    own = own or b'"chat_template"' in tokenizer.sidecars.get("tokenizer_config.json", b"")
+    template: str | SandboxTemplate
     if published is not None:
-        return published[0].mode, published[0].template
+        member = published[0]
+        return member.mode, template_for(resolved.path) if own else member.template
+    template = template_for(resolved.path)
+    if not own:
+        warnings.append(f"{resolved.name} has no chat template: that of the hybrid Qwen3 models is used")
     if config.eos_token_ids == (tokenizer.control.endoftext,):
-        return "base", TEMPLATE_OF["base"]
-    template = b"\n".join(tokenizer.sidecars.values()).decode("utf-8", "replace")
-    prompt = template.rpartition("add_generation_prompt")[2]
-    mode: Mode = "hybrid"
-    if "enable_thinking" in template:
-        mode = "hybrid"
-    elif "<think>" in prompt:
-        mode = "thinking"
-    elif "<|im_start|>" in template:
-        mode = "instruct"
-    else:
-        warnings.append(f"{resolved.name} has no chat template: taken for a hybrid-thinking model")
-    return mode, TEMPLATE_OF[mode]
+        return "base", template
+    return cast(Mode, template_mode(template)), template
 
 
-__all__ = ["LLM", "ChatStream", "Generation", "Qwen3Error", "Timing"]
+__all__ = ["LLM", "ChatStream", "Generation", "Timing"]

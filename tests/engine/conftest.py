@@ -1,4 +1,4 @@
-"""Small models for the engine: a random Qwen3, and one that says what it is told to."""
+"""Models for the engine's tests: a random Qwen3, and one that says what it is told to."""
 
 from __future__ import annotations
 
@@ -11,42 +11,10 @@ import torch
 
 from qwen3.chat.policy import ThinkingPolicy
 from qwen3.chat.stream import TokenStream
-from qwen3.config import ModelConfig
 from qwen3.engine import Engine, Request, SamplingParams
 from qwen3.model import Qwen3
 from qwen3.tokenizer import Tokenizer
-
-VOCAB = 512 + 26
-
-
-def tiny_config(**changes: Any) -> ModelConfig:
-    values = {
-        "vocab_size": 544,  # 6 padding rows
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 96,
-        "head_dim": 16,
-        "max_position_embeddings": 1024,
-        "tie_word_embeddings": True,
-        "bos_token_id": 512,
-        "eos_token_id": 514,
-        "dtype": "float32",
-    }
-    return ModelConfig(**(values | changes))
-
-
-def random_model(seed: int = 0, std: float = 0.15, **changes: Any) -> Qwen3:
-    model = Qwen3(tiny_config(**changes), dtype=torch.float32)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.copy_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
-            else:
-                parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
+from tests.fixtures import random_model, tiny_config, tiny_tokenizer
 
 
 class ScriptedModel:
@@ -74,12 +42,17 @@ class ScriptedModel:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_pretrained().prefix(512)
+    return tiny_tokenizer(tiny_config())
 
 
 @pytest.fixture(scope="session")
 def model() -> Qwen3:
-    return random_model()
+    return random_model(tiny_config())
+
+
+@pytest.fixture
+def scripted() -> type[ScriptedModel]:
+    return ScriptedModel
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import torch
 
-from qwen3.chat.events import Event, Finish, TextDelta, ToolCallDelta
+from qwen3.chat import Event, Finish, TextDelta, ToolCallDelta
 from qwen3.engine.request import Request
 from qwen3.engine.sampler import RowSampler, TokenLogprob, logprobs_of, sample
 from qwen3.engine.slots import Slots
@@ -124,7 +124,8 @@ class Engine:
         request = self._live.get(request_id)
         if request is not None and not request.done:
             self._finish(request, "cancelled")
-            self._tidy()
+            with torch.inference_mode():
+                self._tidy()
 
     def cancel_all(self) -> None:
         for request_id in list(self._live):

@@ -6,8 +6,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from qwen3.chat.events import Event
-from qwen3.chat.stream import TokenStream
+from qwen3.chat import Event, TokenStream
 from qwen3.engine.params import SamplingParams
 from qwen3.engine.sampler import TokenLogprob
 

@@ -1,0 +1,422 @@
+"""Continuous batching on a small random network: parity, seeds, sharing, limits, cancelling, failing."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from qwen3.chat import Finish, ReasoningDelta, TextDelta, ThinkingPolicy
+from qwen3.engine import Engine, SamplingParams
+from qwen3.errors import OutOfMemoryError, UsageError
+from tests.fixtures import random_model, tiny_config
+
+GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+
+
+def prompt(seed: int, length: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(608) for _ in range(length)]
+
+
+def oracle(model: Any) -> Any:
+    """The same weights in transformers."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    from qwen3.checkpoint import official_views
+
+    config = model.config.to_dict()
+    moe = model.config.is_moe
+    other = (Qwen3MoeForCausalLM if moe else Qwen3ForCausalLM)((Qwen3MoeConfig if moe else Qwen3Config)(**config))
+    views = official_views(model.config, dict(model.named_parameters()))
+    state = {name: tensor.detach().clone() for name, tensor in views.items()}
+    if moe:  # transformers stacks the experts in memory
+        for i in range(model.config.num_hidden_layers):
+            for name in ("gate_up_proj", "down_proj"):
+                key = f"mlp.experts.{name}"
+                state[f"model.layers.{i}.{key}"] = dict(model.named_parameters())[f"layers.{i}.{key}"].detach().clone()
+    other.load_state_dict(state, strict=False)
+    return other.float().eval()
+
+
+@pytest.mark.parametrize("moe", [False, True])
+def test_greedy_equals_transformers_for_256_steps(moe: bool, run: Any, tokenizer: Any) -> None:
+    model = random_model(tiny_config(moe=moe), seed=3)
+    other = oracle(model)
+    prompts = [prompt(1, 9), prompt(2, 30), prompt(3, 1)]
+    params = SamplingParams(temperature=0, max_tokens=256, ignore_eos=True)
+    engine = Engine(model, tokenizer, prefill_chunk=16)
+    requests = [run.make(ids, params) for ids in prompts]
+    for request in requests:
+        engine.add(request)
+    run.finish(engine, *requests)
+    for ids, request in zip(prompts, requests, strict=True):
+        expected = other.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=256,
+            min_new_tokens=256,
+            suppress_tokens=list(range(tokenizer.vocab_size, model.config.vocab_size)),
+            eos_token_id=None,
+            pad_token_id=0,
+        )[0, len(ids) :].tolist()
+        assert request.output == expected
+        assert request.finish_reason == "length"
+
+
+def test_padding_rows_are_never_sampled(run: Any, model: Any) -> None:
+    weights = model.embed_tokens.weight
+    kept = weights.detach()[-6:].clone()
+    with torch.no_grad():
+        weights[-6:] = weights[40] * 5  # would win often
+    try:
+        params = SamplingParams(temperature=1.5, top_p=1, top_k=0, max_tokens=200, seed=1, ignore_eos=True)
+        assert max(run.one(model, prompt(4, 12), params).output) < 634
+    finally:
+        with torch.no_grad():
+            weights[-6:] = kept
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8, 1.5])
+def test_same_tokens_alone_and_in_a_crowd(temperature: float, run: Any, model: Any, tokenizer: Any) -> None:
+    rng = random.Random(7)
+    cases = []
+    for i in range(24):
+        params = SamplingParams(
+            temperature=temperature,
+            top_p=rng.choice([1.0, 0.9]),
+            top_k=rng.choice([0, 20, 50]),
+            frequency_penalty=rng.choice([0.0, 0.5]),
+            seed=i,
+            max_tokens=rng.randrange(1, 60),
+            ignore_eos=True,
+        )
+        cases.append((prompt(i, rng.randrange(1, 70)), params))
+    alone = [run.one(model, ids, params).output for ids, params in cases]
+    engine = Engine(model, tokenizer, max_batch=7, prefill_chunk=32)
+    requests = [run.make(ids, params) for ids, params in cases]
+    for request in requests[:10]:
+        engine.add(request)
+    for _ in range(5):
+        engine.step()
+    for request in requests[10:]:
+        engine.add(request)
+    run.finish(engine, *requests)
+    assert [request.output for request in requests] == alone
+    assert engine.running == engine.queued == 0
+
+
+def test_chunks_of_any_size_give_the_same_tokens(run: Any, model: Any) -> None:
+    params = SamplingParams(temperature=0.7, seed=5, max_tokens=30, ignore_eos=True)
+    ids = prompt(11, 100)
+    outputs = [run.one(model, ids, params, prefill_chunk=chunk).output for chunk in (1, 7, 99, 100, 2048)]
+    assert all(output == outputs[0] for output in outputs)
+
+
+def test_padded_prefill_of_several_prompts(run: Any, model: Any, tokenizer: Any) -> None:
+    """What a GPU does: prompts of different lengths share a forward."""
+    cases = [prompt(i, length) for i, length in enumerate([3, 20, 11, 1, 64])]
+    alone = [run.one(model, ids, GREEDY).output for ids in cases]
+    engine = Engine(model, tokenizer, prefill_rows=4, prefill_chunk=80)
+    requests = [run.make(ids, GREEDY) for ids in cases]
+    for request in requests:
+        engine.add(request)
+    run.finish(engine, *requests)
+    assert [request.output for request in requests] == alone
+
+
+def test_samples_share_the_prompt(run: Any, tokenizer: Any) -> None:
+    model = random_model(tiny_config(), seed=1)
+    fed = []
+    hidden = model.hidden
+    model.hidden = lambda ids, *rest: fed.append(ids.numel()) or hidden(ids, *rest)  # type: ignore[method-assign]
+    ids = prompt(5, 50)
+    params = SamplingParams(temperature=1, seed=9, max_tokens=12, ignore_eos=True)
+    for max_batch in (8, 2):
+        fed.clear()
+        engine = Engine(model, tokenizer, max_batch=max_batch)
+        requests = [run.make(ids, params, index=i) for i in range(4)]
+        engine.add_samples(requests)
+        run.finish(engine, *requests)
+        outputs = [request.output for request in requests]
+        assert len({tuple(output) for output in outputs}) == 4
+        assert outputs[0] == run.one(random_model(tiny_config(), seed=1), ids, params).output
+        if max_batch == 8:
+            assert sum(size for size in fed if size > 4) == 50, "one prefill"
+            first = outputs
+        else:
+            assert outputs == first
+
+
+def test_samples_of_one_token_share_the_prompt_too(run: Any, model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer)
+    requests = [run.make(prompt(5, 50), SamplingParams(max_tokens=1, seed=1), index=i) for i in range(4)]
+    engine.add_samples(requests)
+    events = run.finish(engine, *requests)
+    assert engine.steps == 1
+    assert all(isinstance(found[-1], Finish) for found in events)
+    with pytest.raises(UsageError, match="same prompt"):
+        engine.add_samples([run.make([1], GREEDY), run.make([2], GREEDY)])
+
+
+def test_cancel_frees_the_row_and_leaves_the_others_alone(run: Any, model: Any, tokenizer: Any) -> None:
+    cases = [prompt(i, 10 + i) for i in range(6)]
+    alone = [run.one(model, ids, GREEDY).output for ids in cases]
+    engine = Engine(model, tokenizer, max_batch=4)
+    requests = [run.make(ids, GREEDY) for ids in cases]
+    for request in requests:
+        engine.add(request)
+    for _ in range(4):
+        engine.step()
+    engine.cancel(requests[1].id)  # running, in the middle of the rows
+    engine.cancel(requests[5].id)  # queued
+    assert engine.running == 3
+    assert engine.queued == 1
+    engine.cancel(requests[1].id)
+    engine.cancel(999)
+    events = run.finish(engine, *requests)
+    for i in (0, 2, 3, 4):
+        assert requests[i].output == alone[i]
+    assert requests[1].output == alone[1][: len(requests[1].output)]
+    assert [requests[i].finish_reason for i in (1, 5)] == ["cancelled", "cancelled"]
+    assert events[1][-1].reason == "cancelled"
+    assert requests[5].output == []
+
+
+def test_the_first_of_the_samples_is_cancelled_while_its_prompt_is_read(run: Any, model: Any, tokenizer: Any) -> None:
+    ids = prompt(8, 60)
+    engine = Engine(model, tokenizer, prefill_chunk=20)
+    requests = [run.make(ids, SamplingParams(seed=4, max_tokens=9, ignore_eos=True), index=i) for i in range(3)]
+    engine.add_samples(requests)
+    engine.step()
+    engine.cancel(requests[0].id)
+    run.finish(engine, *requests)
+    expected = run.make(ids, SamplingParams(seed=4, max_tokens=9, ignore_eos=True), index=2)
+    lone = Engine(model, tokenizer)
+    lone.add(expected)
+    run.finish(lone, expected)
+    assert requests[2].output == expected.output
+    assert len(requests[1].output) == 9
+
+
+def test_abandoned_requests_go_with_the_next_step(run: Any, model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, max_batch=1)
+    requests = [run.make(prompt(i, 5), GREEDY) for i in range(3)]
+    for request in requests:
+        engine.add(request)
+    engine.step()
+    requests[0].abandoned = requests[2].abandoned = True
+    run.finish(engine, *requests)
+    assert [request.finish_reason for request in requests] == ["cancelled", "length", "cancelled"]
+
+
+def test_context_is_a_limit_with_numbers(run: Any, model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, max_len=50)
+    with pytest.raises(UsageError, match="the prompt has 50 tokens, but the context is 50"):
+        engine.add(run.make(prompt(1, 50), GREEDY))
+    assert not engine.has_work
+    request = run.make(prompt(1, 49), GREEDY)
+    engine.add(request)
+    events = run.finish(engine, request)[0]
+    assert len(request.output) == 1
+    assert events[-1].reason == "length"
+    assert "max_tokens 40 was cut to 1" in events[-1].warnings[0]
+    free = run.make(prompt(1, 20), SamplingParams(temperature=0, ignore_eos=True))
+    engine.add(free)
+    assert run.finish(engine, free)[0][-1].warnings == ()
+    assert len(free.output) == 30, "max_tokens None is what the context leaves"
+
+
+def test_bad_requests_are_refused_before_they_run(run: Any, model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer)
+    with pytest.raises(UsageError, match="the prompt is empty"):
+        engine.add(run.make([], GREEDY))
+    with pytest.raises(UsageError, match="id 634; this model's tokens are 0 to 633"):
+        engine.check(run.make([1, 2], GREEDY).__class__([1, 634], GREEDY, run.make([1], GREEDY).stream))
+    with pytest.raises(UsageError, match="n=2"):
+        engine.add(run.make([1], SamplingParams(n=2)))
+    with pytest.raises(UsageError, match="logit_bias names token 634"):
+        engine.add(run.make([1], SamplingParams(logit_bias={634: 1.0})))
+    with pytest.raises(UsageError, match="max_batch=0"):
+        Engine(model, tokenizer, max_batch=0)
+    with pytest.raises(UsageError, match="do not belong together"):
+        Engine(random_model(tiny_config(vocab_size=600)), tokenizer)
+    assert not engine.has_work
+
+
+def test_cache_grows_by_need(run: Any, model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, max_batch=32)
+    short = run.make(prompt(1, 10), SamplingParams(max_tokens=5, ignore_eos=True, seed=1))
+    engine.add(short)
+    engine.step()
+    assert (engine._slots.rows, engine._slots.length) == (1, 256)
+    requests = [run.make(prompt(i, 240), GREEDY) for i in range(3)]
+    for request in requests:
+        engine.add(request)
+    run.finish(engine, *requests)
+    assert [request.output for request in requests] == [run.one(model, prompt(i, 240), GREEDY).output for i in range(3)]
+    assert engine._slots.rows == 0, "nothing is held when nothing runs"
+
+
+def test_no_memory_for_the_cache_is_an_error_of_that_request(
+    run: Any, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    per_token = model.config.kv_bytes_per_token(4)
+    monkeypatch.setattr("qwen3.engine.slots.available_bytes", lambda device: 600 * per_token)
+    engine = Engine(model, tokenizer)
+    huge = run.make(prompt(1, 700), GREEDY)
+    small = run.make(prompt(2, 30), GREEDY)
+    engine.add(huge)
+    engine.add(small)
+    events = run.finish(engine, huge, small)
+    assert isinstance(huge.error, OutOfMemoryError)
+    assert f"{701 * per_token:,} bytes" in str(huge.error)
+    assert "600" not in str(huge.error).split("bytes")[0]
+    assert events[0][-1].reason == huge.finish_reason == "error"
+    assert small.finish_reason == "length"
+    many = [run.make(prompt(i, 30), GREEDY) for i in range(5)]  # room for two rows: the others wait
+    for request in many:
+        engine.add(request)
+    run.finish(engine, *many)
+    assert [request.finish_reason for request in many] == ["length"] * 5
+
+
+def test_no_memory_in_a_step_costs_the_youngest(run: Any, tokenizer: Any) -> None:
+    model = random_model(tiny_config(), seed=1)
+    cases = [prompt(i, 10) for i in range(3)]
+    alone = [run.one(model, ids, GREEDY).output for ids in cases]
+    hidden = model.hidden
+
+    def short_of_memory(ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if ids.shape[0] == 3:
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: 1 bytes"
+            )
+        return hidden(ids, *rest)
+
+    model.hidden = short_of_memory  # type: ignore[method-assign]
+    engine = Engine(model, tokenizer)
+    requests = [run.make(ids, GREEDY) for ids in cases]
+    for request in requests:
+        engine.add(request)
+    run.finish(engine, *requests)
+    assert isinstance(requests[2].error, OutOfMemoryError)
+    assert [request.output for request in requests[:2]] == alone[:2]
+
+
+def test_a_failing_forward_fails_its_rows_and_nothing_else(run: Any, tokenizer: Any) -> None:
+    model = random_model(tiny_config(), seed=1)
+    engine = Engine(model, tokenizer)
+    hidden = model.hidden
+    model.hidden = lambda *rest: 1 / 0  # type: ignore[method-assign]
+    broken = run.make([1, 2, 3], GREEDY)
+    engine.add(broken)
+    run.finish(engine, broken)
+    assert isinstance(broken.error, ZeroDivisionError)
+    model.hidden = hidden  # type: ignore[method-assign]
+    fine = run.make([1, 2, 3], GREEDY)
+    engine.add(fine)
+    run.finish(engine, fine)
+    assert len(fine.output) == 40
+
+
+@pytest.mark.parametrize("where", ["hidden", "push", "sample"])
+def test_an_interrupt_anywhere_leaves_the_engine_usable(
+    where: str, run: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(tiny_config(), seed=1)
+    cases = [prompt(i, 10) for i in range(3)]
+    params = SamplingParams(temperature=1, seed=3, max_tokens=20, ignore_eos=True)
+    alone = [run.one(model, ids, params).output for ids in cases]
+    engine = Engine(model, tokenizer)
+    requests = [run.make(ids, params) for ids in cases]
+    for request in requests:
+        engine.add(request)
+    for _ in range(5):
+        engine.step()
+    from qwen3.engine import engine as module
+
+    target, name = {
+        "hidden": (model, "hidden"),
+        "push": (requests[1].stream, "push"),
+        "sample": (module, "sample"),
+    }[where]
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    run.finish(engine, *requests)
+    for i, request in enumerate(requests):
+        if where == "push" and i == 1:
+            assert "interrupted" in str(request.error)
+        else:
+            assert request.output == alone[i]
+            assert request.error is None
+
+
+def test_prompt_logprobs_and_logprobs_are_log_softmax(run: Any, model: Any) -> None:
+    ids = prompt(6, 150)
+    params = SamplingParams(temperature=1, seed=2, max_tokens=10, logprobs=3, prompt_logprobs=2, ignore_eos=True)
+    for chunk in (40, 2048):
+        request = run.one(model, ids, params, prefill_chunk=chunk)
+        whole = ids + request.output
+        with torch.no_grad():
+            expected = torch.log_softmax(model(torch.tensor([whole]))[0].double(), dim=-1)
+        assert request.prompt_logprobs[0] is None
+        assert [entry.id for entry in request.prompt_logprobs[1:]] == ids[1:]
+        entries = request.prompt_logprobs[1:] + request.logprobs
+        assert len(entries) == len(whole) - 1
+        for i, entry in enumerate(entries):
+            assert entry.logprob == pytest.approx(expected[i, whole[i + 1]].item(), abs=1e-4)
+            assert len(entry.top) == (2 if i < len(ids) - 1 else 3)
+            assert entry.top[0][1] == pytest.approx(expected[i, :634].max().item(), abs=1e-4)
+
+
+def test_logprobs_do_not_change_the_tokens(run: Any, model: Any) -> None:
+    policy = ThinkingPolicy(mode="on", budget=6)
+    plain = SamplingParams(temperature=1, seed=2, max_tokens=100, ignore_eos=True)
+    told = SamplingParams(temperature=1, seed=2, max_tokens=100, ignore_eos=True, logprobs=0)
+    first, second = (run.one(model, prompt(6, 20), p, policy=policy) for p in (plain, told))
+    assert first.output == second.output
+    assert [entry.id for entry in second.logprobs] == second.output
+    report = second.stream.report()
+    assert sum(entry.forced for entry in second.logprobs) == report.forced_tokens > 20
+
+
+def test_events_and_clock(run: Any, model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer)
+    request = run.make(prompt(1, 30), SamplingParams(seed=1, max_tokens=60), ThinkingPolicy(mode="on", budget=10))
+    engine.add(request)
+    events = run.finish(engine, request)[0]
+    assert isinstance(events[-1], Finish)
+    assert any(isinstance(e, ReasoningDelta) for e in events)
+    clock = request.clock
+    assert 0 < clock.added <= clock.started <= clock.first_token <= clock.finished
+    answers = [e for e in events if isinstance(e, TextDelta)]
+    assert bool(clock.first_answer) == bool(answers)
+    assert events[-1].usage.completion_tokens == len(request.output)
+
+
+def test_overhead_of_a_step(run: Any, tokenizer: Any, scripted: Any) -> None:
+    """What the engine adds to a forward, batch 1, at the embedded model's vocabulary and at the official one."""
+    model = scripted([5] * 10)
+    engine = Engine(model, tokenizer)
+    params = SamplingParams(seed=1, max_tokens=900, ignore_eos=True)
+    request = run.make([1, 2, 3], params)
+    engine.add(request)
+    times = []
+    while engine.has_work:
+        start = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - start)
+    early, late = sorted(times[50:150])[50], sorted(times[-150:-50])[50]
+    assert early < 0.003
+    assert late < 2 * early + 0.0005, "work that grows with the length"
