@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import lzma
 import random
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from qwen3.tasks import FAMILIES, Problem
-from qwen3.tasks.dialogue import sample_dialogue
+from qwen3.tasks.dialogue import requested_mode, sample_dialogue
 from qwen3.tasks.tools import sample_tool_dialogue
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.conversation import stopped_sample, turn_sample
-from qwen3.train.data import Mixture, Sample
+from qwen3.train.data import Mixture, Sample, Source
 
 VOCAB_RANKS = 8192
 LENGTH = 4096  # tokens a row, and the context
@@ -45,9 +46,9 @@ SYSTEM = (
 
 # Weights per draw: text, long text, thinking, direct, stopped early, dialogue, tools.
 STAGES = (
-    (0.30, (0.30, 0.004, 0.42, 0.16, 0.00, 0.08, 0.04)),  # up to this share of the run: general
-    (0.65, (0.12, 0.008, 0.50, 0.20, 0.01, 0.11, 0.05)),  # reasoning-heavy
-    (1.00, (0.05, 0.008, 0.50, 0.21, 0.02, 0.15, 0.06)),  # both modes, while the learning rate decays
+    (0.30, (0.15, 0.004, 0.50, 0.20, 0.00, 0.10, 0.05)),  # up to this share of the run: general
+    (0.65, (0.06, 0.006, 0.54, 0.21, 0.01, 0.11, 0.06)),  # reasoning-heavy
+    (1.00, (0.02, 0.006, 0.53, 0.22, 0.02, 0.14, 0.06)),  # both modes, while the learning rate decays
 )
 
 Messages = list[dict[str, Any]]
@@ -138,7 +139,9 @@ def dialogue(rng: random.Random) -> Sample:
     messages = sample_dialogue(rng, problem=woven if rng.random() < 0.2 else None)
     # Any of the assistant's turns may be the trained one.
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-    return turn_sample(messages[: rng.choice(turns) + 1], thinking=rng.random() < 0.6)
+    messages = messages[: rng.choice(turns) + 1]
+    asked = requested_mode(messages)
+    return turn_sample(messages, thinking=rng.random() < 0.6 if asked is None else asked)
 
 
 def tools(rng: random.Random) -> Sample:
@@ -147,13 +150,22 @@ def tools(rng: random.Random) -> Sample:
     return turn_sample(messages[: rng.choice(turns) + 1], thinking=rng.random() < 0.7, tools=specs)
 
 
+def fitting(source: Source, rng: random.Random) -> Sample:
+    """Draws until a sample fits a row (a token is at least a byte, so only long ones need counting)."""
+    while True:
+        sample = source(rng)
+        text = sample.prompt + sample.forced + sample.completion
+        if len(text.encode()) <= LENGTH or len(tokenizer().encode(text)) < LENGTH - 8:
+            return sample
+
+
 def build(steps: int, folder: str) -> tuple[Mixture, Tokenizer]:
     """The mixture for a run of so many steps, and the model's tokenizer."""
 
     def weights(step: int) -> tuple[float, ...]:
         return next(w for until, w in STAGES if step < until * steps or until == 1.0)
 
-    sources = [
+    sources: list[Source] = [
         lambda rng: text_sample(rng, folder, rng.randint(300, 2500)),
         lambda rng: text_sample(rng, folder, rng.randint(9000, 13000)),
         lambda rng: problem_sample(rng, True),
@@ -162,4 +174,4 @@ def build(steps: int, folder: str) -> tuple[Mixture, Tokenizer]:
         dialogue,
         tools,
     ]
-    return Mixture(sources, weights), tokenizer()
+    return Mixture([functools.partial(fitting, source) for source in sources], weights), tokenizer()

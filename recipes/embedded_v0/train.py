@@ -21,7 +21,7 @@ from qwen3.model import Qwen3
 from qwen3.tasks import FAMILIES
 from qwen3.train.conversation import turn_sample
 from qwen3.train.data import BatchPlan, stream_batches
-from qwen3.train.loop import TrainConfig, init_weights, train
+from qwen3.train.loop import TrainConfig, document_mask, init_weights, packed_hidden, train
 from qwen3.train.optim import OptimConfig
 from qwen3.train.probe import exact_share
 from recipes.embedded_v0.mixture import LENGTH, VOCAB_RANKS, build, solved, tokenizer
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--matrix-lr", type=float, default=OptimConfig.matrix_lr)
     parser.add_argument("--vector-lr", type=float, default=OptimConfig.vector_lr)
     parser.add_argument("--evaluate-every", type=int, default=500)
+    parser.add_argument("--probe", type=int, default=96, help="held-out problems a family and mode")
     parser.add_argument("--start-from", type=Path, help="checkpoint folder to go on from instead of random weights")
     args = parser.parse_args()
 
@@ -96,19 +97,18 @@ def main() -> None:
     tok = tokenizer()
     plan = BatchPlan(args.rows, LENGTH, args.seed)
     make = functools.partial(build, args.steps, args.text)
-    groups = held_out(96)
-    forward = torch.compile(model.hidden) if device.type == "cuda" else model.hidden
+    groups = held_out(args.probe)
+    fast = device.type == "cuda"
+    hidden = torch.compile(packed_hidden) if fast else packed_hidden
 
     @torch.no_grad()
-    def predict(model: Qwen3, ids: torch.Tensor, positions: torch.Tensor, mask: Any) -> torch.Tensor:
-        from torch.nn.attention.flex_attention import flex_attention
-
-        attend = functools.partial(flex_attention, block_mask=mask, enable_gqa=True)
-        return model.head(forward(ids, positions=positions, attention=attend)).argmax(-1)
+    def predict(ids: torch.Tensor, positions: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+        mask = document_mask(documents) if fast else None
+        return model.head(hidden(model, ids, positions, documents, mask)).argmax(-1)
 
     def evaluate(step: int) -> dict[str, Any]:
         save_checkpoint(args.out / "model", model, tokenizer=tok, generation_config=GENERATION)
-        shares = exact_share(predict, model, tok, groups, rows=args.rows, length=LENGTH)
+        shares = exact_share(predict, tok, groups, rows=args.rows, length=LENGTH, device=device)
         thinking = [v for k, v in shares.items() if k.endswith("thinking")]
         print(f"exact at {step}: {json.dumps(shares)}; thinking {sum(thinking) / len(thinking):.3f}", flush=True)
         return {"exact": shares}

@@ -29,9 +29,7 @@ def random_documents(rng: random.Random, count: int, longest: int) -> list[tuple
 def unpack(batch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(tokens, labels) of every packed document."""
     found = []
-    for ids, labels, positions, numbers in zip(
-        batch.ids, batch.labels, batch.positions, batch.documents, strict=True
-    ):
+    for ids, labels, positions, numbers in zip(batch.ids, batch.labels, batch.positions, batch.documents, strict=True):
         for n in range(1, numbers.max() + 1):
             at = np.flatnonzero(numbers == n)
             assert (np.diff(at) == 1).all()
@@ -109,8 +107,11 @@ def test_stopped_sample_trains_the_answer_after_the_published_text(tokenizer: To
         {"role": "assistant", "reasoning_content": "one\n\ntwo\n\nthree", "content": "A"},
     ]
     sample = stopped_sample(messages, 2)
-    assert "<think>\none\n\ntwo\n\nConsidering the limited time by the user" in sample.prompt
-    assert sample.prompt.endswith("\n</think>\n\n")
+    assert sample.prompt.endswith("<think>\none\n\ntwo")
+    assert sample.forced.startswith("\n\nConsidering the limited time by the user")
+    ((ids, before),) = encode_samples(tokenizer, [sample])
+    forced = tokenizer.encode(sample.forced)
+    assert ids[before - len(forced) : before] == forced
     assert sample.completion == "A<|im_end|>"
 
 

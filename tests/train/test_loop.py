@@ -62,16 +62,18 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
 def test_loss_falls_and_the_probe_sees_it(tmp_path: Path) -> None:
     model = make_model()
     train(model, lambda first: batches(first, 30), TrainConfig(steps=30, warmup=3, log_every=5), tmp_path)
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines() if '"loss"' in line]
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines() if '"loss"' in line
+    ]
     assert losses[-1] < losses[0] - 1.0
     tokenizer = Tokenizer.from_pretrained().prefix(1024)
 
     @torch.no_grad()
-    def predict(model: Qwen3, ids: torch.Tensor, positions: torch.Tensor, mask: object) -> torch.Tensor:
-        return model(ids, positions=positions).argmax(-1)
+    def predict(ids: torch.Tensor, positions: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+        return model(ids, positions=positions, doc_ids=documents).argmax(-1)
 
     groups = {"end": [Sample("1 + 1 =", "")], "sum": [Sample("1 + 1 =", " 2<|endoftext|>")] * 3}
-    shares = exact_share(predict, model, tokenizer, groups, rows=2, length=64)
+    shares = exact_share(predict, tokenizer, groups, rows=2, length=64, device=torch.device("cpu"))
     assert shares["end"] == 1.0  # nothing to predict
     assert 0.0 <= shares["sum"] <= 1.0
 
@@ -82,7 +84,8 @@ def test_documents_do_not_see_each_other() -> None:
     batch = next(batches(0, 1))
     ids, labels, positions, documents = to_device(batch, torch.device("cpu"))
     with torch.no_grad():
-        packed = float(next_token_loss(model, ids, labels, positions, document_mask(documents)))
+        packed = float(next_token_loss(model, ids, labels, positions, documents))
+        flexed = float(next_token_loss(model, ids, labels, positions, documents, document_mask(documents)))
         total, count = 0.0, 0
         for row in range(ids.shape[0]):
             for n in range(1, int(documents[row].max()) + 1):
@@ -91,7 +94,8 @@ def test_documents_do_not_see_each_other() -> None:
                 kept = labels[row, at] >= 0
                 loss = torch.nn.functional.cross_entropy(logits[0][kept], labels[row, at][kept], reduction="sum")
                 total, count = total + float(loss), count + int(kept.sum())
-    assert packed == pytest.approx(total / count, rel=1e-4)
+    assert packed == pytest.approx(total / count, rel=1e-5)
+    assert flexed == pytest.approx(packed, rel=1e-5)
 
 
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:

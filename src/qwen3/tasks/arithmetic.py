@@ -79,14 +79,14 @@ class Chain(Task):
             steps.append(f"{running} {sign} {value} = {after}")
             running = after
         if story:
-            moves = " ".join(
-                rng.choice(self._MOVES[s]).format(n=v) for s, v in zip(signs[1:], values[1:], strict=True)
-            )
+            moves = " ".join(rng.choice(self._MOVES[s]).format(n=v) for s, v in zip(signs[1:], values[1:], strict=True))
             prompt = rng.choice(self._STORY).format(first=values[0], moves=moves)
         else:
             prompt = self.ask(rng, x=spaced(rng, expression))
         answer = str(total)
-        return Problem(self.name, level, f"chain {expression}", prompt, paragraphs(*steps), answer, f"The answer is {answer}.")
+        return Problem(
+            self.name, level, f"chain {expression}", prompt, paragraphs(*steps), answer, f"The answer is {answer}."
+        )
 
     def check(self, problem: Problem, text: str) -> bool:
         return last_number(text) == problem.answer

@@ -5,21 +5,15 @@ from __future__ import annotations
 import random
 import re
 from functools import cache
+from importlib import resources
 
 from qwen3.tasks.base import Problem, Task, after_last_colon_or_is
-from qwen3.tokenizer import Tokenizer
 
 
 @cache
 def words() -> tuple[str, ...]:
-    """Lower-case words of 3 to 8 letters that are one token each (with a leading space) of the packaged tokenizer."""
-    tokenizer = Tokenizer.from_pretrained()
-    found = []
-    for token in range(256, 8192):
-        text = tokenizer.token_bytes(token)
-        if re.fullmatch(rb" [a-z]{3,8}", text):
-            found.append(text[1:].decode())
-    return tuple(found)
+    """Common English words of 3 to 8 letters, each a single token (with a leading space) of the packaged tokenizer."""
+    return tuple((resources.files("qwen3") / "data" / "words.txt").read_text().split())
 
 
 class Sort(Task):
@@ -83,7 +77,9 @@ class Spell(Task):
         lines = [f"{word}: {'-'.join(word)}" for word in chosen]
         answer = "\n".join(lines)
         trace = "I write the letters one by one."
-        return Problem(self.name, level, f"spell {' '.join(sorted(chosen))}", self.ask(rng, w=text), trace, answer, answer)
+        return Problem(
+            self.name, level, f"spell {' '.join(sorted(chosen))}", self.ask(rng, w=text), trace, answer, answer
+        )
 
     def check(self, problem: Problem, text: str) -> bool:
         return text.strip() == problem.answer

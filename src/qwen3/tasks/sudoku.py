@@ -63,7 +63,9 @@ def solve(grid: Grid) -> tuple[list[str], bool]:
                     continue
                 row, column, box = _look(grid, r, c)
                 free = [v for v in (1, 2, 3, 4) if v not in row and v not in column and v not in box]
-                head = f"r{r + 1}c{c + 1}: row {_seen(row)}, column {_seen(column)}, box {_seen(box)}, free {_seen(free)}."
+                head = (
+                    f"r{r + 1}c{c + 1}: row {_seen(row)}, column {_seen(column)}, box {_seen(box)}, free {_seen(free)}."
+                )
                 if len(free) == 1:
                     grid[r][c] = free[0]
                     moved = True
@@ -75,7 +77,7 @@ def solve(grid: Grid) -> tuple[list[str], bool]:
 
 
 class Sudoku(Task):
-    """4×4 grids with 4 to 9 empty cells that yield to single candidates."""
+    """4×4 grids with 5 to 11 empty cells that yield to single candidates."""
 
     name = "sudoku"
     levels = 3
@@ -92,7 +94,7 @@ class Sudoku(Task):
         "Solve the grid:\n{g}",
         "What is the solution of this sudoku?\n{g}",
     )
-    _BLANKS = ((4, 5), (6, 7), (8, 9))
+    _BLANKS = ((5, 6), (7, 9), (10, 11))
 
     def make(self, rng: random.Random, level: int) -> Problem:
         while True:
@@ -104,7 +106,7 @@ class Sudoku(Task):
             puzzle = "\n".join(_shown(row) for row in grid)
             start = " ".join(f"Row {r + 1}: {_shown(row)}" for r, row in enumerate(grid))
             steps, done = solve(grid)
-            if done and len(steps) <= 16:
+            if done and len(steps) <= 24:
                 break
         answer = "\n".join(_shown(row) for row in grid)
         prompt = rng.choice(self.phrasings).format(g=puzzle)

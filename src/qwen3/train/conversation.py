@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen3.chat import render
-from qwen3.chat.policy import EARLY_STOP_TEXT
+from qwen3.chat.stream import EARLY_STOP
 from qwen3.train.data import Sample
 
 Message = Mapping[str, Any]
@@ -39,9 +39,7 @@ def turn_sample(
     *history, last = messages
     if last["role"] != "assistant":
         raise ValueError(f"the last message is a {last['role']}'s; only assistant messages are trained")
-    prompt = render(
-        list(history), tools=list(tools) if tools else None, enable_thinking=None if thinking else False
-    )
+    prompt = render(list(history), tools=list(tools) if tools else None, enable_thinking=None if thinking else False)
     return Sample(prompt, completion_text(last, thinking=thinking))
 
 
@@ -49,5 +47,5 @@ def stopped_sample(messages: Sequence[Message], kept_steps: int) -> Sample:
     """A sample whose thinking is closed early by the published text after `kept_steps` paragraphs: trains the answer."""
     *history, last = messages
     steps = str(last["reasoning_content"]).split("\n\n")[:kept_steps]
-    prompt = render(list(history)) + "<think>\n" + "\n\n".join(steps) + EARLY_STOP_TEXT
-    return Sample(prompt, f"{last['content']}<|im_end|>")
+    prompt = render(list(history)) + "<think>\n" + "\n\n".join(steps)
+    return Sample(prompt, f"{last['content']}<|im_end|>", EARLY_STOP)

@@ -16,10 +16,15 @@ from qwen3.tokenizer import Tokenizer
 
 
 class Sample(NamedTuple):
-    """Text to train on. The loss is on `completion` alone; both are encoded with control strings parsed."""
+    """Text to train on. The loss is on `completion` alone.
+
+    The parts are encoded apart, as they are at run time, where one is prompt, one forced by the engine and one sampled;
+    control strings are parsed in all of them.
+    """
 
     prompt: str
     completion: str
+    forced: str = ""  # between the two: what the engine inserted, such as the early-stop text
 
 
 Source = Callable[[random.Random], Sample]
@@ -64,10 +69,10 @@ class Batch:
 
 
 def encode_samples(tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[tuple[list[int], int]]:
-    """(ids, length of the prompt) of each sample. The parts are encoded apart, as prompt and output are at run time."""
-    encoded = tokenizer.encode_batch([s.prompt for s in samples] + [s.completion for s in samples])
-    n = len(samples)
-    return [(encoded[i] + encoded[n + i], len(encoded[i])) for i in range(n)]
+    """(ids, how many of them come before the completion) of each sample."""
+    parts = ([s.prompt for s in samples], [s.forced for s in samples], [s.completion for s in samples])
+    prompts, forced, completions = (tokenizer.encode_batch(part) for part in parts)
+    return [(p + f + c, len(p) + len(f)) for p, f, c in zip(prompts, forced, completions, strict=True)]
 
 
 def pack(documents: Sequence[tuple[list[int], int]], rows: int, length: int, pad_id: int) -> tuple[Batch, int]:

@@ -61,15 +61,25 @@ def document_mask(documents: Tensor) -> BlockMask:
     return create_block_mask(visible, rows, None, length, length, device=documents.device)
 
 
-def next_token_loss(model: Qwen3, ids: Tensor, labels: Tensor, positions: Tensor, mask: BlockMask) -> Tensor:
-    """Mean cross-entropy over trained places, in nats. ids, labels, positions: [B, T] int64; label -100 is skipped."""
+def packed_hidden(model: Qwen3, ids: Tensor, positions: Tensor, documents: Tensor, mask: BlockMask | None) -> Tensor:
+    """Hidden states of packed rows, [B, T, h]. With a mask through FlexAttention, else through the network's dense
+    reference; FlexAttention has no backward pass on a CPU."""
+    if mask is None:
+        return model.hidden(ids, positions, doc_ids=documents)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
         assert isinstance(out, Tensor)
         return out
 
-    logits = model.head(model.hidden(ids, positions=positions, attention=attend))
+    return model.hidden(ids, positions, attention=attend)
+
+
+def next_token_loss(
+    model: Qwen3, ids: Tensor, labels: Tensor, positions: Tensor, documents: Tensor, mask: BlockMask | None = None
+) -> Tensor:
+    """Mean cross-entropy over trained places, in nats. All tensors [B, T] int64; label -100 is skipped."""
+    logits = model.head(packed_hidden(model, ids, positions, documents, mask))
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
 
 
@@ -98,8 +108,9 @@ def train(
     optimizer = Optimizer(params, model.config, config.optim)
     state_file = folder / "state.safetensors"
     first = load_state(state_file, optimizer) if state_file.exists() else 0
-    compiled = torch.compile(next_token_loss) if device.type == "cuda" else next_token_loss
-    masks = torch.compile(document_mask) if device.type == "cuda" else document_mask
+    fast = device.type == "cuda"
+    compute_loss = torch.compile(next_token_loss) if fast else next_token_loss
+    make_mask = torch.compile(document_mask) if fast else None
     log = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed below)
 
     def write(**fields: Any) -> None:
@@ -117,7 +128,8 @@ def train(
     source = batches(first)
     for step in range(first, config.steps):
         ids, labels, positions, documents = to_device(next(source), device)
-        loss = compiled(model, ids, labels, positions, masks(documents))
+        mask = make_mask(documents) if make_mask else None
+        loss = compute_loss(model, ids, labels, positions, documents, mask)
         loss.backward()
         scale = warmup_stable_decay(
             step, config.steps, warmup=config.warmup, decay=int(config.decay * config.steps), floor=config.floor
@@ -128,7 +140,7 @@ def train(
         losses.append(loss.detach())
         tokens += ids.numel()
         window_tokens += ids.numel()
-        if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+        if step == first or (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             mean = float(torch.stack(losses).mean())
             if not math.isfinite(mean):
                 raise FloatingPointError(f"the loss is {mean} at step {step}")

@@ -62,9 +62,7 @@ class Optimizer:
         self.step_count = 0
         self.master = {name: p.detach().to(torch.float32, copy=True) for name, p in self.params.items()}
         self.first = {name: torch.zeros_like(m) for name, m in self.master.items()}
-        self.second = {
-            name: torch.zeros_like(m) for name, m in self.master.items() if not self._is_matrix(name, m)
-        }
+        self.second = {name: torch.zeros_like(m) for name, m in self.master.items() if not self._is_matrix(name, m)}
         self._groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
         self._master_views = self._views(self.master)
         self._first_views = self._views(self.first)

@@ -11,27 +11,25 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from qwen3.model import Qwen3
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.data import Sample, encode_samples, pack
-from qwen3.train.loop import document_mask, to_device
+from qwen3.train.loop import to_device
 
 
 def exact_share(
-    predict: Callable[..., torch.Tensor],
-    model: Qwen3,
+    predict: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     tokenizer: Tokenizer,
     samples: Mapping[str, Sequence[Sample]],
     *,
     rows: int,
     length: int,
+    device: torch.device,
 ) -> dict[str, float]:
     """For each named group, the share of samples whose trained tokens are all predicted.
 
-    predict(model, ids, positions, mask) -> [B, T] int64 first choices. Groups are packed one after the other into
+    predict(ids, positions, documents) -> [B, T] int64 first choices. Groups are packed one after the other into
     batches of [rows, length]; a document that finds no room goes into the next batch.
     """
-    device = next(model.parameters()).device
     result = {}
     for name, group in samples.items():
         waiting = sorted(encode_samples(tokenizer, group), key=lambda d: -len(d[0]))
@@ -45,7 +43,7 @@ def exact_share(
             if left_out:
                 raise ValueError(f"{left_out} samples of {name} did not fit; use longer rows")
             ids, labels, positions, documents = to_device(batch, device)
-            choice = predict(model, ids, positions, document_mask(documents))
+            choice = predict(ids, positions, documents)
             wrong = ((choice != labels) & (labels >= 0)).cpu().numpy()
             for row in range(rows):
                 numbers = batch.documents[row]
