@@ -12,7 +12,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from qwen3.tasks.dialogue_facts import Fact, Turn, article, cap, number_words, pick_fact
+from qwen3.tasks.dialogue_eval import EVAL_PROMPTS
+from qwen3.tasks.dialogue_facts import Fact, Turn, article, cap, pick_fact
 from qwen3.tasks.dialogue_social import OFFER, PERSONA_BLOCKED, expand, intent, pick_intent, say
 from qwen3.tasks.dialogue_stories import (
     CITIES,
@@ -555,10 +556,10 @@ def requested_mode(messages: list[Message]) -> bool | None:
 
 
 __all__ = [
+    "EVAL_PROMPTS",
     "FLAG_SHARE",
     "Turn",
     "fact_turn",
-    "number_words",
     "requested_mode",
     "sample_dialogue",
     "sample_turns",
