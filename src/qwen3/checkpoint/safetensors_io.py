@@ -1,7 +1,7 @@
 """Reading official safetensors checkpoints straight into the fused parameters.
 
 Every byte goes from the file into its final place by `pread` (through a chunk buffer only where the dtype or the device
-differs), so loading peaks at the size of the weights. Nothing is left mapped: a file that shrinks is an error, no SIGBUS.
+differs), so loading peaks at the size of the weights. Nothing is mapped: a file that shrinks is an error, not SIGBUS.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Is this checkpoint what it should be? Hashes, headers, names, shapes, values and tokenizer, each finding by itself."""
+"""Is this checkpoint what it should be? Hashes, headers, names, shapes, values, tokenizer: one finding each."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ class _Check:
     def add(self, severity: Severity, check: str, message: str) -> None:
         self.report.findings.append(Finding(severity, check, message))
 
-    def attempt(self, check: str, function: Callable[[], Any]) -> Any:
+    def attempt(self, check: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The function's value; a failure becomes a finding and None."""
         try:
-            return function()
+            return function(*args, **kwargs)
         except Qwen3Error as error:
             self.add("error", check, str(error))
         except OSError as error:
@@ -90,15 +90,15 @@ class _Check:
         return None
 
     def run(self) -> None:
-        self.attempt("files", lambda: finish_interrupted_save(self.folder))
-        config: ModelConfig | None = self.attempt("config", lambda: ModelConfig.from_pretrained(self.folder))
+        self.attempt("files", finish_interrupted_save, self.folder)
+        config: ModelConfig | None = self.attempt("config", ModelConfig.from_pretrained, self.folder)
         quantized = config is not None and config.quantization_config is not None
         if quantized:
-            self.attempt("config", lambda: check_not_quantized(self.folder))
-        weights: list[Path] = self.attempt("files", lambda: find_weight_files(self.folder)) or []
+            self.attempt("config", check_not_quantized, self.folder)
+        weights: list[Path] = self.attempt("files", find_weight_files, self.folder) or []
         self.strays(weights)
         self.hashes(weights)
-        headers = [header for file in weights if (header := self.attempt("headers", lambda f=file: read_header(f)))]
+        headers = [header for file in weights if (header := self.attempt("headers", read_header, file))]
         self.report.files = len(headers)
         self.report.tensors = sum(len(header.tensors) for header in headers)
         self.report.bytes = sum(header.size for header in headers)
@@ -120,7 +120,7 @@ class _Check:
                 self.add("warning", "files", f"{path} belongs to no index and is not read")
 
     def hashes(self, weights: list[Path]) -> None:
-        manifest = self.attempt("hashes", lambda: read_manifest(self.folder))
+        manifest = self.attempt("hashes", read_manifest, self.folder)
         if manifest is not None:
             self.report.hashes = "manifest"
             expected: dict[Path, str] = {}
@@ -141,7 +141,7 @@ class _Check:
             if expected:
                 self.report.hashes = "hub cache"
         for file, digest in expected.items():
-            found = self.attempt("hashes", lambda f=file, d=digest: self.digest(f, "sha256" if len(d) == 64 else "git"))
+            found = self.attempt("hashes", self.digest, file, "sha256" if len(digest) == 64 else "git")
             if found is not None and found != digest:
                 self.add("error", "hashes", f"{file} has hash {found} instead of {digest}; it was damaged or altered")
         if manifest is None and not expected:
@@ -153,7 +153,7 @@ class _Check:
         for file in weights:
             if not file.is_file() or file.stat().st_size not in sizes:
                 continue
-            found = self.attempt("hashes", lambda f=file: self.digest(f, "sha256"))
+            found = self.attempt("hashes", self.digest, file, "sha256")
             name = OFFICIAL_FILES.get((file.stat().st_size, found or ""))
             if name:
                 self.report.hashes = "official"
@@ -180,14 +180,14 @@ class _Check:
         from qwen3.checkpoint.names import official_shapes
         from qwen3.checkpoint.safetensors_io import check_complete, check_tied_copy
 
-        headers = self.attempt("tensors", lambda: read_headers(self.folder))
+        headers = self.attempt("tensors", read_headers, self.folder)
         if headers is None:
             return
         entries = {name: entry for header in headers for name, entry in header.tensors.items()}
-        if self.attempt(
-            "tensors", lambda: check_complete(self.folder, entries, official_shapes(config), config) or True
-        ):
-            self.attempt("tensors", lambda: check_tied_copy(entries, config))
+        before = len(self.report.findings)
+        self.attempt("tensors", check_complete, self.folder, entries, official_shapes(config), config)
+        if len(self.report.findings) == before:
+            self.attempt("tensors", check_tied_copy, entries, config)
 
     def values(self, header: Header) -> None:
         from qwen3.checkpoint.safetensors_io import TORCH_DTYPES, read_chunks
@@ -224,10 +224,10 @@ class _Check:
                 message = f"config.json has vocab_size {config.vocab_size}, below the packaged tokenizer's 151669"
                 self.add("error", "tokenizer", f"{message}; add the model's own tokenizer.json")
             return
-        tok = self.attempt("tokenizer", lambda: Tokenizer.from_pretrained(self.folder))
+        tok = self.attempt("tokenizer", Tokenizer.from_pretrained, self.folder)
         if tok is None:
             return
-        control = self.attempt("tokenizer", lambda: tok.control)
+        control = self.attempt("tokenizer", getattr, tok, "control")
         if tok.vocab_size > config.vocab_size:
             message = f"the tokenizer has {tok.vocab_size} ids but the embedding only {config.vocab_size} rows"
             self.add("error", "tokenizer", message)
@@ -245,7 +245,7 @@ class _Check:
         path = self.folder / "generation_config.json"
         if not path.is_file():
             return
-        data = self.attempt("generation", lambda: read_json(path, limit=1 << 20))
+        data = self.attempt("generation", read_json, path, limit=1 << 20)
         if data is None:
             return
         if not isinstance(data, dict):

@@ -1,0 +1,313 @@
+"""A model from a hub's cache, or into it: only the files that are needed, checked, in Hugging Face's cache layout.
+
+models--<owner>--<name>/blobs/<hash>   snapshots/<commit>/<file> -> ../../blobs/<hash>   refs/<revision>
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from qwen3 import family
+from qwen3.checkpoint.cache import is_complete, is_offline
+from qwen3.checkpoint.download import PARTIAL, Cancelled, Progress, RemoteFile, StderrProgress, download
+from qwen3.checkpoint.folder import UNSAFE_SUFFIXES, check_not_quantized, find_weight_files
+from qwen3.checkpoint.resolve import Resolved, weights_sha256
+from qwen3.config import ModelConfig
+from qwen3.errors import ModelNotFoundError, Qwen3Error, RemoteError, UnsafeFileError, UsageError
+
+_SMALL_FILES = re.compile(
+    r"config\.json|generation_config\.json|model\.safetensors\.index\.json|tokenizer\.json|tokenizer_config\.json"
+    r"|vocab\.json|merges\.txt|added_tokens\.json|special_tokens_map\.json|chat_template\.(jinja|json)|qwen3\.manifest\.json"
+)
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+_COMMIT = re.compile(r"[0-9a-zA-Z]{6,64}")
+_CONNECTIONS = 4
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a hub says about one revision of a repository."""
+
+    commit: str
+    files: tuple[RemoteFile, ...]
+
+
+class Hub(Protocol):
+    """A hub's dialect."""
+
+    name: str
+    default_revision: str
+
+    def cache(self) -> Path:
+        """Its cache folder."""
+
+    def headers(self) -> dict[str, str]:
+        """What goes with each request to it."""
+
+    def listing(self, repo: str, revision: str) -> Listing:
+        """Raises ModelNotFoundError or RemoteError."""
+
+    def file_error(self, repo: str, file: RemoteFile, error: Exception) -> Qwen3Error:
+        """What a failed download of a file means."""
+
+
+def fetch(
+    repo: str,
+    revision: str | None = None,
+    *,
+    name: str | None = None,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+    refresh: bool = False,
+) -> Resolved:
+    """The model `repo` at `revision` (a branch, tag or commit) from the cache, else downloaded; see `resolve`."""
+    hub = _the_hub()
+    known = family.resolve_repo(repo)
+    if known is not None:  # hubs ignore case, caches do not
+        repo = known[0].repo if known[1] is None else known[0].variants[known[1]]
+    revision = revision or hub.default_revision
+    if any(part in ("", ".", "..") for part in revision.split("/")):
+        raise UsageError(f"{repo}@{revision}: not a revision")
+    root = hub.cache() / ("models--" + repo.replace("/", "--"))
+    offline = is_offline() if offline is None else offline
+    snapshot = _cached(root, revision)
+    cached = None
+    if snapshot is not None and is_complete(snapshot):
+        cached = _resolved(snapshot, repo, revision, name, "cache")
+        if offline or (not refresh and _has_text(snapshot)):
+            return cached
+    if offline:
+        part = "only in part " if snapshot is not None else ""
+        raise ModelNotFoundError(
+            f"{repo}@{revision} is {part or 'not '}in the cache {hub.cache()} and asking {hub.name} is switched off "
+            f"(HF_HUB_OFFLINE); go online once with `qwen3 pull {repo}@{revision}`"
+        )
+    try:
+        listing = hub.listing(repo, revision)
+    except RemoteError:
+        if cached is None or refresh:
+            raise
+        return cached  # all the weights are there; only tokenizer files might have been added
+    if not _COMMIT.fullmatch(listing.commit):
+        raise RemoteError(f"{hub.name} gave {repo} the impossible commit {listing.commit[:80]!r}")
+    downloaded = _download(hub, repo, listing, root, progress or StderrProgress())
+    _write_ref(root, revision, listing.commit)
+    return _resolved(root / "snapshots" / listing.commit, repo, revision, name, "download" if downloaded else "cache")
+
+
+def _the_hub() -> Hub:
+    choice = os.environ.get("QWEN3_HUB") or "huggingface"
+    if choice == "huggingface":
+        from qwen3.checkpoint.huggingface import HuggingFace
+
+        return HuggingFace()
+    if choice == "modelscope":
+        from qwen3.checkpoint.modelscope import ModelScope
+
+        return ModelScope()
+    raise UsageError(f"QWEN3_HUB is {choice!r}; it must be huggingface or modelscope")
+
+
+def _download(hub: Hub, repo: str, listing: Listing, root: Path, progress: Progress) -> bool:
+    """Brings what is missing of a snapshot; False if nothing was."""
+    small, weights = _choose(hub, repo, listing.files)
+    snapshot = root / "snapshots" / listing.commit
+    missing = [file for file in (*small, *weights) if not (snapshot / file.name).is_file()]
+    if not missing:
+        return False
+    _check_writable(root, hub)
+    # the small files say whether this is a model for us, before any of the big ones moves
+    _download_all(hub, repo, [file for file in small if file in missing], root, snapshot, _uncounted)
+    ModelConfig.from_pretrained(snapshot)
+    check_not_quantized(snapshot)
+
+    files = [file for file in weights if file in missing]
+    total = sum(file.size for file in weights)
+    have = total - sum(file.size for file in files) + sum(_partial_bytes(root, file) for file in files)
+    free = shutil.disk_usage(root).free
+    if total - have > free:
+        raise Qwen3Error(
+            f"{repo} needs {total - have:,} more bytes ({(total - have) / 1e9:.2f} GB) in {root}, but that disk has "
+            f"{free:,} free ({free / 1e9:.2f} GB); free some, or set HF_HOME to another disk"
+        )
+    plural = "s" if len(weights) > 1 else ""
+    what = f"{repo}@{listing.commit[:12]}: {total / 1e9:.2f} GB in {len(weights)} file{plural} from {hub.name}"
+    lock, done = threading.Lock(), have
+
+    def advance(count: int) -> None:
+        nonlocal done
+        with lock:
+            done += count
+            progress(what, done, total)
+
+    if files:
+        progress(what, have, total)
+        _download_all(hub, repo, files, root, snapshot, advance)
+    if not is_complete(snapshot):
+        find_weight_files(snapshot)  # says what is wrong
+        raise RemoteError(f"{hub.name} lists no complete model for {repo}; try another revision")
+    return True
+
+
+def _choose(hub: Hub, repo: str, files: Sequence[RemoteFile]) -> tuple[list[RemoteFile], list[RemoteFile]]:
+    """(small files, weight files) to download. Pickle is never among them."""
+    small = [file for file in files if _SMALL_FILES.fullmatch(file.name)]
+    weights = [file for file in files if _WEIGHTS.fullmatch(file.name)]
+    if any(file.name == "model.safetensors" for file in weights):
+        weights = [file for file in weights if file.name == "model.safetensors"]
+        small = [file for file in small if file.name != "model.safetensors.index.json"]
+    names = [file.name for file in files]
+    if not weights:
+        if any(name.endswith(".gguf") for name in names):
+            raise UsageError(
+                f"{repo} holds GGUF files, which this release does not read yet; use its safetensors sibling"
+            )
+        if any(name.endswith(UNSAFE_SUFFIXES) for name in names):
+            raise UnsafeFileError(f"{repo} holds pickled weights only, which are never opened; it needs safetensors")
+        raise ModelNotFoundError(f"{repo} on {hub.name} holds no safetensors weights")
+    if "config.json" not in names:
+        raise ModelNotFoundError(f"{repo} on {hub.name} has no config.json, so it is no model")
+    for file in (*small, *weights):
+        if file.digest is not None and not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", file.digest):
+            raise RemoteError(f"{hub.name} gave {repo} {file.name} the impossible hash {file.digest[:80]!r}")
+        if file.sha256 is None and file in weights:
+            raise RemoteError(f"{hub.name} gave no sha256 for {repo} {file.name}, so it cannot be checked")
+    return small, weights
+
+
+def _download_all(
+    hub: Hub, repo: str, files: Sequence[RemoteFile], root: Path, snapshot: Path, advance: Callable[[int], None]
+) -> None:
+    stop, headers = threading.Event(), hub.headers()
+
+    def bring(file: RemoteFile) -> None:
+        blob = _blob(root, file)
+        try:
+            if not blob.is_file():
+                download(file, blob, headers=headers, advance=advance, stop=stop)
+            _link(blob, snapshot / file.name)
+        except (Qwen3Error, Cancelled):
+            raise
+        except Exception as error:
+            raise hub.file_error(repo, file, error) from None
+
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        jobs = [pool.submit(bring, file) for file in files]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException as error:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            if not isinstance(error, Cancelled):
+                raise
+            failed = next(
+                e for job in jobs if not job.cancelled() and (e := job.exception()) and type(e) is not Cancelled
+            )
+            raise failed from None
+
+
+def _uncounted(count: int) -> None:
+    """Small files are not worth a progress bar."""
+
+
+def _blob(root: Path, file: RemoteFile) -> Path:
+    return root / "blobs" / (file.digest or f"unhashed-{file.size}-{file.name}")
+
+
+def _partial_bytes(root: Path, file: RemoteFile) -> int:
+    blob = _blob(root, file)
+    try:
+        return blob.stat().st_size if blob.is_file() else blob.with_name(blob.name + PARTIAL).stat().st_size
+    except OSError:
+        return 0
+
+
+def _link(blob: Path, pointer: Path) -> None:
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    if pointer.is_symlink() and not pointer.exists():
+        pointer.unlink()
+    try:
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    except FileExistsError:
+        pass
+    except OSError:  # no symbolic links here: the snapshot holds the file itself
+        os.replace(blob, pointer)
+
+
+def _cached(root: Path, revision: str) -> Path | None:
+    """The snapshot folder of a revision: by its ref, its commit, or the beginning of its commit."""
+    snapshots = root / "snapshots"
+    try:
+        commit = (root / "refs" / revision).read_text().strip()
+        if _COMMIT.fullmatch(commit) and (snapshots / commit).is_dir():
+            return snapshots / commit
+    except (OSError, UnicodeDecodeError):
+        pass
+    if re.fullmatch("[0-9a-f]{7,40}", revision):
+        found = sorted(snapshots.glob(revision + "*"))
+        return found[0] if len(found) == 1 else None
+    return None
+
+
+def _has_text(snapshot: Path) -> bool:
+    return any((snapshot / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+
+
+def _write_ref(root: Path, revision: str, commit: str) -> None:
+    if commit.startswith(revision) and re.fullmatch("[0-9a-f]{7,}", revision):
+        return
+    ref = root / "refs" / revision
+    try:
+        if ref.is_file() and ref.read_text() == commit:
+            return
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        draft = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
+        draft.write_text(commit)
+        os.replace(draft, ref)
+    except OSError:
+        pass  # a cache that is complete but read-only still serves; only the shortcut to the commit is not kept
+
+
+def _check_writable(root: Path, hub: Hub) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".{os.getpid()}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        variable = "QWEN3_MODELSCOPE_CACHE" if hub.name == "ModelScope" else "HF_HOME"
+        raise Qwen3Error(
+            f"{error.filename or root}: the model cache cannot be written ({error.strerror}); set {variable} to a "
+            "folder that can"
+        ) from None
+
+
+def _resolved(snapshot: Path, repo: str, revision: str, name: str | None, source: str) -> Resolved:
+    digests = {}
+    for file in find_weight_files(snapshot):
+        try:
+            digests[file.name] = Path(os.readlink(file)).name
+        except OSError:
+            digests = {}
+            break
+    if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests.values()):
+        digests = {}
+    return Resolved(
+        path=snapshot,
+        kind="folder",
+        name=name or repo,
+        repo=repo,
+        revision=revision,
+        commit=snapshot.name,
+        sha256=weights_sha256(digests),
+        source="download" if source == "download" else "cache",
+    )
