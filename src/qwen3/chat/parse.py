@@ -13,7 +13,7 @@ from qwen3.chat.encode import control_pattern, default_tokenizer
 from qwen3.chat.messages import Message, ToolCall
 from qwen3.chat.tool_calls import parse_tool_call
 from qwen3.errors import UsageError
-from qwen3.tokenizer import CONTROL_TOKENS, Tokenizer
+from qwen3.tokenizer import CONTROL_TOKENS, Detokenizer, Tokenizer
 
 _TAGS = tuple(CONTROL_TOKENS[name][0] for name in ("think", "end_think", "tool_call", "end_tool_call"))
 _ENDS = tuple(CONTROL_TOKENS[name][0] for name in ("im_end", "endoftext"))
@@ -44,7 +44,9 @@ def parse(turn: str | Iterable[int], tokenizer: Tokenizer | None = None) -> Mess
         if is_tag:
             segments += [(tok.decode([id]), True) for id in group]
         else:
-            segments.append((tok.decode(group, skip_special_tokens=True), False))
+            # As in a stream, an unfinished character at the end of a segment is left out.
+            push = Detokenizer(tok).push
+            segments.append(("".join(push(id) for id in group if id not in tok.special_ids), False))
     return _build(segments)
 
 
@@ -52,17 +54,48 @@ def _until_end(text: str) -> str:
     return min((text.split(end)[0] for end in _ENDS), key=len)
 
 
+class _Content:
+    """The answer text, without the newlines that the template puts around think blocks and tool calls."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._open = ""  # since the last tag
+        self._strip = False
+        self._after_call = False
+
+    def add(self, text: str) -> None:
+        text = text.lstrip("\n") if self._strip else text
+        self._strip = self._strip and not text
+        self._open += text
+
+    def tag(self, drop: int = 0, strip: bool = False) -> None:
+        """A tag, or the end, comes after `drop` newlines of the template; `strip`: those after it are its own too."""
+        body = self._open.rstrip("\n")
+        newlines = len(self._open) - len(body)
+        if body:
+            self._after_call = False
+        elif self._after_call:
+            newlines = 0
+        self._parts.append(body + "\n" * max(newlines - drop, 0))
+        self._open, self._strip = "", self._strip or strip
+
+    def call(self) -> None:
+        self.tag(drop=1)
+        self._after_call = True
+
+    def __str__(self) -> str:
+        return "".join(self._parts)
+
+
 def _build(segments: list[tuple[str, bool]]) -> Message:
     """Segments are (text, whether it is a tag)."""
     reasoning: list[str] = []
-    content: list[str] = []
+    content = _Content()
     calls: list[ToolCall] = []
     warnings: list[str] = []
     thought: list[str] = []
     tags = [text for text, is_tag in segments if is_tag and "think" in text]
     thinking = bool(tags) and tags[0] == "</think>"
-    after_call = False
-    strip = False
     i = 0
     while i < len(segments):
         text, is_tag = segments[i]
@@ -72,8 +105,9 @@ def _build(segments: list[tuple[str, bool]]) -> Message:
                 thought.append(text)
                 continue
             reasoning.append("".join(thought).strip("\n"))
-            thought, thinking, strip = [], False, True
+            thought, thinking = [], False
         elif is_tag and text == "<think>":
+            content.tag(strip=True)
             thinking = True
         elif is_tag and text == "</think>":
             warnings.append("the turn closes a think block that is not open; the tag was dropped")
@@ -86,23 +120,17 @@ def _build(segments: list[tuple[str, bool]]) -> Message:
                 if not closed:
                     raise ValueError("it is not closed")
                 calls.append(parse_tool_call(body))
-                _trim(content, None if after_call else 1)
-                after_call = True
+                content.call()
             except ValueError as error:
                 warnings.append(f"a tool call cannot be read ({error}); it was left in the content")
-                content.append(f"<tool_call>{body}{'</tool_call>' if closed else ''}")
-                after_call = False
+                content.add(f"<tool_call>{body}{'</tool_call>' if closed else ''}")
         else:
-            text = text.lstrip("\n") if strip else text
-            strip = strip and not text
-            content.append(text)
-            after_call = after_call and not text.strip("\n")
+            content.add(text)
+    content.tag()
     if thinking:
         reasoning.append("".join(thought).strip("\n"))
-    if after_call:
-        _trim(content, None)
     joined = "\n\n".join(text for text in reasoning if text)
-    return Message("assistant", "".join(content), joined, tuple(calls), tuple(warnings))
+    return Message("assistant", str(content), joined, tuple(calls), tuple(warnings))
 
 
 def _next_tag(segments: list[tuple[str, bool]], start: int) -> int:
@@ -111,11 +139,3 @@ def _next_tag(segments: list[tuple[str, bool]], start: int) -> int:
         if segments[i][1] and "tool_call" in segments[i][0]:
             return i
     return len(segments)
-
-
-def _trim(content: list[str], newlines: int | None) -> None:
-    """Drop the template's newlines at the end: `newlines` of them, or all."""
-    text = "".join(content)
-    body = text.rstrip("\n")
-    kept = 0 if newlines is None else max(len(text) - len(body) - newlines, 0)
-    content[:] = [body + "\n" * kept]

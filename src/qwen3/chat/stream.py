@@ -65,7 +65,8 @@ class TokenStream:
         self.policy = policy or ThinkingPolicy()
         self.policy.require_supported()
         self._tokenizer = tokenizer
-        self._control = tokenizer.control
+        self._control = control = tokenizer.control
+        self._tags = frozenset((control.think, control.end_think, control.tool_call, control.end_tool_call))
         self._special = tokenizer.special_ids
         self._eos = frozenset(() if ignore_eos else tokenizer.eos_ids if eos_ids is None else eos_ids)
         self._stop_ids = frozenset(stop_token_ids)
@@ -189,6 +190,7 @@ class TokenStream:
         if self.state == "tool_call":
             return self._step_in_call(id)
         if id == control.end_think:
+            self._cut()
             self._warnings.append("the model closed a think block that was not open; the tag was dropped")
             return []
         self.state = "answer"
@@ -197,6 +199,8 @@ class TokenStream:
         return self._show(self._text(id))
 
     def _text(self, id: int) -> str:
+        if id in self._tags:
+            self._detokenizer.flush()  # a tag that is text here still ends what came before
         return "" if id in self._special else self._detokenizer.push(id)
 
     def _delta(self, kind: type[ReasoningDelta] | type[TextDelta], text: str) -> Event:
