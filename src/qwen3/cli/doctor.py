@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
@@ -102,6 +103,8 @@ def _cache() -> Check:
     path = huggingface_cache()
     there = _existing(path)
     try:
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         with tempfile.NamedTemporaryFile(dir=there):
             pass
     except OSError as error:
@@ -122,7 +125,7 @@ def _hub(offline: bool) -> Check:
     """One TCP connection to where the hub is, or to the proxy in front of it; nothing is asked for."""
     from qwen3.checkpoint.cache import is_offline
 
-    name, address = hub_address()
+    name, address = _hub_address()
     if offline or is_offline():
         why = "--offline" if offline else "HF_HUB_OFFLINE is set"
         return Check("hub", "ok", f"{name} was not asked ({why})")
@@ -137,11 +140,15 @@ def _hub(offline: bool) -> Check:
     return Check("hub", "ok", f"{name} answers at {target.hostname}:{port}")
 
 
-def hub_address() -> tuple[str, str]:
+def _hub_address() -> tuple[str, str]:
     """(name, URL) of the hub the environment asks for."""
-    if os.environ.get("QWEN3_HUB", "").lower() == "modelscope":
-        return "ModelScope", os.environ.get("MODELSCOPE_ENDPOINT") or "https://www.modelscope.cn"
-    return "Hugging Face", os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    if os.environ.get("QWEN3_HUB") == "modelscope":
+        from qwen3.checkpoint.modelscope import ModelScope
+
+        return ModelScope.name, ModelScope().endpoint
+    from qwen3.checkpoint.huggingface import HuggingFace
+
+    return HuggingFace.name, HuggingFace().endpoint
 
 
 def _proxy(address: str) -> str | None:
@@ -194,5 +201,5 @@ def _sha256(path: Path) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder above `path` that is there."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    """`path` or the nearest thing above it that is there."""
+    return next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 from qwen3.errors import OutOfMemoryError, Qwen3Error
 
@@ -43,7 +45,12 @@ def _run(args: list[str]) -> int:
         return version("--json" in args)
     from qwen3.cli.app import app
 
-    code = app(args=args, prog_name="qwen3", standalone_mode=False)
+    try:
+        code = app(args=args, prog_name="qwen3", standalone_mode=False)
+    except SystemExit as leaving:  # what the parser makes of a broken pipe, with the wrong code
+        if isinstance(leaving.__context__, BrokenPipeError):
+            raise leaving.__context__ from None
+        raise
     return code if isinstance(code, int) else 0
 
 
@@ -64,38 +71,38 @@ def _explain(args: list[str], error: Exception) -> int:
     return _fail(args, kind, f"{kind}: {error} ({hint})", 1)
 
 
-def _usage(args: list[str], error: Exception) -> int:
-    message = error.format_message()  # type: ignore[attr-defined]
+def _usage(args: list[str], error: Any) -> int:
     context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help
-        print(message, file=sys.stderr)
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
         return 2
     command = getattr(context, "command_path", "qwen3")
-    return _fail(args, "UsageError", f"{message.rstrip('.')} (see {command} -h)", 2)
+    return _fail(args, "UsageError", f"{error.format_message().rstrip('.')} (see {command} -h)", 2)
 
 
 def _fail(args: list[str], kind: str, message: str, code: int) -> int:
     line = " ".join(message.split())
     try:
-        sys.stdout.flush()
         if "--json" in args:
             from qwen3.cli.console import out_json
 
             out_json({"error": {"type": kind, "message": line, "exit_code": code}})
-        print(f"error: {line}", file=sys.stderr, flush=True)
-    except OSError:  # nobody is listening any more
+        sys.stdout.flush()
+    except OSError:  # nobody reads it, or the disk is full
         _close_stdout()
+    with suppress(OSError):
+        print(f"error: {line}", file=sys.stderr, flush=True)
     return code
 
 
 def _close_stdout() -> None:
     """Keeps the interpreter's own flush at exit from complaining about a pipe that is gone."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is None:
+            continue
         try:
             stream.flush()
         except OSError:
-            os.dup2(null, stream.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

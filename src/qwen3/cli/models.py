@@ -89,9 +89,7 @@ def on_disk(name: str | None) -> Resolved:
     except ModelNotFoundError as error:
         if is_offline() or "in the cache" not in str(error):
             raise
-        raise ModelNotFoundError(
-            f"{name} is not on this disk, or not all of it; qwen3 pull {name} fetches it"
-        ) from None
+        raise ModelNotFoundError(f"{name} is not (wholly) on this disk; qwen3 pull {name} fetches it") from None
 
 
 def _progress() -> Any:
