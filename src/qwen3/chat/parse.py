@@ -106,8 +106,9 @@ def _build(segments: list[tuple[str, bool]]) -> Message:
                 continue
             reasoning.append("".join(thought).strip("\n"))
             thought, thinking = [], False
-        elif is_tag and text == "<think>":
             content.tag(strip=True)
+        elif is_tag and text == "<think>":
+            content.tag()
             thinking = True
         elif is_tag and text == "</think>":
             warnings.append("the turn closes a think block that is not open; the tag was dropped")

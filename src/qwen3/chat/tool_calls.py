@@ -27,6 +27,8 @@ def parse_tool_call(text: str) -> ToolCall:
             if _END.match(text, end):
                 return ToolCall(_name(json.loads(match["name"])), text[match.end() : end], new_id())
         call = decoder.decode(text)
+        if isinstance(call, dict) and isinstance(inner := call.get("arguments"), str):
+            call["arguments"] = decoder.decode(inner)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -34,8 +36,6 @@ def parse_tool_call(text: str) -> ToolCall:
     if not isinstance(call, dict):
         raise ValueError("not a JSON object")
     arguments = call.get("arguments", {})
-    if isinstance(arguments, str):
-        arguments = decoder.decode(arguments)
     if not isinstance(arguments, dict):
         raise ValueError("arguments is not an object")
     return ToolCall(_name(call.get("name")), json.dumps(arguments, ensure_ascii=False), new_id())
