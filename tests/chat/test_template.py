@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from qwen3.chat import TEMPLATES, Message, ToolCall, encode, render
-from qwen3.errors import UsageError
-from qwen3.tokenizer import CONTROL_TOKENS
+from qwen3.errors import CorruptFileError, UsageError
+from qwen3.tokenizer import CONTROL_TOKENS, Tokenizer
 from tests.chat.random_chat import conversation, odd_conversation, tool
 
 CASES = [json.loads(line) for line in (Path(__file__).parents[1] / "data" / "chat_template_cases.jsonl").open()]
@@ -210,6 +210,15 @@ def test_random_injections(tok):
         ids = encode(messages, tokenizer=tok, **options).ids
         expected = encode(harmless, tokenizer=tok, **options).ids
         assert [id for id in ids if id >= 151_643] == [id for id in expected if id >= 151_643]
+
+
+def test_a_tokenizer_without_the_tags_is_refused(tok, tmp_path):
+    tok.prefix(256).save(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    data["added_tokens"] = data["added_tokens"][:3]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(CorruptFileError, match=r"no control token .*<think>"):
+        encode([{"role": "user", "content": "Q"}], tokenizer=Tokenizer.from_pretrained(tmp_path))
 
 
 def test_lone_surrogates_are_named(tok):

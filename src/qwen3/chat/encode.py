@@ -45,7 +45,8 @@ def encode(
 ) -> Encoded:
     """Prompt ids of the messages. Arguments as in `render`; `tokenizer` None means the packaged one.
 
-    Raises UsageError as `render` does, and for text that is not valid Unicode.
+    Raises UsageError as `render` does, and for text that is not valid Unicode; CorruptFileError if the tokenizer lacks
+    a control token.
     """
     tok = tokenizer or default_tokenizer()
     options: dict[str, Any] = {
@@ -54,6 +55,7 @@ def encode(
         "enable_thinking": enable_thinking,
     }
     if isinstance(template, str):
+        tok.control.as_tuple()  # without these tokens the template's own tags would be text
         return encode_pieces(pieces(messages, template=template, **options), tok)
     control = tuple(tok.added_tokens.values())
     encoded = encode_pieces(template.pieces(messages, control=control, **options), tok)
