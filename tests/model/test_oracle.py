@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -108,6 +109,19 @@ def test_layers_without_experts() -> None:
     assert error <= 1e-5
 
 
+@pytest.mark.parametrize("name", EIGHT)
+@pytest.mark.parametrize("yarn", [False, True])
+def test_config_through_transformers(name: str, yarn: bool) -> None:
+    """What transformers 5 makes of our config.json, in its own spelling, is read as the same config."""
+    import transformers
+
+    config = MODELS[name].config.with_yarn(4.0) if yarn else MODELS[name].config
+    kind = transformers.Qwen3MoeConfig if config.is_moe else transformers.Qwen3Config
+    theirs = json.loads(kind.from_dict(config.to_dict()).to_json_string(use_diff=False))
+    assert "rope_parameters" in theirs
+    assert ModelConfig.from_dict(theirs) == config
+
+
 def true_shape(layers: int) -> ModelConfig:
     return replace(MODELS["Qwen3-0.6B"].config, num_hidden_layers=layers)
 
@@ -117,17 +131,15 @@ def compare_true_shape(layers: int) -> None:
     config = true_shape(layers)
     ids = torch.randint(0, 151_669, (1, 16), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        model = random_model(config)
-        ours = model(ids)
-        del model
         theirs = oracle(config)
-        error = distance(ours, oracle_logits(theirs, ids))
+        wanted = oracle_logits(theirs, ids)
         theirs16 = oracle_logits(theirs.to(torch.bfloat16), ids)
         del theirs
-        model16 = random_model(config, dtype=torch.bfloat16)
-        ours16 = model16(ids)
-        exact = model16.float()(ids)
-        error16, their_error16 = distance(ours16, exact), distance(theirs16, exact)
+        model = random_model(config)
+        error = distance(model(ids), wanted)
+        ours16 = model.bfloat16()(ids)
+        exact = model.float()(ids)
+    error16, their_error16 = distance(ours16, exact), distance(theirs16, exact)
     report(f"0.6B, {layers} layers", float32=error, bfloat16=error16, transformers_bfloat16=their_error16)
     assert error <= 1e-5
     assert error16 <= 1.25 * their_error16
