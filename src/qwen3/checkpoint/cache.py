@@ -50,7 +50,7 @@ def is_complete(snapshot: Path) -> bool:
     """Whether a cached snapshot has a config and every weight file its index names."""
     try:
         return (snapshot / "config.json").is_file() and all(path.is_file() for path in find_weight_files(snapshot))
-    except Qwen3Error:
+    except (Qwen3Error, OSError):
         return False
 
 

@@ -42,12 +42,11 @@ def staging(folder: Path) -> Iterator[Path]:
         try:
             stage.mkdir()
             yield stage
-        except OSError as error:
-            _discard(folder, stage, made)
-            raise Qwen3Error(f"{error.filename or folder}: cannot be written ({error.strerror})") from None
-        except BaseException:
+        except BaseException as error:
             if not (folder / JOURNAL).exists():  # once committed, the staged files are the new state
                 _discard(folder, stage, made)
+            if isinstance(error, OSError) and not isinstance(error, Qwen3Error):
+                raise Qwen3Error(f"{error.filename or folder}: cannot be written ({error.strerror})") from None
             raise
 
 

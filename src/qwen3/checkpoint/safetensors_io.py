@@ -27,7 +27,7 @@ from qwen3.config import ModelConfig
 from qwen3.errors import CorruptFileError
 
 TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 4 << 20
 # several reads in flight fill a fast disk; each thread holds at most one chunk
 _READERS = min(4, os.cpu_count() or 1)
 
@@ -73,7 +73,7 @@ def load_weights(
     `device`, `dtype`: where and as what; None keeps the parameter's own (for meta parameters: the CPU, their dtype).
     Floating-point tensors of another dtype are converted chunk by chunk. All headers, names and shapes, and whether it
     all fits into memory, are checked before the first allocation, so that a refused checkpoint leaves the model as it
-    was. Peak memory is the weights plus a few 16 MB chunks.
+    was. Peak memory is the weights plus a few 4 MB chunks.
 
     Raises CorruptFileError listing every missing, extra, misshapen or non-float tensor; ConfigError for a quantized
     checkpoint; UnsafeFileError, ModelNotFoundError as `find_weight_files`; OutOfMemoryError with the numbers.

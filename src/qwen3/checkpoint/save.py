@@ -132,12 +132,9 @@ def _text_files(
     if len(shards) > 1:
         weight_map = {name: file_name for file_name, names in shards.items() for name in names}
         texts[INDEX] = _json({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    taken = {*texts, *shards, MANIFEST, JOURNAL, SINGLE, INDEX}
     for name, content in extra_files.items():
-        if (
-            Path(name).name != name
-            or name in (*texts, *shards, MANIFEST, JOURNAL, SINGLE, INDEX)
-            or name.startswith(".")
-        ):
+        if not name or Path(name).name != name or name.startswith(".") or name in taken:
             raise UsageError(f"extra_files: {name!r} must be a plain file name that the checkpoint does not use itself")
         texts[name] = content if isinstance(content, bytes) else content.encode()
     return texts
