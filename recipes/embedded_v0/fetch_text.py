@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import unicodedata
 from collections import Counter
@@ -156,7 +155,8 @@ def king_james(folder: Path) -> Iterator[Document]:
     program, data = folder / "usr/bin/bible", folder / "usr/lib"
     command = [str(program), "-f", "-p", str(data), "gen1:1-rev22:21"]
     text = subprocess.run(command, capture_output=True, check=True, text=True, errors="replace").stdout
-    chapter, verses = "", []
+    chapter = ""
+    verses: list[str] = []
     for line in text.splitlines():
         match = re.match(r"^(\w+ ?\d+):\d+ (.*)$", line)
         if match is None:
@@ -483,4 +483,4 @@ def write(out: Path, lines: list[str], rows: list[dict[str, object]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

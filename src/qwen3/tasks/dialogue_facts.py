@@ -222,7 +222,7 @@ def _animal_facts() -> list[Fact]:
             f"What do you call a young {animal}?",
             f"What is the name for a baby {animal}?",
         )
-        facts.append(Fact(questions, young, (f"A young {animal} is called {article(young)}.",), a))
+        facts.append(Fact(questions, young, (f"A young {animal} is called {article(young)}.",)))
     for animal, count in _pairs(data.LEGS):
         a = article(animal)
         questions = (f"How many legs does {a} have?", f"How many legs has {a}?", f"Count the legs of {a}.")
