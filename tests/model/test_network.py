@@ -209,10 +209,17 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
 
 def test_default_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = MODELS["Qwen3-0.6B"].config, tiny_config(dtype="bfloat16")
+    half = replace(large, dtype="float16")
+    wide, narrow, free = torch.float32, torch.bfloat16, large.weight_bytes("float32")
+    monkeypatch.setattr("qwen3.checkpoint.memory.available_bytes", lambda: free)
     for native in (True, False):
         monkeypatch.setattr(load_module, "cpu_has_bfloat16", lambda native=native: native)
-        assert load_module.default_dtype(large, "cpu") == (torch.bfloat16 if native else torch.float32)
-        assert load_module.default_dtype(large, "cuda") == torch.bfloat16
-        assert load_module.default_dtype(small, "cpu") == torch.float32
-        assert load_module.default_dtype(replace(large, dtype="float16"), "cpu") == torch.float32
-        assert load_module.default_dtype(replace(large, dtype="float32"), "cuda") == torch.float32
+        assert load_module.default_dtype(large, "cpu") == (narrow if native else wide)
+        assert load_module.default_dtype(large, "cuda") == narrow
+        assert load_module.default_dtype(small, "cpu") == wide
+        assert load_module.default_dtype(half, "cpu") == wide
+        assert load_module.default_dtype(half, "cuda") == torch.float16
+        assert load_module.default_dtype(replace(large, dtype="float32"), "cuda") == wide
+    free -= 1
+    assert load_module.default_dtype(large, "cpu") == narrow
+    assert load_module.default_dtype(half, "cpu") == narrow

@@ -11,7 +11,7 @@ from qwen3.config import ModelConfig
 from qwen3.errors import ConfigError, UsageError
 from qwen3.model.network import Qwen3
 
-SMALL_MODEL = 100_000_000  # parameters; below, float32 costs little memory and decodes faster on a CPU
+SMALL_MODEL = 100_000_000  # parameters; see `default_dtype`
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -28,16 +28,23 @@ def cpu_has_bfloat16() -> bool:
 
 
 def default_dtype(config: ModelConfig, device: torch.device | str) -> torch.dtype:
-    """The dtype a model runs in unless told: the checkpoint's own, with one exception.
+    """The dtype a model runs in unless told: the checkpoint's own, except on a CPU.
 
-    On a CPU a 16-bit model becomes float32 if it has under 100 M parameters, is float16, or the CPU lacks native
-    bfloat16.
+    There a 16-bit model becomes float32 if it has under 100 M parameters (it costs little, and results hardly depend on
+    what else is in the batch), and also if the CPU lacks native bfloat16 or the model is float16, unless only 16 bits
+    fit into memory.
     """
+    from qwen3.checkpoint import available_bytes
+
     stored = _DTYPES[config.dtype]
     if torch.device(device).type != "cpu" or stored == torch.float32:
         return stored
-    small = config.num_parameters() < SMALL_MODEL
-    return torch.float32 if small or stored == torch.float16 or not cpu_has_bfloat16() else stored
+    if config.num_parameters() < SMALL_MODEL:
+        return torch.float32
+    if stored == torch.bfloat16 and cpu_has_bfloat16():
+        return stored
+    free = available_bytes()
+    return torch.float32 if free is None or config.weight_bytes("float32") <= free else torch.bfloat16
 
 
 def load_model(
