@@ -21,6 +21,7 @@ from qwen3.errors import CorruptFileError, Qwen3Error, UsageError
 
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
+_FEW = 1024
 
 
 def mix64(x: int) -> int:
@@ -55,41 +56,41 @@ def gumbel(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def penalise(
-    logits: torch.Tensor,
-    counts: torch.Tensor,
-    seen: torch.Tensor,
-    repetition: torch.Tensor,
-    frequency: torch.Tensor,
-    presence: torch.Tensor,
+    logits: torch.Tensor, counts: torch.Tensor, repetition: float, frequency: float, presence: float
 ) -> torch.Tensor:
-    """Penalised copy of logits [B, V].
+    """Penalised logits [S] of the tokens that are in the prompt or were generated; counts [S]: how often generated.
 
-    counts [B, V]: how often each token was generated; seen [B, V] bool: it is in the prompt or was generated; the three
-    penalties are [B, 1]. Repetition as in CTRL (arXiv 1909.05858, extended to the prompt), frequency and presence as in
-    OpenAI's API: over generated tokens only.
+    Repetition as in CTRL (arXiv 1909.05858, extended to the prompt), frequency and presence as in OpenAI's API: over
+    generated tokens only.
     """
     shrunk = torch.where(logits > 0, logits / repetition, logits * repetition)
-    out = torch.where(seen, shrunk, logits)
-    return out - frequency * counts - presence * (counts > 0)
+    return shrunk - frequency * counts - presence * (counts > 0)
 
 
 def filtered_logprobs(
-    ordered: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+    ordered: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    total: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Log-probabilities [B, C] float64 of candidates with logits [B, C] in descending order; -inf = dropped.
 
-    The parameters are [B, 1]; temperature > 0; top_k 0 = off. Every rule is a threshold on values, so that equal
-    logits share one fate and the order among them cannot matter.
+    The parameters are [B, 1]; temperature > 0; top_k 0 = off. total [B, 1]: logsumexp of (logit - largest) /
+    temperature over more tokens than the candidates, None: over the candidates kept by top_k. Every rule is a threshold
+    on values, so that equal logits share one fate and the order among them cannot matter.
     """
     x = (ordered.double() - ordered[:, :1].double()) / temperature
     kth = ordered.gather(1, (top_k.long() - 1).clamp(0, ordered.shape[1] - 1))
     x = x.masked_fill((top_k > 0) & (ordered < kth), -torch.inf)
-    p = torch.softmax(x, dim=1)
+    logp = x - (torch.logsumexp(x, dim=1, keepdim=True) if total is None else total)
+    p = logp.exp()
     before = p.cumsum(1) - p
     nucleus = (before < top_p).sum(1, keepdim=True) - 1  # the last candidate inside; the first always is
     smallest = torch.where(top_p < 1, p.gather(1, nucleus.clamp(min=0)), 0.0)
     keep = (p >= smallest) & (p >= min_p * p[:, :1])
-    return torch.log(p).masked_fill(~keep, -torch.inf)
+    return logp.masked_fill(~keep, -torch.inf)
 
 
 @dataclass
@@ -147,6 +148,8 @@ class RowSampler:
             float(params.top_p or 1),
             params.min_p or 0.0,
         ]
+        nucleus = self.filters[2] < 1 or self.filters[3] > 0
+        self.kind = "greedy" if params.greedy else "top_k" if self.top_k else "nucleus" if nucleus else "free"
         self.bias: tuple[torch.Tensor, torch.Tensor] | None = None
         if bias:
             values = torch.tensor(list(bias.values()), device=device)
@@ -155,17 +158,19 @@ class RowSampler:
         penalties = [params.repetition_penalty, params.frequency_penalty, params.presence_penalty]
         if penalties != [1.0, 0.0, 0.0]:
             self.penalties = penalties
-            self.counts = torch.zeros(vocab_size, device=device)
-            self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-            if len(prompt_ids):
-                ids = torch.tensor(list(prompt_ids), device=device)
-                self.seen[ids[ids < vocab_size]] = True
+            self.places = {token: place for place, token in enumerate(dict.fromkeys(prompt_ids))}
+            self.seen = torch.tensor(list(self.places), dtype=torch.long, device=device)
+            self.counts = torch.zeros(len(self.places), device=device)
 
     def record(self, token: int) -> None:
         """Count a generated token, sampled or forced, for the penalties."""
-        if self.penalties is not None and token < self.vocab_size:
-            self.counts[token] += 1
-            self.seen[token] = True
+        if self.penalties is None:
+            return
+        place = self.places.setdefault(token, len(self.places))
+        if place == len(self.seen):
+            self.seen = torch.cat([self.seen, self.seen.new_tensor([token])])
+            self.counts = torch.cat([self.counts, self.counts.new_zeros(1)])
+        self.counts[place] += 1
 
 
 def sample(
@@ -186,7 +191,7 @@ def sample(
     ids = torch.empty(len(rows), dtype=torch.long, device=device)
     groups: dict[str, list[int]] = {}
     for b, row in enumerate(rows):
-        groups.setdefault("greedy" if row.params.greedy else "top_k" if row.top_k else "all", []).append(b)
+        groups.setdefault(row.kind, []).append(b)
     for kind, members in groups.items():
         whole = len(members) == len(rows)
         index = None if whole else torch.tensor(members, device=device)
@@ -196,8 +201,7 @@ def sample(
         else:
             filters = torch.tensor([rows[b].filters for b in members], dtype=torch.float64, device=device)
             keys = torch.tensor([noise_key(rows[b].stream_key, steps[b]) for b in members], device=device)
-            largest = max(rows[b].top_k for b in members)
-            chosen = _draw(part, filters, keys, largest)
+            chosen = _draw(kind, part, filters, keys, max(rows[b].top_k for b in members))
         if index is None:
             ids = chosen
         else:
@@ -213,20 +217,18 @@ def _unsampled(score: float) -> Qwen3Error:
     return CorruptFileError(f"the model's logits are {score}: its weights are damaged, see `qwen3 verify`")
 
 
-def _draw(logits: torch.Tensor, filters: torch.Tensor, keys: torch.Tensor, largest_k: int) -> torch.Tensor:
-    """Gumbel-max over the filtered rows; `largest_k` 0 means that no row has a top_k. Returns ids [B] int64."""
-    temperature, top_k, top_p, min_p = filters.unbind(1)
-    columns = temperature[:, None], top_k[:, None], top_p[:, None], min_p[:, None]
-    if largest_k:
+def _draw(kind: str, logits: torch.Tensor, filters: torch.Tensor, keys: torch.Tensor, largest_k: int) -> torch.Tensor:
+    """Gumbel-max over the filtered rows, all of one kind: "top_k", "nucleus" (no top_k) or "free". Ids [B] int64."""
+    columns = [column[:, None] for column in filters.unbind(1)]
+    if kind == "top_k":
         values, ids = torch.topk(logits, largest_k, dim=1)
-        kth = values.gather(1, (top_k.long() - 1)[:, None])
+        kth = values.gather(1, columns[1].long() - 1)
         tied = int((logits >= kth).sum(1).max())  # logits equal to a row's k-th stay in, however many they are
         if tied > largest_k:
             values, ids = torch.topk(logits, tied, dim=1)
         scores = filtered_logprobs(values, *columns)
-    elif bool((top_p < 1).any() or (min_p > 0).any()):
-        values, ids = torch.sort(logits, dim=1, descending=True, stable=True)
-        scores = filtered_logprobs(values, *columns)
+    elif kind == "nucleus":
+        ids, scores = _nucleus(logits, columns)
     else:
         ids = torch.arange(logits.shape[1], device=logits.device).unsqueeze(0)
         scores = (logits.double() - logits.amax(1, keepdim=True).double()) / columns[0]
@@ -234,18 +236,26 @@ def _draw(logits: torch.Tensor, filters: torch.Tensor, keys: torch.Tensor, large
     return ids.expand_as(scores).gather(1, best).squeeze(1)
 
 
+def _nucleus(logits: torch.Tensor, columns: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Candidates and log-probabilities under top_p and min_p: among the best few, or all where these do not suffice."""
+    size = logits.shape[1]
+    if size > _FEW:
+        values, ids = torch.topk(logits, _FEW, dim=1)
+        total = torch.logsumexp((logits.double() - values[:, :1].double()) / columns[0], dim=1, keepdim=True)
+        scores = filtered_logprobs(values, *columns, total)
+        if bool((scores[:, -1] == -torch.inf).all()):  # every row's border, ties included, lies among the few
+            return ids, scores
+    values, ids = torch.topk(logits, size, dim=1)
+    return ids, filtered_logprobs(values, *columns)
+
+
 def _edit(logits: torch.Tensor, rows: Sequence[RowSampler], forbidden: Sequence[Sequence[int]]) -> torch.Tensor:
     """Bias, penalties and forbidden ids, in place on a copy."""
     for b, row in enumerate(rows):
         if row.bias is not None:
             logits[b, row.bias[0]] += row.bias[1]
-    punished = [b for b, row in enumerate(rows) if row.penalties is not None]
-    if punished:
-        counts = torch.stack([rows[b].counts for b in punished])
-        seen = torch.stack([rows[b].seen for b in punished])
-        table = torch.tensor([rows[b].penalties for b in punished], device=logits.device)
-        repetition, frequency, presence = table[:, :1], table[:, 1:2], table[:, 2:]
-        logits[punished] = penalise(logits[punished], counts, seen, repetition, frequency, presence)
+        if row.penalties is not None and len(row.seen):
+            logits[b, row.seen] = penalise(logits[b, row.seen], row.counts, *row.penalties)
     for b, ids in enumerate(forbidden):
         if len(ids):
             logits[b, list(ids)] = -torch.inf
