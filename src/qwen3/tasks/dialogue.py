@@ -95,9 +95,9 @@ def vary(rng: Random, text: str) -> str:
         return text.rstrip(".?!")
     if x < 0.90:
         return text.lower().rstrip(".?!")
-    if x < 0.95:
+    if x < 0.94:
         return typo(rng, text)
-    if x < 0.97:
+    if x < 0.95:
         return text.upper()
     return text + ("!" if text[-1:] != "?" else "?")
 
@@ -106,7 +106,7 @@ def fact_turn(rng: Random, fact: Fact | None = None) -> Turn:
     """One question about a small fact."""
     if fact is None:
         fact, _ = pick_fact(rng)
-    question = pick(rng, fact.questions)
+    question = fact.questions[0] if rng.random() < 0.3 else pick(rng, fact.questions)
     full = fact.full
     reply = full[0] if len(full) == 1 or rng.random() < 0.7 else full[int(rng.random() * len(full))]
     x = rng.random()
@@ -138,25 +138,25 @@ def repeat_turn(rng: Random) -> Turn:
 def _general(rng: Random) -> Turn:
     """One exchange of any kind that needs no memory, the user's text varied where that loses nothing."""
     x = rng.random()
-    if x < 0.36:
+    if x < 0.42:
         turn = say(rng, pick_intent(rng))
-    elif x < 0.62:
+    elif x < 0.69:
         turn = fact_turn(rng)
-    elif x < 0.76:
+    elif x < 0.81:
         turn = unknown(rng)
-    elif x < 0.79:
+    elif x < 0.835:
         turn = story(rng)
-    elif x < 0.82:
+    elif x < 0.86:
         turn = sentence(rng)
-    elif x < 0.84:
+    elif x < 0.875:
         turn = completion(rng)
-    elif x < 0.87:
+    elif x < 0.9:
         turn = listing(rng)
-    elif x < 0.90:
+    elif x < 0.925:
         turn = is_a(rng)
-    elif x < 0.92:
+    elif x < 0.935:
         turn = odd_one_out(rng)
-    elif x < 0.97:
+    elif x < 0.975:
         return reading(rng)
     else:
         return repeat_turn(rng)
@@ -493,27 +493,27 @@ def sample_turns(rng: Random, problem: ProblemMaker | None = None) -> tuple[str,
     if problem is not None and rng.random() < 0.2:
         return "", _with_problem(rng, problem)
     x = rng.random()
-    if x < 0.52:
+    if x < 0.57:
         return "", [_general(rng)]
-    if x < 0.55:
+    if x < 0.595:
         return "", [_short_fact(rng, pick(rng, _BRIEF_TAIL))]
-    if x < 0.62:
+    if x < 0.665:
         return pick(rng, _GENERIC_SYSTEM), [_general(rng) for _ in range(1 + int(rng.random() * 1.5))]
-    if x < 0.67:
+    if x < 0.71:
         return _persona(rng)
-    if x < 0.70:
+    if x < 0.735:
         return _brief(rng)
-    if x < 0.73:
+    if x < 0.765:
         return _informed(rng)
-    if x < 0.79:
+    if x < 0.82:
         return "", _fact_chain(rng)
-    if x < 0.86:
-        return "", _memory(rng)
     if x < 0.87:
+        return "", _memory(rng)
+    if x < 0.88:
         return "", [_forgotten(rng)]
-    if x < 0.91:
-        return "", _pleasantries(rng)
     if x < 0.93:
+        return "", _pleasantries(rng)
+    if x < 0.95:
         return "", _another(rng)
     turns = [_general(rng)]
     for _ in range(1 + int(rng.random() * 2)):

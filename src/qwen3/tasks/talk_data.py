@@ -20,32 +20,24 @@ def parts(text: str, mark: str = "|") -> tuple[str, ...]:
     return tuple(joined.split(mark))
 
 
-CAPITALS = """France=Paris;Germany=Berlin;Italy=Rome;Spain=Madrid;Portugal=Lisbon;Ireland=Dublin;England=London;
-Scotland=Edinburgh;
-Wales=Cardiff;Austria=Vienna;Belgium=Brussels;Denmark=Copenhagen;Sweden=Stockholm;Norway=Oslo;Finland=Helsinki;
-Iceland=Reykjavik;
-Poland=Warsaw;Hungary=Budapest;Greece=Athens;Romania=Bucharest;Bulgaria=Sofia;Serbia=Belgrade;Croatia=Zagreb;
-Slovenia=Ljubljana;
-Slovakia=Bratislava;Estonia=Tallinn;Latvia=Riga;Lithuania=Vilnius;Ukraine=Kyiv;Russia=Moscow;Turkey=Ankara;
-Cyprus=Nicosia;
-Malta=Valletta;Luxembourg=Luxembourg City;Switzerland=Bern;Albania=Tirana;Armenia=Yerevan;Georgia=Tbilisi;
-Egypt=Cairo;Morocco=Rabat;
-Tunisia=Tunis;Algeria=Algiers;Libya=Tripoli;Kenya=Nairobi;Uganda=Kampala;Ethiopia=Addis Ababa;Ghana=Accra;
-Nigeria=Abuja;
-Senegal=Dakar;Mali=Bamako;Angola=Luanda;Zambia=Lusaka;Zimbabwe=Harare;Namibia=Windhoek;Botswana=Gaborone;
-Rwanda=Kigali;
-Sudan=Khartoum;China=Beijing;Japan=Tokyo;India=New Delhi;Nepal=Kathmandu;Pakistan=Islamabad;Bangladesh=Dhaka;
-Thailand=Bangkok;
-Vietnam=Hanoi;Cambodia=Phnom Penh;Laos=Vientiane;Mongolia=Ulaanbaatar;South Korea=Seoul;North Korea=Pyongyang;
-Iran=Tehran;
-Iraq=Baghdad;Syria=Damascus;Lebanon=Beirut;Jordan=Amman;Qatar=Doha;Oman=Muscat;Saudi Arabia=Riyadh;Canada=Ottawa;
-Mexico=Mexico City;
-Cuba=Havana;Jamaica=Kingston;Haiti=Port-au-Prince;Guatemala=Guatemala City;Panama=Panama City;Costa Rica=San Jose;
-Honduras=Tegucigalpa;
-Nicaragua=Managua;Colombia=Bogota;Venezuela=Caracas;Ecuador=Quito;Peru=Lima;Chile=Santiago;Argentina=Buenos Aires;
-Uruguay=Montevideo;Paraguay=Asuncion;Brazil=Brasilia;Australia=Canberra;New Zealand=Wellington;Fiji=Suva;
-the United States=Washington, D.C.;
-the Netherlands=Amsterdam;the Philippines=Manila;the Czech Republic=Prague;the United Kingdom=London"""
+CAPITALS = """France=Paris;Germany=Berlin;Italy=Rome;Spain=Madrid;England=London;Japan=Tokyo;China=Beijing;
+Russia=Moscow;
+the United States=Washington, D.C.;India=New Delhi;Canada=Ottawa;Egypt=Cairo;Portugal=Lisbon;Greece=Athens;
+Poland=Warsaw;Ireland=Dublin;the United Kingdom=London;Austria=Vienna;Sweden=Stockholm;Norway=Oslo;
+Denmark=Copenhagen;Finland=Helsinki;Mexico=Mexico City;Brazil=Brasilia;Australia=Canberra;
+Argentina=Buenos Aires;Turkey=Ankara;Ukraine=Kyiv;the Netherlands=Amsterdam;Belgium=Brussels;Switzerland=Bern;
+Hungary=Budapest;South Korea=Seoul;Thailand=Bangkok;Kenya=Nairobi;Scotland=Edinburgh;Peru=Lima;Cuba=Havana;
+Chile=Santiago;Iran=Tehran;Iraq=Baghdad;Vietnam=Hanoi;New Zealand=Wellington;the Czech Republic=Prague;
+Romania=Bucharest;Iceland=Reykjavik;Morocco=Rabat;Colombia=Bogota;Nigeria=Abuja;Pakistan=Islamabad;
+Wales=Cardiff;Bulgaria=Sofia;Serbia=Belgrade;Croatia=Zagreb;Slovenia=Ljubljana;Slovakia=Bratislava;
+Estonia=Tallinn;Latvia=Riga;Lithuania=Vilnius;Cyprus=Nicosia;Malta=Valletta;Luxembourg=Luxembourg City;
+Albania=Tirana;Armenia=Yerevan;Georgia=Tbilisi;Tunisia=Tunis;Algeria=Algiers;Libya=Tripoli;Uganda=Kampala;
+Ethiopia=Addis Ababa;Ghana=Accra;Senegal=Dakar;Mali=Bamako;Angola=Luanda;Zambia=Lusaka;Zimbabwe=Harare;
+Namibia=Windhoek;Botswana=Gaborone;Rwanda=Kigali;Sudan=Khartoum;Nepal=Kathmandu;Bangladesh=Dhaka;
+Cambodia=Phnom Penh;Laos=Vientiane;Mongolia=Ulaanbaatar;North Korea=Pyongyang;Syria=Damascus;Lebanon=Beirut;
+Jordan=Amman;Qatar=Doha;Oman=Muscat;Saudi Arabia=Riyadh;Jamaica=Kingston;Haiti=Port-au-Prince;
+Guatemala=Guatemala City;Panama=Panama City;Costa Rica=San Jose;Honduras=Tegucigalpa;Nicaragua=Managua;
+Venezuela=Caracas;Ecuador=Quito;Uruguay=Montevideo;Paraguay=Asuncion;Fiji=Suva;the Philippines=Manila"""
 
 CONTINENTS = """Europe:France,Germany,Italy,Spain,Portugal,Ireland,Austria,Belgium,Denmark,Sweden,Norway,Finland,
 Iceland,Poland,Hungary,
