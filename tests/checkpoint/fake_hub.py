@@ -35,7 +35,8 @@ class FakeHub:
 
     `cut_once`: file name → bytes after which the connection is dropped, the first time. `wrong_hash`: files whose
     listed hash is not that of their bytes. `status`: file name (or "api") → HTTP status to answer with. `no_range`:
-    Range is ignored. `token`: what private repositories want to see. `requests` records (method, file, range,
+    Range is ignored. `cdn`: large files are redirected to this other address of the server, as the real hub does.
+    `token`: what private repositories want to see. `requests` records (method, file, range,
     authorization).
     """
 
@@ -46,6 +47,7 @@ class FakeHub:
     wrong_hash: set[str] = field(default_factory=set)
     status: dict[str, int] = field(default_factory=dict)
     no_range: bool = False
+    cdn: str | None = None
     token: str = "secret"
     requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
     endpoint: str = ""
@@ -111,6 +113,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.file(f"{owner}/{name}", query["Revision"], query["FilePath"])
             case [owner, name, "resolve", revision, file]:
                 self.record(file)
+                if self.state.cdn and file.endswith(LFS_SUFFIXES):
+                    return self.reply(302, b"", {"Location": f"{self.state.cdn}/cdn{self.path}"})
+                self.file(f"{owner}/{name}", revision, file)
+            case ["cdn", owner, name, "resolve", revision, file]:
+                self.record(f"cdn {file}")
                 self.file(f"{owner}/{name}", revision, file)
             case _:
                 self.reply(404, b"no such route")
@@ -125,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(self.state.status[what], b'{"error": "ordered"}')
             return None
         found = self.state.repos.get(repo)
-        allowed = self.headers.get("Authorization") == f"Bearer {self.state.token}"
+        allowed = self.headers.get("Authorization") == f"Bearer {self.state.token}" or self.path.startswith("/cdn/")
         if found is None or (repo in self.state.private and not allowed):
             # Hugging Face does not tell strangers whether a repository exists
             self.reply(404 if "/api/v1/" in self.path else 401, b"{}", {"X-Error-Code": "RepoNotFound"})

@@ -238,6 +238,37 @@ def test_private_and_gated(hub: FakeHub, dense: Path, monkeypatch: pytest.Monkey
     assert {entry[3] for entry in hub.requests if entry[1] == "model.safetensors"} == {"Bearer secret"}
 
 
+def test_redirect_takes_the_range_along_but_not_the_token(
+    hub: FakeHub, dense: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(REPO, files_of(dense))
+    hub.private.add(REPO)
+    hub.cdn = hub.endpoint.replace("127.0.0.1", "localhost")
+    hub.cut_once["model.safetensors"] = 9000
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    found = resolve(REPO, progress=quiet)
+    assert (found.path / "model.safetensors").read_bytes() == (dense / "model.safetensors").read_bytes()
+    assert [entry[2:] for entry in hub.requests if entry[1] == "cdn model.safetensors"] == [
+        (None, None),
+        ("bytes=9000-", None),
+    ]
+    assert {entry[3] for entry in hub.requests if entry[1] == "model.safetensors"} == {"Bearer secret"}
+
+
+def test_two_processes_download_the_same_file_once(hub: FakeHub, dense: Path) -> None:
+    hub.add(REPO, files_of(dense))
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(resolve(REPO, progress=quiet).path)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+    assert len(found) == 4
+    assert hub.fetched().count("model.safetensors") == 1
+    assert not list((found[0].parents[1] / "blobs").glob("*" + PARTIAL))
+
+
 def test_not_for_us_is_said_before_the_weights(either: FakeHub, dense: Path) -> None:
     files = files_of(dense)
     llama = files | {"config.json": b'{"model_type": "llama"}'}

@@ -69,15 +69,32 @@ def download(
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + PARTIAL)
+    while not _try_download(file, target, partial, headers, advance, stop or threading.Event()):
+        pass  # another process gave up on the same file just now: start over
+
+
+def _try_download(
+    file: RemoteFile,
+    target: Path,
+    partial: Path,
+    headers: Mapping[str, str],
+    advance: Callable[[int], None],
+    stop: threading.Event,
+) -> bool:
+    """False if the partial file was taken away while this process waited for its lock."""
     with partial.open("a+b") as out, _locked(out):
-        if target.exists():  # another process finished it while this one waited for the lock
-            partial.unlink(missing_ok=True)
-            return
+        same = partial.exists() and partial.stat().st_ino == os.fstat(out.fileno()).st_ino
+        if target.exists():  # another process finished it while this one waited
+            if same:
+                partial.unlink()
+            return True
+        if not same:
+            return False
         resumed = out.seek(0, os.SEEK_END) > 0
-        digest = _transfer(file, out, headers, advance, stop or threading.Event())
+        digest = _transfer(file, out, headers, advance, stop)
         if digest != file.digest and file.digest and resumed:  # the old part may have been bad: once more, all of it
             advance(-_truncate(out))
-            digest = _transfer(file, out, headers, advance, stop or threading.Event())
+            digest = _transfer(file, out, headers, advance, stop)
         if file.digest and digest != file.digest:
             partial.unlink()
             raise CorruptFileError(
@@ -87,6 +104,7 @@ def download(
         out.flush()
         os.fsync(out.fileno())
         os.replace(partial, target)
+        return True
 
 
 def open_url(url: str, headers: Mapping[str, str], *, timeout: float | None = None) -> Any:
