@@ -48,9 +48,9 @@ class _Bound:
     def __init__(self, rng: Random, kind: Kind, style: int) -> None:
         self.kind = kind
         name = pick(rng, kind.names)
-        if rng.random() < 0.05:
+        if rng.random() < 0.12:
             name = "".join(pick(rng, _NONSENSE) for _ in range(2 + int(rng.random() * 2)))
-        elif rng.random() < 0.1:
+        elif rng.random() < 0.25:
             name = pick(rng, (f"{name}_tool", f"{name}_v2", f"my_{name}", f"api_{name}", f"do_{name}", f"{name}_fn"))
         self.name = _styled(name, style)
         self.args: dict[str, str] = {}
