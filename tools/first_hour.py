@@ -41,7 +41,7 @@ class Hour:
     def chapter(self, title: str) -> None:
         self.say(f"## {self._clock()} {title}")
 
-    def do(self, command: str, *, at: Path, lines: int = SHOWN_LINES, fails: bool = False) -> str:
+    def do(self, command: str, *, at: Path, lines: int = SHOWN_LINES) -> None:
         """Runs a shell command, writes it down with what it printed; ends the play if it fails against the script."""
         environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"), "NO_COLOR": "1"}
         environment["PATH"] = f"{self.home / 'venv' / 'bin'}:{environment['PATH']}"
@@ -50,7 +50,7 @@ class Hour:
         environment.pop("VIRTUAL_ENV", None)
         start = time.perf_counter()
         ran = subprocess.run(
-            command, shell=True, cwd=at, env=environment, stdin=subprocess.DEVNULL,
+            ["bash", "-o", "pipefail", "-c", command], cwd=at, env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
         seconds = time.perf_counter() - start
@@ -60,9 +60,8 @@ class Hour:
         if len(shown) > lines:
             shown = [*shown[: lines // 2], f"… {len(shown) - lines} lines …", *shown[-(lines - lines // 2) :]]
         self.say("```console", f"$ {self._clean(command)}", *shown, "```", f"*{seconds:.1f} s*")
-        if (ran.returncode != 0) is not fails:
+        if ran.returncode:
             sys.exit(f"error: {command!r} ended with {ran.returncode}:\n{ran.stdout[-3000:]}")
-        return printed
 
     def reads(self, path: Path) -> None:
         words = len(path.read_text(encoding="utf-8").split())
@@ -98,7 +97,7 @@ def play(hour: Hour) -> None:
     hour.do('qwen3 run --no-think "Hello"', at=repo)
     hour.do('qwen3 run --think-budget 16 --seed 1 "What is 27 * 14?"', at=repo)
     hour.do("qwen3 run ./no-such-model hi; echo exit code $?", at=repo)
-    hour.do("qwen3 doctor --offline", at=repo, fails=False)
+    hour.do("qwen3 doctor --offline", at=repo)
 
     hour.chapter("Read the design")
     hour.say("`docs/design.md`: the floors, the way of one request, the contracts between them.")
@@ -146,8 +145,8 @@ def write(hour: Hour) -> None:
     head = [
         "# A new engineer's first hour",
         "",
-        f"Played by `tools/first_hour.py` at commit {commit} on {machine}. Every command below was run, and what follows "
-        "it is what it printed. The times at the headings are minutes and seconds since the beginning.",
+        f"Played by `tools/first_hour.py` at commit {commit} on {machine}. Every command below was run, and what "
+        "follows it is what it printed. The times at the headings are minutes and seconds since the beginning.",
         "",
         f"**{hour.measured / 60:.0f} minutes of machine time, {hour.read / 60:.0f} minutes of reading (estimated).**",
         "",

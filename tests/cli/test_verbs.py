@@ -6,8 +6,10 @@ import json
 import platform
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -153,7 +155,8 @@ def test_doctor_knows_a_damaged_embedded_model(qwen3: Command, tmp_path: Path, m
     assert qwen3("doctor", "--offline").code == 0
     package = tmp_path / "package"
     shutil.copytree(EMBEDDED, package / "data" / "embedded")
-    monkeypatch.setattr("qwen3.checkpoint.resolve.resources.files", lambda _: package)
+    resolve = sys.modules["qwen3.checkpoint.resolve"]  # the package has a function of this name
+    monkeypatch.setattr(resolve, "resources", SimpleNamespace(files=lambda _: package))
     file = package / "data" / "embedded" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     assert "model.safetensors is not what was packaged" in qwen3("doctor", "--offline").out
