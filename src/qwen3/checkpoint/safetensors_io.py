@@ -89,15 +89,18 @@ def load_weights(
     views = official_views(model.config, params)
     check_complete(folder, entries, {name: tuple(view.shape) for name, view in views.items()}, model.config)
 
-    new = [name for name, p in params.items() if p.is_meta or (device and p.device != _device(device))]
-    new = [name for name, p in params.items() if name in set(new) or (dtype is not None and p.dtype != dtype)]
+    target = None if device is None else _device(device)
+
+    def must_move(p: Tensor) -> bool:
+        return p.is_meta or target not in (None, p.device) or dtype not in (None, p.dtype)
+
+    new = [name for name, p in params.items() if must_move(p)]
     if new:
         first = params[new[0]]
-        check_fits(model.config, dtype or first.dtype, device or _home(first), name=str(folder))
+        check_fits(model.config, dtype or first.dtype, target or _home(first), name=str(folder))
         for name in new:
             old = params[name]
-            where = torch.device(device) if device is not None else _home(old)
-            fresh = torch.empty(old.shape, dtype=dtype or old.dtype, device=where)
+            fresh = torch.empty(old.shape, dtype=dtype or old.dtype, device=target or _home(old))
             path, _, leaf = name.rpartition(".")
             params[name] = nn.Parameter(fresh, requires_grad=old.requires_grad)
             setattr(model.get_submodule(path), leaf, params[name])
@@ -217,4 +220,6 @@ def _home(parameter: Tensor) -> torch.device:
 
 def _device(device: str | torch.device) -> torch.device:
     device = torch.device(device)
-    return torch.device(device.type, 0) if device.type == "cuda" and device.index is None else device
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
