@@ -200,8 +200,8 @@ def test_a_model_in_a_thread_leaves_signals_alone() -> None:
 
 def test_ctrl_c_ends_the_answer_and_a_reader_that_leaves_ends_it_quietly(model: Path) -> None:
     """In processes of their own: real signals, real pipes."""
-    command = [sys.executable, "-m", "qwen3.cli.main", "run", str(model), "hi", "--no-think", "--seed", "5", "--json"]
-    long = [*command[:-1], "--presence-penalty", "2"]
+    command = [sys.executable, "-m", "qwen3.cli.main", "run", str(model), "hi", "--no-think", "--seed", "5"]
+    long = [*command, "--presence-penalty", "2"]
     pipe = subprocess.PIPE
     with subprocess.Popen(long, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None

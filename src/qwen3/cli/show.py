@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,20 @@ def show(name: str | None, as_json: bool) -> int:
         return 0
     out(table(_rows(facts)))
     if facts["card"]:
-        out("\n" + facts["card"].strip())
+        _print_card(facts["card"])
     return 0
+
+
+def _print_card(text: str) -> None:
+    """Markdown, rendered where there is a terminal to render it for."""
+    out("")
+    if not sys.stdout.isatty():
+        out(text.strip())
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text))
 
 
 def gather(name: str | None) -> dict[str, Any]:
