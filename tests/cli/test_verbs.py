@@ -16,7 +16,7 @@ import pytest
 from qwen3 import __version__, family
 from qwen3.cli import doctor
 from tests.checkpoint.fake_hub import FakeHub
-from tests.cli.conftest import EMBEDDED, Command
+from tests.cli.conftest import Command
 from tests.fixtures import random_checkpoint, tiny_config
 
 REPO = "Qwen/Qwen3-0.6B"
@@ -150,16 +150,45 @@ def test_doctor_fails_on_a_changed_tokenizer(qwen3: Command, monkeypatch: pytest
     assert re.search(r"^fail  tokenizer .* reinstall qwen3$", ran.out, re.MULTILINE)
 
 
-@pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded model is not in this checkout")
-def test_doctor_knows_a_damaged_embedded_model(qwen3: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert qwen3("doctor", "--offline").code == 0
-    package = tmp_path / "package"
-    shutil.copytree(EMBEDDED, package / "data" / "embedded")
+@pytest.fixture
+def embedded(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny model in the embedded one's place, with a card."""
+    folder = tmp_path / "package" / "data" / "embedded"
+    shutil.copytree(model, folder)
+    (folder / "README.md").write_text("# Wren\n\nIt can **add**.\n")
     resolve = sys.modules["qwen3.checkpoint.resolve"]  # the package has a function of this name
-    monkeypatch.setattr(resolve, "resources", SimpleNamespace(files=lambda _: package))
-    file = package / "data" / "embedded" / "model.safetensors"
+    monkeypatch.setattr(resolve, "resources", SimpleNamespace(files=lambda _: tmp_path / "package"))
+    return folder
+
+
+def test_without_a_model_it_is_the_embedded_one_which_says_what_it_is(qwen3: Command, embedded: Path) -> None:
+    for arguments in (("run", "hi"), ("run", "embedded", "hi"), ("run", "-m", "embedded", "-p", "hi")):
+        ran = qwen3(*arguments, "-n", "3")
+        assert ran.code == 0
+        first = ran.err.splitlines()[0]
+        assert first.startswith("model: embedded, sha256 ")
+        assert first.endswith("a demonstration model; for real work: qwen3 run qwen3:0.6b")
+    assert qwen3("show").out.endswith("# Wren\n\nIt can **add**.\n")
+    assert json.loads(qwen3("show", "embedded", "--json").out)["card"].startswith("# Wren")
+    assert qwen3("ls").out.splitlines()[1].startswith("embedded")
+    assert qwen3("verify").code == 0
+
+
+def test_a_terminal_gets_the_card_rendered(qwen3: Command, embedded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("qwen3.cli.show.sys", terminal)
+    card = qwen3("show").out
+    assert "Wren" in card
+    assert "It can add." in card
+
+
+def test_doctor_knows_a_damaged_embedded_model(qwen3: Command, embedded: Path) -> None:
+    assert qwen3("doctor", "--offline").code == 0
+    file = embedded / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
-    assert "model.safetensors is not what was packaged" in qwen3("doctor", "--offline").out
+    ran = qwen3("doctor", "--offline")
+    assert ran.code == 1
+    assert "model.safetensors is not what was packaged" in ran.out
 
 
 def test_version_and_help(qwen3: Command) -> None:
