@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from qwen3 import LLM, SamplingParams, ThinkingPolicy
+from qwen3.chat import encode
 from qwen3.tasks import CONTROL_FAMILIES, FAMILIES, STEP_FAMILIES, Problem
 from qwen3.tasks.dialogue import EVAL_PROMPTS
 from qwen3.tasks.tools import check_tool_call, sample_tool_dialogue
@@ -95,22 +96,25 @@ def thirteen_grams(llm: LLM, problems: list[Problem], draws: int) -> dict[str, A
 
 
 def conversation_checks(llm: LLM, seed: int, sampling: SamplingParams) -> dict[str, Any]:
-    """Small talk and tool calls."""
+    """Small talk in both modes, and held-out tool calls with thinking."""
     right, wrong = 0, []
-    for prompt, passes in EVAL_PROMPTS:
-        for mode in ("on", "off"):
-            result = llm.chat(prompt, thinking=ThinkingPolicy(mode=mode), sampling=sampling)
+    for mode in ("on", "off"):
+        asked = [prompt for prompt, _ in EVAL_PROMPTS]
+        results = llm.chat_batch(asked, thinking=ThinkingPolicy(mode=mode), sampling=sampling)
+        for (prompt, passes), result in zip(EVAL_PROMPTS, results, strict=True):
             if passes(result.content):
                 right += 1
             else:
                 wrong.append({"prompt": prompt, "mode": mode, "content": result.content})
-    rng, tool_right, total = random.Random(f"{seed}/tools"), 0, 100
-    for _ in range(total):
+    rng, prompts, references = random.Random(f"{seed}/tools"), [], []
+    for _ in range(200):
         messages, tools = sample_tool_dialogue(rng, split="eval")
         at = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
-        result = llm.chat(messages[:at], tools=tools, thinking=ThinkingPolicy(mode="on"), sampling=sampling)
-        tool_right += check_tool_call(messages[: at + 1], tools, result)
-    return {"talk": share(right, right + len(wrong)), "talk_failures": wrong, "tools": share(tool_right, total)}
+        prompts.append(encode(messages[:at], tokenizer=llm.tokenizer, tools=tools).ids)
+        references.append((messages[: at + 1], tools))
+    calls = llm.generate(prompts, sampling)
+    tool_right = sum(check_tool_call(*reference, call) for reference, call in zip(references, calls, strict=True))
+    return {"talk": share(right, right + len(wrong)), "talk_failures": wrong, "tools": share(tool_right, len(calls))}
 
 
 def main() -> None:
@@ -125,7 +129,7 @@ def main() -> None:
     args = parser.parse_args()
 
     started = time.time()
-    llm = LLM(args.model, device=args.device)
+    llm = LLM(args.model, device=args.device, max_batch=args.batch)
     problems = held_out(args.per_family, args.seed)
     sampling = SamplingParams(temperature=0.6, top_p=0.95, top_k=20, seed=args.seed, max_tokens=3000)
     answers = {mode: run_mode(llm, problems, mode, sampling, args.batch) for mode in ("on", "off")}
@@ -188,8 +192,8 @@ def main() -> None:
                     line |= {"answer": p.answer, "content": r.content, "reasoning": r.reasoning_content}
                     file.write(json.dumps(line | {"finish": r.finish_reason}) + "\n")
     for name, row in families.items():
-        print(f"{name:10s} thinking {row['thinking']['percent']:6.1f} {row['thinking']['interval']}  "
-              f"direct {row['direct']['percent']:6.1f} {row['direct']['interval']}  {row['thinking_tokens']:6.1f} tokens")  # fmt: skip
+        cells = [f"{m} {row[m]['percent']:6.1f} {row[m]['interval']}" for m in ("thinking", "direct")]
+        print(f"{name:10s} {'  '.join(cells)}  {row['thinking_tokens']:6.1f} tokens")
     keys = ("mean", "steps", "controls", "thinking_closes", "switch_obeyed", "talk", "tools", "overlap", "seconds")
     print(json.dumps({key: report[key] for key in keys}, indent=1))
 

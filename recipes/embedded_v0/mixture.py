@@ -25,15 +25,15 @@ FAMILY_WEIGHTS = {
     "chain": 1.5,
     "multiply": 2.0,
     "divide": 1.2,
-    "gcd": 1.2,
-    "base": 1.2,
+    "gcd": 1.6,
+    "base": 2.0,
     "countdown": 1.5,
     "reach": 1.0,
     "boolean": 1.0,
-    "sudoku": 1.5,
+    "sudoku": 1.0,
     "sort": 0.8,
-    "spell": 0.8,
-    "count": 0.5,
+    "spell": 1.0,
+    "count": 0.6,
 }
 SYSTEM = (
     "You are a helpful assistant.",
@@ -44,12 +44,16 @@ SYSTEM = (
     "Help the user.",
 )
 
-# Weights per draw: text, long text, thinking, direct, stopped early, dialogue, tools.
-STAGES = (
-    (0.30, (0.15, 0.004, 0.50, 0.20, 0.00, 0.10, 0.05)),  # up to this share of the run: general
-    (0.65, (0.06, 0.006, 0.54, 0.21, 0.01, 0.11, 0.06)),  # reasoning-heavy
-    (1.00, (0.02, 0.006, 0.53, 0.22, 0.02, 0.14, 0.06)),  # both modes, while the learning rate decays
-)
+# For each phase: (until this share of the run, weights per draw), the sources being
+# text, long text, thinking, direct, stopped early, dialogue, tools.
+PHASES = {
+    "general": (
+        (0.30, (0.15, 0.004, 0.50, 0.20, 0.00, 0.10, 0.05)),
+        (0.65, (0.06, 0.006, 0.54, 0.21, 0.01, 0.11, 0.06)),
+        (1.00, (0.02, 0.006, 0.53, 0.22, 0.02, 0.14, 0.06)),
+    ),
+    "final": ((1.00, (0.02, 0.005, 0.445, 0.17, 0.02, 0.23, 0.11)),),
+}
 
 Messages = list[dict[str, Any]]
 
@@ -147,7 +151,9 @@ def dialogue(rng: random.Random) -> Sample:
 def tools(rng: random.Random) -> Sample:
     messages, specs = sample_tool_dialogue(rng)
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-    return turn_sample(messages[: rng.choice(turns) + 1], thinking=rng.random() < 0.7, tools=specs)
+    calls = [i for i in turns if messages[i].get("tool_calls")]
+    last = rng.choice(calls if calls and rng.random() < 0.4 else turns)
+    return turn_sample(messages[: last + 1], thinking=rng.random() < 0.7, tools=specs)
 
 
 def fitting(source: Source, rng: random.Random) -> Sample:
@@ -159,11 +165,11 @@ def fitting(source: Source, rng: random.Random) -> Sample:
             return sample
 
 
-def build(steps: int, folder: str) -> tuple[Mixture, Tokenizer]:
-    """The mixture for a run of so many steps, and the model's tokenizer."""
+def build(phase: str, steps: int, folder: str) -> tuple[Mixture, Tokenizer]:
+    """The mixture for a phase of so many steps, and the model's tokenizer."""
 
     def weights(step: int) -> tuple[float, ...]:
-        return next(w for until, w in STAGES if step < until * steps or until == 1.0)
+        return next(w for until, w in PHASES[phase] if step < until * steps or until == 1.0)
 
     sources: list[Source] = [
         lambda rng: text_sample(rng, folder, rng.randint(300, 2500)),

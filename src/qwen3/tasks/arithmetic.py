@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import ClassVar
 
 from qwen3.tasks.base import Problem, Task, last_number, paragraphs
 
@@ -42,7 +43,10 @@ class Chain(Task):
         "Take {first}. {moves} Where do you end?",
         "I have {first}. {moves} How much is it now?",
     )
-    _MOVES = {"+": ("Add {n}.", "Then add {n}.", "Plus {n}."), "-": ("Subtract {n}.", "Take away {n}.", "Minus {n}.")}
+    _MOVES: ClassVar = {
+        "+": ("Add {n}.", "Then add {n}.", "Plus {n}."),
+        "-": ("Subtract {n}.", "Take away {n}.", "Minus {n}."),
+    }
 
     def make(self, rng: random.Random, level: int) -> Problem:
         count = rng.randint(*self._TERMS[level - 1])

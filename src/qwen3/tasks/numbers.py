@@ -36,7 +36,7 @@ class Gcd(Task):
         steps, x, y = [], max(a, b), min(a, b)
         while y:
             q, r = divmod(x, y)
-            steps.append(f"{x} = {q} * {y} + {r}")
+            steps.append(f"{x} by {y}: {q} * {y} = {q * y}, {x} - {q * y} = {r}")
             x, y = y, r
         steps.append(f"The last number that divides is {x}.")
         prompt = self.ask(rng, a=str(a), b=str(b))
@@ -91,7 +91,13 @@ class BaseConversion(Task):
             while rest:
                 q, r = divmod(rest, base)
                 mark = f" ({_DIGITS[r]})" if r > 9 else ""
-                steps.append(f"{rest} = {q} * {base} + {r}{mark}")
+                step = f"{rest} = {q} * {base} + {r}{mark}"
+                if rest > 99:  # by digits, as in written division
+                    first, left = divmod(rest // 10, base)
+                    second = left * 10 + rest % 10
+                    tens = f"{rest // 10} = {first} * {base} + {left}"
+                    step = f"{tens}, {second} = {second // base} * {base} + {r}, so {step}"
+                steps.append(step)
                 remainders.append(_DIGITS[r])
                 rest = q
             steps.append("Remainders: " + " ".join(remainders) + ". Reversed: " + " ".join(reversed(remainders)) + ".")
@@ -101,7 +107,10 @@ class BaseConversion(Task):
             for i, digit in enumerate(digits):
                 d = _DIGITS.index(digit)
                 mark = f" ({digit} is {d})" if d > 9 else ""
-                steps.append(f"{d}{mark}" if i == 0 else f"{value} * {base} + {d}{mark} = {value * base + d}")
+                product = value * base
+                steps.append(
+                    f"{d}{mark}" if i == 0 else f"{value} * {base} = {product}, {product} + {d}{mark} = {product + d}"
+                )
                 value = value * base + d
             shown, source, target, answer = digits, name, "decimal", str(number)
         if source == "decimal" and rng.random() < 0.5:

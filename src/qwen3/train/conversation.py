@@ -44,7 +44,7 @@ def turn_sample(
 
 
 def stopped_sample(messages: Sequence[Message], kept_steps: int) -> Sample:
-    """A sample whose thinking is closed early by the published text after `kept_steps` paragraphs: trains the answer."""
+    """A sample whose thinking is closed early by the published text, after `kept_steps` paragraphs."""
     *history, last = messages
     steps = str(last["reasoning_content"]).split("\n\n")[:kept_steps]
     prompt = render(list(history)) + "<think>\n" + "\n\n".join(steps)

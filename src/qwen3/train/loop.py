@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from qwen3.train.state import load_state, save_state
 class TrainConfig:
     """What the loop does; everything else is derived and printed."""
 
-    steps: int
+    steps: int  # of the schedule
+    stop_at: int | None = None  # end after so many steps, in the middle of the schedule
     warmup: int = 100
     decay: float = 0.45  # share of the steps spent decaying
     floor: float = 0.0
-    optim: OptimConfig = OptimConfig()
+    optim: OptimConfig = field(default_factory=OptimConfig)
     log_every: int = 50
     save_every: int = 0  # steps between training states; 0: none
     seed: int = 0
@@ -124,9 +125,9 @@ def train(
     begin = window = time.perf_counter()
     tokens = window_tokens = 0
     losses: list[Tensor] = []  # since the last log line, on the device
-    step = first - 1
+    step, last = first - 1, config.stop_at or config.steps
     source = batches(first)
-    for step in range(first, config.steps):
+    for step in range(first, last):
         ids, labels, positions, documents = to_device(next(source), device)
         mask = make_mask(documents) if make_mask else None
         loss = compute_loss(model, ids, labels, positions, documents, mask)
@@ -140,18 +141,18 @@ def train(
         losses.append(loss.detach())
         tokens += ids.numel()
         window_tokens += ids.numel()
-        if step == first or (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+        if step == first or (step + 1) % config.log_every == 0 or step + 1 == last:
             mean = float(torch.stack(losses).mean())
             if not math.isfinite(mean):
                 raise FloatingPointError(f"the loss is {mean} at step {step}")
             now = time.perf_counter()
             rate = window_tokens / (now - window)
-            left = (config.steps - step - 1) * (now - begin) / (step + 1 - first)
-            write(step=step + 1, of=config.steps, loss=round(mean, 4), lr=round(scale, 4), norm=round(norm, 3),
+            left = (last - step - 1) * (now - begin) / (step + 1 - first)
+            write(step=step + 1, of=last, loss=round(mean, 4), lr=round(scale, 4), norm=round(norm, 3),
                   tokens_per_second=int(rate), seconds=round(now - begin, 1), eta=int(left))  # fmt: skip
             losses.clear()
             window, window_tokens = now, 0
-        if evaluate and evaluate_every and (step + 1) % evaluate_every == 0 and step + 1 < config.steps:
+        if evaluate and evaluate_every and (step + 1) % evaluate_every == 0 and step + 1 < last:
             write(event="evaluation", step=step + 1, **evaluate(step + 1))
         if config.save_every and (step + 1) % config.save_every == 0:
             save_state(state_file, optimizer, step + 1)
