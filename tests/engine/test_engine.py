@@ -214,6 +214,51 @@ def test_abandoned_requests_go_with_the_next_step(run: Any, model: Any, tokenize
     assert [request.finish_reason for request in requests] == ["cancelled", "length", "cancelled"]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_any_order_of_events_gives_the_same_tokens(seed: int, run: Any, tokenizer: Any, model: Any) -> None:
+    """Adding, stepping, cancelling and interrupting at random: what comes out is what each request gives alone."""
+    rng = random.Random(seed)
+    engine = Engine(model, tokenizer, max_batch=rng.choice([1, 3, 5]), prefill_chunk=rng.choice([8, 64]))
+    requests: list[Any] = []
+    hidden = model.hidden
+    for _ in range(60):
+        action = rng.random()
+        if action < 0.25:
+            ids = prompt(rng.randrange(1000), rng.randrange(1, 40))
+            params = SamplingParams(temperature=1, seed=rng.randrange(99), max_tokens=rng.randrange(1, 15))
+            group = [run.make(ids, params, index=i) for i in range(rng.choice([1, 1, 1, 3]))]
+            engine.add_samples(group)
+            requests += group
+        elif action < 0.32 and requests:
+            rng.choice(requests).abandoned = True
+        elif action < 0.4 and requests:
+            engine.cancel(rng.choice(requests).id)
+        elif action < 0.47:
+            model.hidden = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            try:
+                engine.step()
+            except KeyboardInterrupt:
+                pass
+            finally:
+                del model.hidden
+        else:
+            engine.step()
+        slots = sorted(row.slot for row in engine._rows)
+        assert slots == list(range(len(slots)))
+    assert model.hidden == hidden
+    run.finish(engine, *requests)
+    for request in requests:
+        lone = run.make(request.ids, request.params, index=request.index)
+        other = Engine(model, tokenizer)
+        other.add(lone)
+        run.finish(other, lone)
+        assert request.error is None
+        if request.finish_reason == "cancelled":
+            assert request.output == lone.output[: len(request.output)]
+        else:
+            assert (request.output, request.finish_reason) == (lone.output, lone.finish_reason)
+
+
 def test_context_is_a_limit_with_numbers(run: Any, model: Any, tokenizer: Any) -> None:
     engine = Engine(model, tokenizer, max_len=50)
     with pytest.raises(UsageError, match="the prompt has 50 tokens, but the context is 50"):
@@ -362,6 +407,36 @@ def test_an_interrupt_anywhere_leaves_the_engine_usable(
             assert request.error is None
 
 
+def test_an_interrupt_between_prompt_and_first_token_of_samples(
+    run: Any, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qwen3.engine import engine as module
+
+    ids, params = prompt(3, 25), SamplingParams(temperature=1, seed=3, max_tokens=8, ignore_eos=True)
+    outputs = []
+    for failure in (None, KeyboardInterrupt(), RuntimeError("can't allocate memory")):
+        engine = Engine(model, tokenizer)
+        requests = [run.make(ids, params, index=i) for i in range(3)]
+        engine.add_samples(requests)
+        if failure is not None:
+
+            def fail(*_: Any, failure: BaseException = failure) -> None:
+                raise failure
+
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "sample", fail)
+                if isinstance(failure, KeyboardInterrupt):
+                    with pytest.raises(KeyboardInterrupt):
+                        engine.step()
+                else:
+                    engine.step()
+        run.finish(engine, *requests)
+        outputs.append([request.output for request in requests])
+    assert outputs[1] == outputs[0]
+    assert outputs[2] == [*outputs[0][:2], []], "out of memory costs the youngest"
+    assert isinstance(requests[2].error, OutOfMemoryError)
+
+
 def test_prompt_logprobs_and_logprobs_are_log_softmax(run: Any, model: Any) -> None:
     ids = prompt(6, 150)
     params = SamplingParams(temperature=1, seed=2, max_tokens=10, logprobs=3, prompt_logprobs=2, ignore_eos=True)
@@ -420,3 +495,31 @@ def test_overhead_of_a_step(run: Any, tokenizer: Any, scripted: Any) -> None:
     early, late = sorted(times[50:150])[50], sorted(times[-150:-50])[50]
     assert early < 0.003
     assert late < 2 * early + 0.0005, "work that grows with the length"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(run: Any, tokenizer: Any) -> None:
+    from qwen3.engine.sampler import RowSampler, sample
+
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(64, 640, generator=generator) * 3
+    chosen = []
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        settings = [SamplingParams(temperature=1, top_p=0.9, top_k=(0, 20)[i % 2], min_p=0, seed=i) for i in range(64)]
+        rows = [RowSampler(params, [1, 2], 634, device) for params in settings]
+        chosen.append(sample(logits.to(device), rows, [3] * 64, [()] * 64))
+    assert chosen[0] == chosen[1], "the same logits and seeds give the same tokens on every device"
+
+    model = random_model(tiny_config(), seed=1).cuda()
+    cases = [prompt(i, 5 + 3 * i) for i in range(12)]
+    params = SamplingParams(temperature=1, seed=3, max_tokens=40, ignore_eos=True, repetition_penalty=1.1, logprobs=2)
+    alone = [run.one(model, ids, params).output for ids in cases]
+    engine = Engine(model, tokenizer, max_batch=5)
+    requests = [run.make(ids, params) for ids in cases]
+    for request in requests:
+        engine.add(request)
+    run.finish(engine, *requests)
+    equal = sum(request.output == output for request, output in zip(requests, alone, strict=True))
+    assert equal >= 10, "batched matrix products may differ in the last bits, and so decide a near tie"
+    assert all(len(request.output) == 40 for request in requests)

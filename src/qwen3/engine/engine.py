@@ -39,7 +39,7 @@ class _Group:
 
 
 class _Row:
-    """A running sample. `position` tokens of it are cached, `pending` come next; neither: it waits for its group."""
+    """A running sample. `position` tokens of it are cached, `pending` come next."""
 
     def __init__(self, request: Request, group: _Group, slot: int, sampler: RowSampler) -> None:
         self.request = request
@@ -52,7 +52,8 @@ class _Row:
 
     @property
     def waiting(self) -> bool:
-        return not self.position and not self.pending
+        """For its group's prompt, or (a step was cut short) for its first token."""
+        return not self.pending and not self.request.output
 
 
 class Engine:
@@ -235,7 +236,7 @@ class Engine:
                 self._join(donor, [row])
                 self._advance([row], row.group.logits)
             elif not peers:
-                row.pending = list(row.request.ids)
+                row.position, row.pending = 0, list(row.request.ids)
 
     def _join(self, donor: _Row, rows: list[_Row]) -> None:
         for row in rows:

@@ -21,7 +21,8 @@ from qwen3.errors import CorruptFileError, Qwen3Error, UsageError
 
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
-_FEW = 1024
+_FEW = 1024  # candidates that top_p and min_p look at before they look at all
+_Columns = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # temperature, top_k, top_p, min_p: [B, 1]
 
 
 def mix64(x: int) -> int:
@@ -219,7 +220,7 @@ def _unsampled(score: float) -> Qwen3Error:
 
 def _draw(kind: str, logits: torch.Tensor, filters: torch.Tensor, keys: torch.Tensor, largest_k: int) -> torch.Tensor:
     """Gumbel-max over the filtered rows, all of one kind: "top_k", "nucleus" (no top_k) or "free". Ids [B] int64."""
-    columns = [column[:, None] for column in filters.unbind(1)]
+    columns = (filters[:, 0:1], filters[:, 1:2], filters[:, 2:3], filters[:, 3:4])
     if kind == "top_k":
         values, ids = torch.topk(logits, largest_k, dim=1)
         kth = values.gather(1, columns[1].long() - 1)
@@ -236,13 +237,13 @@ def _draw(kind: str, logits: torch.Tensor, filters: torch.Tensor, keys: torch.Te
     return ids.expand_as(scores).gather(1, best).squeeze(1)
 
 
-def _nucleus(logits: torch.Tensor, columns: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _nucleus(logits: torch.Tensor, columns: _Columns) -> tuple[torch.Tensor, torch.Tensor]:
     """Candidates and log-probabilities under top_p and min_p: among the best few, or all where these do not suffice."""
     size = logits.shape[1]
     if size > _FEW:
         values, ids = torch.topk(logits, _FEW, dim=1)
         total = torch.logsumexp((logits.double() - values[:, :1].double()) / columns[0], dim=1, keepdim=True)
-        scores = filtered_logprobs(values, *columns, total)
+        scores = filtered_logprobs(values, *columns, total=total)
         if bool((scores[:, -1] == -torch.inf).all()):  # every row's border, ties included, lies among the few
             return ids, scores
     values, ids = torch.topk(logits, size, dim=1)
