@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "first-hour.md"
 WORDS_PER_MINUTE = 200
 SHOWN_LINES = 24
+LONGEST_LINE = 400
 
 
 @dataclass
@@ -70,7 +71,10 @@ class Hour:
         self.say(f"*{words:,} words: {minutes:.0f} minutes (estimated)*")
 
     def _clean(self, text: str) -> str:
-        return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text.replace(str(self.home), "~")).rstrip()
+        """Without colours, this machine's folders, what its package sources grumble about, and endless lines."""
+        text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text.replace(str(self.home), "~").replace(str(ROOT), "REPOSITORY"))
+        lines = [line for line in text.splitlines() if not line.startswith("WARNING: Location")]
+        return "\n".join(line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "…" for line in lines).rstrip()
 
     def _clock(self) -> str:
         total = int(self.measured + self.read)
