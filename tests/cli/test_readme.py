@@ -59,6 +59,12 @@ def test_commands_run(qwen3: Command, line: str) -> None:
 
 
 @needs_model
+def test_the_first_thing_anybody_asks_is_answered_right(qwen3: Command) -> None:
+    answers = [qwen3("run", "--seed", seed, "What is 27 * 14?").out for seed in range(5)]
+    assert sum("378" in answer for answer in answers) >= 3, answers
+
+
+@needs_model
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_programs_run(program: str) -> None:
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
