@@ -42,6 +42,7 @@ from qwen3.engine.sampler import TokenLogprob
 from qwen3.errors import UsageError
 from qwen3.family import Mode
 from qwen3.model import Qwen3, load_model
+from qwen3.model.threads import fit_threads
 from qwen3.tokenizer import Tokenizer
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -172,6 +173,7 @@ class LLM:
         tokenizer = _tokenizer(resolved, warnings)
         mode, template = _detect(resolved, config, tokenizer, warnings)
         network = load_model(resolved.path, where, number_type)
+        fit_threads(network)
         self._build(network, tokenizer, mode, template, context, max_batch)
         self.resolved: Resolved | None = resolved
         self.warnings += warnings

@@ -54,8 +54,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
     kv_heads = k.shape[1]
     if length == 1:
         # One query: the heads that share keys become rows of one small matrix, and nothing is copied.
-        rows = q.view(batch, kv_heads, heads // kv_heads, dim)
-        return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).view(batch, heads, 1, dim)
+        rows = q.reshape(batch, kv_heads, heads // kv_heads, dim)
+        # reshape: the CUDA kernels give their result in another stride order.
+        return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).reshape(batch, heads, 1, dim)
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=heads != kv_heads)
     # With a mask, PyTorch's fused kernels do not share keys between heads.

@@ -55,9 +55,10 @@ def load_model(
     device None: CUDA if present, else CPU. dtype None: see `default_dtype`. Raises ModelNotFoundError, ConfigError,
     CorruptFileError, UnsafeFileError or OutOfMemoryError with one line that names the file, key or tensor.
     """
-    from qwen3.checkpoint import load_weights
+    from qwen3.checkpoint import finish_interrupted_save, load_weights
 
     folder = Path(path)
+    finish_interrupted_save(folder)
     config = ModelConfig.from_pretrained(folder)
     if config.quantization_config is not None:
         method = config.quantization_config.get("quant_method")
