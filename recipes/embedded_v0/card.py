@@ -30,6 +30,7 @@ def card(evaluation: dict[str, Any], training: dict[str, Any], corpus: dict[str,
     ]
     minutes = sum(phase["seconds"] for phase in training["phases"]) / 60
     tokens = sum(phase["tokens"] for phase in training["phases"])
+    touched = ", ".join(f"{n} {c}" for n, c in e["overlap"]["with_shared_run"].items())
     what = "\n".join(f"* {name}: {(type(task).__doc__ or '').splitlines()[0]}" for name, task in FAMILIES.items())
     return f"""# Wren, the embedded demonstration model
 
@@ -71,9 +72,9 @@ without a thought, so thinking gains little there. Do not rely on its answers.
 
 Problems and worked traces are generated while training runs; a hash of the problem keeps 2 % of all problems for
 evaluation, in every wording. Of {e["problems"]:,} held-out problems {e["overlap"]["same_problem"]} occur among
-{e["overlap"]["drawn"]:,} drawn training problems; the number that share a run of 13 tokens of their statement with
-one of them is {", ".join(f"{n} {c}" for n, c in e["overlap"]["with_shared_run"].items())} (statements of sudokus and circuits
-are long and made of few tokens). Dialogue and tool conversations come from templates written for this project. Plain text,
+{e["overlap"]["drawn"]:,} drawn training problems. Held-out problems that share a run of 13 tokens of their statement with
+one of those (statements of sudokus and circuits are long and made of few tokens): {touched}.
+Dialogue and tool conversations come from templates written for this project. Plain text,
 {corpus["characters"] / 1e6:.1f} million characters:
 
 | source | million characters | licence |
