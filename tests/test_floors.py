@@ -1,0 +1,135 @@
+"""The house stands: imports never go upward, and the lower floors run without what only the upper ones need."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qwen3
+from tests.fixtures import random_checkpoint, tiny_config
+
+ROOT = Path(qwen3.__file__).parent
+FLOORS = {
+    "errors": 0, "config": 0, "family": 0, "tokenizer": 0, "chat": 0,
+    "kernels": 1,
+    "model": 2, "checkpoint": 2,
+    "engine": 3, "llm": 3, "tasks": 3,
+    "train": 4,
+    "cli": 5,
+}  # fmt: skip
+# A door to the other floors by names that load on first use; it may be imported for `__version__` and the packages.
+FRONT_DOOR = "__init__"
+CORE = {"torch", "numpy", "tokenizers", "safetensors"}
+OPTIONAL = {"typer", "rich", "huggingface_hub", "jinja2", "llguidance"}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def place(file: Path) -> str:
+    """The folder of the package that a file is in, or its own name."""
+    first = file.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(file: Path) -> list[str]:
+    """Dotted names of all imports, wherever in the file they stand; `from qwen3 import x` counts as qwen3.x."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            module = node.module or ""
+            found += [f"{module}.{alias.name}" for alias in node.names] if module == "qwen3" else [module]
+    return found
+
+
+def test_every_place_has_a_floor() -> None:
+    assert {place(file) for file in FILES} == {*FLOORS, FRONT_DOOR}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_never_go_upward(file: Path) -> None:
+    here = place(file)
+    if here == FRONT_DOOR:
+        return
+    lazy = {"LLM": "llm", "SamplingParams": "engine", "ThinkingPolicy": "chat", "__version__": FRONT_DOOR}
+    for name in imports(file):
+        top, _, rest = name.partition(".")
+        if top != "qwen3":
+            if FLOORS[here] == 0:
+                assert top != "torch", f"floor 0 imports no torch: {file}"
+            continue
+        target = lazy.get(rest, rest.partition(".")[0])
+        if target == FRONT_DOOR:
+            continue
+        assert FLOORS[target] <= FLOORS[here], f"{file} (floor {FLOORS[here]}) imports {name} (floor {FLOORS[target]})"
+        if FLOORS[here] == 4:
+            assert target == here or FLOORS[target] < 4, f"{file}: places of floor 4 do not import each other"
+
+
+def test_lower_floors_and_training_name_only_the_core_libraries() -> None:
+    """Others are imported inside functions: a hub's library where the hub is asked, jinja2 in the sandbox's process."""
+    allowed = {"chat/sandbox_worker.py": {"jinja2"}, "checkpoint/huggingface.py": {"huggingface_hub"}}
+    for file in FILES:
+        if place(file) == "cli":
+            continue
+        foreign = {name.partition(".")[0] for name in imports(file)} - set(sys.stdlib_module_names) - CORE - {"qwen3"}
+        assert foreign <= allowed.get(str(file.relative_to(ROOT)), set()), file
+
+
+BLOCK = f"""
+import importlib.abc, sys
+
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {OPTIONAL!r}:
+            raise ModuleNotFoundError(f"blocked: {{name}}", name=name)
+
+sys.meta_path.insert(0, Block())
+"""
+USE = """
+import random
+from pathlib import Path
+import torch
+from qwen3 import LLM, SamplingParams, ThinkingPolicy
+from qwen3.checkpoint import list_cached, save_checkpoint, verify
+from qwen3.tasks import FAMILIES
+from qwen3.train.conversation import turn_sample
+from qwen3.train.data import BatchPlan, Mixture, stream_batches
+from qwen3.train.loop import TrainConfig, train
+
+folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+with LLM(folder) as llm:
+    short = SamplingParams(max_tokens=8, seed=1)
+    assert llm.chat("Hello", sampling=short).usage.completion_tokens
+    assert [*llm.chat("Hello", thinking=ThinkingPolicy(budget=2), sampling=short, stream=True)]
+    tokenizer, model = llm.tokenizer, llm.model
+
+    def source(rng):
+        problem = FAMILIES["chain"].sample(rng, 1)
+        messages = [{"role": "user", "content": problem.prompt}, {"role": "assistant", "content": problem.reply}]
+        return turn_sample(messages, thinking=False)
+
+    def batches(first):
+        plan = BatchPlan(rows=2, length=256)
+        return stream_batches(lambda: (Mixture([source], lambda step: [1.0]), tokenizer), plan, range(first, 2), 0)
+
+    assert train(model, batches, TrainConfig(steps=2, warmup=1), out)["step"] == 2
+save_checkpoint(out / "saved", model, tokenizer=tokenizer)
+assert verify(out / "saved").ok
+list_cached()
+assert not [name for name in sys.modules if name.partition(".")[0] in OPTIONAL]
+"""
+
+
+def test_lower_floors_and_training_run_with_the_core_libraries_alone(tmp_path: Path) -> None:
+    folder = random_checkpoint(tmp_path / "model", tiny_config(num_hidden_layers=1), tokenizer=True)
+    script = f"{BLOCK}OPTIONAL = {OPTIONAL!r}\n{USE}"
+    done = subprocess.run(
+        [sys.executable, "-c", script, folder, tmp_path / "out"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
