@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -367,6 +368,43 @@ def test_a_failing_forward_fails_its_rows_and_nothing_else(run: Any, tokenizer: 
     engine.add(fine)
     run.finish(engine, fine)
     assert len(fine.output) == 40
+
+
+@pytest.mark.parametrize("where", ["RowSampler", "reserve", "copy", "sample", "push"])
+def test_a_failure_anywhere_is_that_requests_own(
+    where: str, run: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever breaks while a late request comes in, `step` raises nothing and the first request goes on."""
+    from qwen3.engine import engine as module
+
+    model = random_model(tiny_config(), seed=1)
+    ids = prompt(2, 10)
+    alone = run.one(model, ids, GREEDY).output
+    engine = Engine(model, tokenizer, max_batch=2)
+    first, short, late = requests = [run.make(ids, p) for p in (GREEDY, replace(GREEDY, max_tokens=3), GREEDY)]
+    engine.add_samples(requests)
+    while not short.done:
+        engine.step()
+    target, name = {
+        "RowSampler": (module, "RowSampler"),
+        "reserve": (engine._slots, "reserve"),
+        "copy": (engine._slots, "copy"),
+        "sample": (module, "sample"),
+        "push": (late.stream, "push"),
+    }[where]
+    broken, original = [], getattr(target, name)
+
+    def fail_once(*args: Any, **kwargs: Any) -> Any:
+        if not broken:
+            broken.append(where)
+            raise RuntimeError("a device gone wrong")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(target, name, fail_once)
+    run.finish(engine, *requests)
+    assert broken
+    assert (str(late.error), late.finish_reason) == ("a device gone wrong", "error")
+    assert (first.error, first.output, short.output) == (None, alone, alone[:3])
 
 
 @pytest.mark.parametrize("where", ["hidden", "push", "sample"])

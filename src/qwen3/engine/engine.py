@@ -212,17 +212,16 @@ class Engine:
             if not request.done and not any(row.request is request for row in self._rows):
                 try:
                     self._slots.reserve(len(self._rows) + 1, len(request.ids) + 1)
-                except OutOfMemoryError as error:
-                    if self._rows:  # rows will come free
+                    sampler = RowSampler(
+                        request.params, request.ids, self.tokenizer.vocab_size, self.model.device, request.index
+                    )
+                except Exception as error:
+                    if isinstance(error, OutOfMemoryError) and self._rows:  # rows will come free
                         return
                     self._fail(request, error)
-                    self._queue.popleft()
-                    continue
-                sampler = RowSampler(
-                    request.params, request.ids, self.tokenizer.vocab_size, self.model.device, request.index
-                )
-                self._rows.append(_Row(request, group, len(self._rows), sampler))
-                request.clock.started = time.perf_counter()
+                else:
+                    self._rows.append(_Row(request, group, len(self._rows), sampler))
+                    request.clock.started = time.perf_counter()
             self._queue.popleft()
 
     def _wake(self) -> None:
@@ -233,8 +232,12 @@ class Engine:
             peers = [r for r in self._rows if r.group is row.group and not r.waiting]
             donor = next((r for r in peers if r.position >= len(row.request.ids)), None)
             if donor is not None and row.group.logits is not None:
-                self._join(donor, [row])
-                self._advance([row], row.group.logits)
+                try:
+                    self._join(donor, [row])
+                except Exception as error:
+                    self._blame([row], error)
+                else:
+                    self._advance([row], row.group.logits)
             elif not peers:
                 row.position, row.pending = 0, list(row.request.ids)
 
@@ -251,7 +254,7 @@ class Engine:
         groups: list[tuple[list[_Row], list[int]]] = []
         budget = self.prefill_chunk
         for row in self._rows:
-            if len(row.pending) > 1 and budget > 0:
+            if len(row.pending) > 1 and budget > 0 and not row.request.done:
                 size = min(len(row.pending), budget)
                 budget -= size
                 if groups:
@@ -271,7 +274,7 @@ class Engine:
             try:
                 self._slots.reserve(len(self._rows), row.position + size)
                 kept.append((row, size))
-            except OutOfMemoryError as error:
+            except Exception as error:
                 self._fail(row.request, error)
         if not kept:
             return

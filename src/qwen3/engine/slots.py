@@ -26,9 +26,15 @@ class Slots:
         self.dtype = dtype
         self.max_rows = max_rows
         self.max_len = max_len
-        self.rows = 0
-        self.length = 0
         self._cache: KVCache | None = None
+
+    @property
+    def rows(self) -> int:
+        return 0 if self._cache is None else self._cache.rows
+
+    @property
+    def length(self) -> int:
+        return 0 if self._cache is None else self._cache.max_len
 
     @property
     def cache(self) -> KVCache:
@@ -76,7 +82,7 @@ class Slots:
             fresh.k[:, : self.rows, :, : self.length].copy_(self._cache.k)
             fresh.v[:, : self.rows, :, : self.length].copy_(self._cache.v)
             fresh.written[: self.rows, : self.length].copy_(self._cache.written)
-        self._cache, self.rows, self.length = fresh, rows, length
+        self._cache = fresh
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Give row `target` the first `length` cached tokens of row `source`."""
@@ -86,4 +92,4 @@ class Slots:
 
     def clear(self) -> None:
         """Give all memory back; called when nothing runs."""
-        self._cache, self.rows, self.length = None, 0, 0
+        self._cache = None
