@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,9 +14,14 @@ from qwen3.train.conversation import completion_text, stopped_sample, turn_sampl
 from qwen3.train.data import BatchPlan, Mixture, Sample, encode_samples, make_batch, pack, stream_batches
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+@cache
+def small_tokenizer() -> Tokenizer:
     return Tokenizer.from_pretrained().prefix(1024)
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return small_tokenizer()
 
 
 def random_documents(rng: random.Random, count: int, longest: int) -> list[tuple[list[int], int]]:
@@ -63,13 +69,20 @@ def test_a_document_longer_than_a_row_is_an_error() -> None:
         pack([([1] * 129, 1)], rows=1, length=128, pad_id=0)
 
 
+def test_ids_of_the_official_vocabulary_are_kept() -> None:
+    ids = [151_643, 70_000, 3]
+    batch, _ = pack([(ids, 1)], rows=1, length=4, pad_id=151_643)
+    assert batch.ids.tolist() == [[*ids, 151_643]]
+    assert batch.labels.tolist() == [[70_000, 3, -100, -100]]
+
+
 def arithmetic(rng: random.Random) -> Sample:
     a, b = rng.randint(0, 99), rng.randint(0, 99)
     return Sample(f"{a} + {b} =", f" {a + b}<|endoftext|>")
 
 
 def build() -> tuple[Mixture, Tokenizer]:
-    return Mixture([arithmetic], lambda step: [1.0]), Tokenizer.from_pretrained().prefix(1024)
+    return Mixture([arithmetic], lambda step: [1.0]), small_tokenizer()
 
 
 def test_batches_depend_on_seed_and_step_alone(tokenizer: Tokenizer) -> None:

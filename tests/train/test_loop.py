@@ -12,18 +12,17 @@ import torch
 
 from qwen3.errors import CorruptFileError
 from qwen3.model import Qwen3
-from qwen3.tokenizer import Tokenizer
 from qwen3.train.data import Batch, BatchPlan, Sample, stream_batches
 from qwen3.train.loop import TrainConfig, document_mask, init_weights, next_token_loss, to_device, train
 from qwen3.train.probe import exact_share
 from tests.fixtures import tiny_config
-from tests.train.test_data import build
+from tests.train.test_data import build, small_tokenizer
 
 PLAN = BatchPlan(rows=2, length=64, seed=1)
 
 
 def make_model() -> Qwen3:
-    tokenizer = Tokenizer.from_pretrained().prefix(1024)
+    tokenizer = small_tokenizer()
     config = tiny_config(vocab_size=len(tokenizer) + 6, num_hidden_layers=1)
     model = Qwen3(config, device="cpu", dtype=torch.float32)
     init_weights(model, 0)
@@ -59,23 +58,27 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     assert [line["step"] for line in lines if line.get("event") == "start"] == [0, 3]
 
 
-def test_loss_falls_and_the_probe_sees_it(tmp_path: Path) -> None:
+def test_loss_falls(tmp_path: Path) -> None:
     model = make_model()
     train(model, lambda first: batches(first, 30), TrainConfig(steps=30, warmup=3, log_every=5), tmp_path)
     losses = [
         json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines() if '"loss"' in line
     ]
     assert losses[-1] < losses[0] - 1.0
-    tokenizer = Tokenizer.from_pretrained().prefix(1024)
 
-    @torch.no_grad()
+
+def test_the_probe_counts_samples_whose_every_trained_token_is_the_first_choice() -> None:
+    tokenizer = small_tokenizer()
+    seven = tokenizer.encode("7")[0]
+
     def predict(ids: torch.Tensor, positions: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-        return model(ids, positions=positions, doc_ids=documents).argmax(-1)
+        choice = ids.roll(-1, dims=1)  # right everywhere but after an equals sign that a 7 follows
+        return choice.where(choice != seven, 0)
 
-    groups = {"end": [Sample("1 + 1 =", "")], "sum": [Sample("1 + 1 =", " 2<|endoftext|>")] * 3}
+    right, wrong = Sample("7 + 1 =", "8<|endoftext|>"), Sample("6 + 1 =", "7<|endoftext|>")
+    groups = {"nothing": [Sample("6 + 1 =", "")], "right": [right] * 30, "wrong": [wrong], "mixed": [right, wrong] * 20}
     shares = exact_share(predict, tokenizer, groups, rows=2, length=64, device=torch.device("cpu"))
-    assert shares["end"] == 1.0  # nothing to predict
-    assert 0.0 <= shares["sum"] <= 1.0
+    assert shares == {"nothing": 1.0, "right": 1.0, "wrong": 0.0, "mixed": 0.5}
 
 
 def test_documents_do_not_see_each_other() -> None:
@@ -101,7 +104,16 @@ def test_documents_do_not_see_each_other() -> None:
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     config = TrainConfig(steps=1, warmup=1, save_every=1)
     train(make_model(), lambda first: batches(first, 1), config, tmp_path)
-    other = Qwen3(tiny_config(num_hidden_layers=2), device="cpu", dtype=torch.float32)
-    init_weights(other, 0)
-    with pytest.raises(CorruptFileError, match=r"state\.safetensors"):
-        train(other, lambda first: batches(first, 2), replace(config, steps=2), tmp_path)
+    for changes, why in (({"num_hidden_layers": 2}, "differs in"), ({"vocab_size": 700}, "has shape")):
+        other = Qwen3(tiny_config(**{"num_hidden_layers": 1} | changes), device="cpu", dtype=torch.float32)
+        init_weights(other, 0)
+        before = [p.clone() for p in other.parameters()]
+        with pytest.raises(CorruptFileError, match=rf"state\.safetensors: not a training state .*{why}"):
+            train(other, lambda first: batches(first, 2), replace(config, steps=2), tmp_path)
+        assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
+
+
+def test_damaged_state_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state.safetensors").write_bytes(b"\x10" * 100)
+    with pytest.raises(CorruptFileError, match=r"state\.safetensors: not a training state"):
+        train(make_model(), lambda first: batches(first, 1), TrainConfig(steps=1), tmp_path)

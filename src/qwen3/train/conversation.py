@@ -8,6 +8,7 @@ from typing import Any
 
 from qwen3.chat import render
 from qwen3.chat.stream import EARLY_STOP
+from qwen3.errors import UsageError
 from qwen3.train.data import Sample
 
 Message = Mapping[str, Any]
@@ -35,10 +36,10 @@ def completion_text(message: Message, *, thinking: bool) -> str:
 def turn_sample(
     messages: Sequence[Message], *, thinking: bool, tools: Sequence[Mapping[str, Any]] | None = None
 ) -> Sample:
-    """A sample that trains the last message of the conversation (an assistant's), in either mode."""
+    """A sample that trains the last message of the conversation, in either mode; UsageError if it is no assistant's."""
     *history, last = messages
     if last["role"] != "assistant":
-        raise ValueError(f"the last message is a {last['role']}'s; only assistant messages are trained")
+        raise UsageError(f"the last message is a {last['role']}'s; only assistant messages are trained")
     prompt = render(list(history), tools=list(tools) if tools else None, enable_thinking=None if thinking else False)
     return Sample(prompt, completion_text(last, thinking=thinking))
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3.errors import UsageError
 from qwen3.tokenizer import Tokenizer
 
 
@@ -38,25 +39,26 @@ class Mixture:
         self.weights = weights
 
     def draw(self, rng: random.Random, step: int) -> Iterator[Sample]:
+        """Samples without end. Raises UsageError if there is not one weight for each source."""
         weights = list(self.weights(step))
         if len(weights) != len(self.sources):
-            raise ValueError(f"{len(weights)} weights for {len(self.sources)} sources")
+            raise UsageError(f"{len(weights)} weights for {len(self.sources)} sources")
         while True:
             yield rng.choices(self.sources, weights)[0](rng)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed rows. All arrays are [rows, length].
+    """Packed rows. All arrays are int32 [rows, length] (the official vocabulary has more ids than 16 bits).
 
-    ids uint16 tokens · labels int32, the next token where it is trained, else -100 · positions uint16 from 0 in each
-    document · documents uint16, a number for each document of the row.
+    ids: tokens. labels: the next token where it is trained, else -100. positions: from 0 in each document. documents:
+    1, 2, … for the documents of a row, 0 where it is empty.
     """
 
-    ids: NDArray[np.uint16]
+    ids: NDArray[np.int32]
     labels: NDArray[np.int32]
-    positions: NDArray[np.uint16]
-    documents: NDArray[np.uint16]
+    positions: NDArray[np.int32]
+    documents: NDArray[np.int32]
 
     @property
     def trained_tokens(self) -> int:
@@ -78,19 +80,20 @@ def encode_samples(tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[tupl
 def pack(documents: Sequence[tuple[list[int], int]], rows: int, length: int, pad_id: int) -> tuple[Batch, int]:
     """Best-fit-decreasing packing into `rows` rows of `length`. Returns the batch and how many documents found no room.
 
-    A document longer than a row is an error: nothing is cut.
+    documents: (ids, how many of them come before the completion), as `encode_samples` gives. Raises UsageError for a
+    document longer than a row: nothing is cut.
     """
-    ids = np.full((rows, length), pad_id, dtype=np.uint16)
+    ids = np.full((rows, length), pad_id, dtype=np.int32)
     labels = np.full((rows, length), -100, dtype=np.int32)
-    positions = np.zeros((rows, length), dtype=np.uint16)
-    numbers = np.zeros((rows, length), dtype=np.uint16)
+    positions = np.zeros((rows, length), dtype=np.int32)
+    numbers = np.zeros((rows, length), dtype=np.int32)
     room = [length] * rows
     count = [0] * rows
     left_out = 0
     for tokens, prompt in sorted(documents, key=lambda d: -len(d[0])):
         size = len(tokens)
         if size > length:
-            raise ValueError(f"a sample of {size} tokens does not fit a row of {length}")
+            raise UsageError(f"a sample of {size} tokens does not fit a row of {length}")
         best = min((r for r in range(rows) if room[r] >= size), key=room.__getitem__, default=None)
         if best is None:
             left_out += 1

@@ -101,7 +101,9 @@ def train(
 ) -> dict[str, Any]:
     """Train in place. `batches(first)` yields the batches from step `first` on; `folder` gets log.jsonl and state.
 
-    A `state.safetensors` in the folder is resumed from. Returns the summary that is also the log's last line.
+    A `state.safetensors` in the folder is resumed from (CorruptFileError if it is another model's). `evaluate(steps
+    done)` goes into the log every `evaluate_every` steps (0: never) and at the end. Returns the summary that is also
+    the log's last line. Raises FloatingPointError when the loss is no longer finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
@@ -112,13 +114,12 @@ def train(
     fast = device.type == "cuda"
     compute_loss = torch.compile(next_token_loss) if fast else next_token_loss
     make_mask = torch.compile(document_mask) if fast else None
-    log = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed below)
 
     def write(**fields: Any) -> None:
         line = json.dumps(fields)
         print(line, flush=True)
-        log.write(line + "\n")
-        log.flush()
+        with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
 
     count = sum(p.numel() for p in params.values())
     write(event="start", step=first, parameters=count, device=str(device), config=asdict(config))
@@ -161,5 +162,4 @@ def train(
     if evaluate:
         summary["evaluation"] = evaluate(step + 1)
     write(**summary)
-    log.close()
     return summary

@@ -124,10 +124,13 @@ class Optimizer:
         return {f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
 
     def load_state(self, state: Mapping[str, Tensor], step_count: int) -> None:
-        """Copy a saved state in, and the masters into the network."""
+        """Copy a saved state in, and the masters into the network. Raises ValueError if it is another model's."""
         mine = self.state()
         if mine.keys() != state.keys():
             raise ValueError(f"optimiser state differs in {sorted(mine.keys() ^ state.keys())[:5]}")
+        for name, tensor in mine.items():
+            if tensor.shape != state[name].shape:
+                raise ValueError(f"{name} has shape {list(state[name].shape)} instead of {list(tensor.shape)}")
         for name, tensor in mine.items():
             tensor.copy_(state[name])
         for name, p in self.params.items():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
+from qwen3.errors import UsageError
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.data import Sample, encode_samples, pack
 from qwen3.train.loop import to_device
@@ -28,7 +29,7 @@ def exact_share(
     """For each named group, the share of samples whose trained tokens are all predicted.
 
     predict(ids, positions, documents) -> [B, T] int64 first choices. Groups are packed one after the other into
-    batches of [rows, length]; a document that finds no room goes into the next batch.
+    batches of [rows, length]. Raises UsageError when that leaves one out.
     """
     result = {}
     for name, group in samples.items():
@@ -41,7 +42,7 @@ def exact_share(
                 size += len(chunk[-1][0])
             batch, left_out = pack(chunk, rows, length, tokenizer.control.endoftext)
             if left_out:
-                raise ValueError(f"{left_out} samples of {name} did not fit; use longer rows")
+                raise UsageError(f"{left_out} samples of {name} did not fit; use longer rows")
             ids, labels, positions, documents = to_device(batch, device)
             choice = predict(ids, positions, documents)
             wrong = ((choice != labels) & (labels >= 0)).cpu().numpy()
