@@ -6,7 +6,6 @@ import json
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,8 +155,8 @@ def embedded(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     folder = tmp_path / "package" / "data" / "embedded"
     shutil.copytree(model, folder)
     (folder / "README.md").write_text("# Wren\n\nIt can **add**.\n")
-    resolve = sys.modules["qwen3.checkpoint.resolve"]  # the package has a function of this name
-    monkeypatch.setattr(resolve, "resources", SimpleNamespace(files=lambda _: tmp_path / "package"))
+    package = SimpleNamespace(files=lambda _: tmp_path / "package")
+    monkeypatch.setattr("qwen3.checkpoint.resolved.resources", package)
     return folder
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from qwen3.checkpoint.cache import CachedModel, list_cached
 from qwen3.checkpoint.journal import finish_interrupted_save
-from qwen3.checkpoint.resolve import Resolved, looks_like_model, resolve
+from qwen3.checkpoint.resolve import looks_like_model, resolve
+from qwen3.checkpoint.resolved import Resolved
 from qwen3.checkpoint.verify import Finding, Report, verify
 
 _HOME = {

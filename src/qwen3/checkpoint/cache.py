@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from qwen3.checkpoint.folder import find_weight_files
-from qwen3.checkpoint.resolve import EMBEDDED, resolve
-from qwen3.errors import ModelNotFoundError, Qwen3Error
+from qwen3.checkpoint.resolved import EMBEDDED, embedded_folder
+from qwen3.errors import Qwen3Error
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
@@ -57,11 +57,9 @@ def is_complete(snapshot: Path) -> bool:
 def list_cached() -> list[CachedModel]:
     """The embedded model, then every snapshot of a Qwen3 repository in the caches, sorted by name."""
     found: list[CachedModel] = []
-    try:
-        path = resolve(EMBEDDED).path
+    path = embedded_folder()
+    if path is not None:
         found.append(CachedModel(EMBEDDED, path, "embedded", _size(path), is_complete(path)))
-    except ModelNotFoundError:
-        pass
     found += _scan(huggingface_cache(), "huggingface") + _scan(modelscope_cache(), "modelscope")
     return found
 

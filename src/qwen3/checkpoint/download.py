@@ -49,6 +49,14 @@ class RemoteFile:
         return self.sha256 or self.git_sha1
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What a hub says about one revision of a repository."""
+
+    commit: str
+    files: tuple[RemoteFile, ...]
+
+
 class Cancelled(Exception):
     """Another file failed, or the user interrupted; what is on disk will be resumed."""
 

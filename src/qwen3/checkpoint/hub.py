@@ -9,17 +9,26 @@ import os
 import re
 import shutil
 import threading
+import urllib.error
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from qwen3 import family
 from qwen3.checkpoint.cache import is_complete, is_offline
-from qwen3.checkpoint.download import PARTIAL, Cancelled, Progress, RemoteFile, StderrProgress, download
+from qwen3.checkpoint.download import (
+    PARTIAL,
+    Cancelled,
+    Listing,
+    Progress,
+    RemoteFile,
+    StderrProgress,
+    describe_failure,
+    download,
+)
 from qwen3.checkpoint.folder import UNSAFE_SUFFIXES, check_not_quantized, find_weight_files
-from qwen3.checkpoint.resolve import Resolved, weights_sha256
+from qwen3.checkpoint.resolved import Resolved, weights_sha256
 from qwen3.config import ModelConfig
 from qwen3.errors import ModelNotFoundError, Qwen3Error, RemoteError, UnsafeFileError, UsageError
 
@@ -32,18 +41,11 @@ _COMMIT = re.compile(r"[0-9a-zA-Z]{6,64}")
 _CONNECTIONS = 4
 
 
-@dataclass(frozen=True)
-class Listing:
-    """What a hub says about one revision of a repository."""
-
-    commit: str
-    files: tuple[RemoteFile, ...]
-
-
 class Hub(Protocol):
     """A hub's dialect."""
 
     name: str
+    endpoint: str
     default_revision: str
 
     def cache(self) -> Path:
@@ -55,8 +57,8 @@ class Hub(Protocol):
     def listing(self, repo: str, revision: str) -> Listing:
         """Raises ModelNotFoundError or RemoteError."""
 
-    def file_error(self, repo: str, file: RemoteFile, error: Exception) -> Qwen3Error:
-        """What a failed download of a file means."""
+    def refusal(self, what: str, status: int, reason: str) -> Qwen3Error:
+        """What an HTTP status means; `what` was asked for."""
 
 
 def fetch(
@@ -197,7 +199,7 @@ def _download_all(
         except (Qwen3Error, Cancelled):
             raise
         except Exception as error:
-            raise hub.file_error(repo, file, error) from None
+            raise _file_error(hub, repo, file, error) from None
 
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
         jobs = [pool.submit(bring, file) for file in files]
@@ -213,6 +215,18 @@ def _download_all(
                 e for job in jobs if not job.cancelled() and (e := job.exception()) and type(e) is not Cancelled
             )
             raise failed from None
+
+
+def _file_error(hub: Hub, repo: str, file: RemoteFile, error: Exception) -> Qwen3Error:
+    """What a failed download of one file means."""
+    what = f"{repo} {file.name}"
+    if isinstance(error, urllib.error.HTTPError):
+        return hub.refusal(what, error.code, describe_failure(error))
+    if isinstance(error, urllib.error.URLError):
+        return RemoteError(f"{what}: {hub.endpoint} cannot be reached ({describe_failure(error)})")
+    if isinstance(error, OSError):
+        return Qwen3Error(f"{error.filename or hub.cache()}: cannot be written ({error.strerror or error})")
+    return RemoteError(f"{what}: {describe_failure(error)}")
 
 
 def _uncounted(count: int) -> None:
@@ -291,16 +305,9 @@ def _check_writable(root: Path, hub: Hub) -> None:
         ) from None
 
 
-def _resolved(snapshot: Path, repo: str, revision: str, name: str | None, source: str) -> Resolved:
-    digests = {}
-    for file in find_weight_files(snapshot):
-        try:
-            digests[file.name] = Path(os.readlink(file)).name
-        except OSError:
-            digests = {}
-            break
-    if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests.values()):
-        digests = {}
+def _resolved(
+    snapshot: Path, repo: str, revision: str, name: str | None, source: Literal["cache", "download"]
+) -> Resolved:
     return Resolved(
         path=snapshot,
         kind="folder",
@@ -308,6 +315,6 @@ def _resolved(snapshot: Path, repo: str, revision: str, name: str | None, source
         repo=repo,
         revision=revision,
         commit=snapshot.name,
-        sha256=weights_sha256(digests),
-        source="download" if source == "download" else "cache",
+        sha256=weights_sha256(snapshot),
+        source=source,
     )

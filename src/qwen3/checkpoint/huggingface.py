@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import urllib.error
 from pathlib import Path
 from typing import Any
 
 from qwen3.checkpoint.cache import huggingface_cache
-from qwen3.checkpoint.download import RemoteFile, describe_failure
-from qwen3.checkpoint.hub import Listing
+from qwen3.checkpoint.download import Listing, RemoteFile
 from qwen3.errors import ModelNotFoundError, Qwen3Error, RemoteError, UsageError
 
 
@@ -51,16 +49,6 @@ class HuggingFace:
             files.append(RemoteFile(item.rfilename, size, url, sha256, None if sha256 else item.blob_id))
         return Listing(str(info.sha), tuple(files))
 
-    def file_error(self, repo: str, file: RemoteFile, error: Exception) -> Qwen3Error:
-        if isinstance(error, urllib.error.HTTPError):
-            return self._from_status(f"{repo} {file.name}", error.code, f"HTTP {error.code} {error.reason}")
-        if isinstance(error, urllib.error.URLError):
-            return RemoteError(f"{repo} {file.name}: {self.endpoint} cannot be reached ({describe_failure(error)})")
-        if isinstance(error, OSError):
-            where = error.filename or self.cache()
-            return Qwen3Error(f"{where}: cannot be written ({error.strerror or error})")
-        return RemoteError(f"{repo} {file.name}: {describe_failure(error)}")
-
     def _translate(self, repo: str, revision: str, error: Exception) -> Qwen3Error:
         """One line for whatever the library raised; its HTTP layer changes between versions, its own classes do not."""
         errors: Any = self.lib.errors
@@ -80,14 +68,14 @@ class HuggingFace:
             return UsageError(f"{repo!r} is not a repository name")
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(status, int):
-            return self._from_status(repo, status, f"HTTP {status}")
+            return self.refusal(repo, status, f"HTTP {status}")
         text = " ".join(str(error).split())[:200] or type(error).__name__
         return RemoteError(
             f"{repo}: {self.endpoint} cannot be reached ({text}); check the network, or use HF_HUB_OFFLINE=1 with a "
             "model that is in the cache (`qwen3 ls`)"
         )
 
-    def _from_status(self, what: str, status: int, reason: str) -> Qwen3Error:
+    def refusal(self, what: str, status: int, reason: str) -> Qwen3Error:
         if status == 401:
             return RemoteError(f"{what}: {self.endpoint} refused the token ({reason}); set HF_TOKEN to a valid one")
         if status == 403:

@@ -13,8 +13,7 @@ from urllib.parse import urlencode
 
 from qwen3 import __version__
 from qwen3.checkpoint.cache import modelscope_cache
-from qwen3.checkpoint.download import RemoteFile, describe_failure, open_url
-from qwen3.checkpoint.hub import Listing
+from qwen3.checkpoint.download import Listing, RemoteFile, describe_failure, open_url
 from qwen3.errors import ModelNotFoundError, Qwen3Error, RemoteError
 
 _MAX_LISTING = 32 << 20
@@ -45,7 +44,7 @@ class ModelScope:
                 text = reply.read(_MAX_LISTING + 1)
         except urllib.error.HTTPError as error:
             error.close()
-            raise self._from_status(f"{repo}@{revision}", error) from None
+            raise self.refusal(f"{repo}@{revision}", error.code, describe_failure(error)) from None
         except (OSError, http.client.HTTPException) as error:
             raise RemoteError(f"{repo}: {self.endpoint} cannot be reached ({describe_failure(error)})") from None
         try:
@@ -68,20 +67,9 @@ class ModelScope:
         lines = "".join(f"{file.sha256} {file.name}\n" for file in sorted(files, key=lambda file: file.name))
         return Listing(hashlib.sha256(lines.encode()).hexdigest()[:40], files)
 
-    def file_error(self, repo: str, file: RemoteFile, error: Exception) -> Qwen3Error:
-        if isinstance(error, urllib.error.HTTPError):
-            return self._from_status(f"{repo} {file.name}", error)
-        if isinstance(error, urllib.error.URLError):
-            return RemoteError(f"{repo} {file.name}: {self.endpoint} cannot be reached ({describe_failure(error)})")
-        if isinstance(error, OSError):
-            return Qwen3Error(f"{error.filename or self.cache()}: cannot be written ({error.strerror or error})")
-        return RemoteError(f"{repo} {file.name}: {describe_failure(error)}")
-
-    def _from_status(self, what: str, error: urllib.error.HTTPError) -> Qwen3Error:
-        if error.code == 404:
+    def refusal(self, what: str, status: int, reason: str) -> Qwen3Error:
+        if status == 404:
             return ModelNotFoundError(f"{what}: no such model or revision on {self.endpoint}")
-        if error.code in (401, 403):
-            return RemoteError(
-                f"{what}: {self.endpoint} refused access (HTTP {error.code}); only public models are supported"
-            )
-        return RemoteError(f"{what}: {self.endpoint} failed (HTTP {error.code}); try again later")
+        if status in (401, 403):
+            return RemoteError(f"{what}: {self.endpoint} refused access ({reason}); only public models are supported")
+        return RemoteError(f"{what}: {self.endpoint} failed ({reason}); try again later")

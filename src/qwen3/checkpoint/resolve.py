@@ -3,58 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 import re
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from qwen3 import family
-from qwen3.checkpoint.folder import INDEX, SINGLE, UNSAFE_SUFFIXES, read_manifest
-from qwen3.checkpoint.header import read_json
+from qwen3.checkpoint.folder import UNSAFE_SUFFIXES
 from qwen3.checkpoint.journal import finish_interrupted_save
-from qwen3.errors import CorruptFileError, ModelNotFoundError, Qwen3Error, UnsafeFileError, UsageError
+from qwen3.checkpoint.resolved import EMBEDDED, Resolved, embedded_folder, weights_sha256
+from qwen3.errors import CorruptFileError, ModelNotFoundError, UnsafeFileError, UsageError
 
 if TYPE_CHECKING:
     from qwen3.checkpoint.download import Progress
 
-EMBEDDED = "embedded"
 _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^\s:@]+))?(?::(?P<quant>[\w.-]+))?", re.ASCII
 )
 _TAG = re.compile(r"(?P<tag>qwen3:[\w.-]+)(?:@(?P<revision>[^\s:@]+))?", re.ASCII | re.IGNORECASE)
 _SOFT_SWITCH = re.compile(r"/(no_)?think(\s|$)")
 _PATH_STARTS = ("/", "./", "../", "~")
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A model that is on this disk.
-
-    `kind`: "folder", "gguf" (one file) or "embedded". `name` is what to call it, `repo` and `revision` what was asked
-    of a hub, `commit` what that was at the time (ModelScope names none: there it is a hash over the file hashes).
-    `sha256` identifies the weights where that is known without reading them: the hash of the only weight file, or of
-    the lines "hash  name" of several. `source`: "path", "embedded", "cache" or "download".
-    """
-
-    path: Path
-    kind: Literal["folder", "gguf", "embedded"]
-    name: str
-    repo: str | None = None
-    revision: str | None = None
-    commit: str | None = None
-    sha256: str | None = None
-    source: Literal["path", "embedded", "cache", "download"] = "path"
-
-    def describe(self) -> str:
-        """One line for people: repository, revision, hash, or the path."""
-        digest = f", sha256 {self.sha256[:12]}…" if self.sha256 else ""
-        if self.repo is None:
-            return f"{EMBEDDED if self.kind == 'embedded' else self.path}{digest}"
-        revision = self.revision if self.revision == self.commit else f"{self.revision} = {self.commit}"
-        return f"{self.repo}@{revision}{digest} ({'downloaded' if self.source == 'download' else 'from the cache'})"
 
 
 def looks_like_model(text: str) -> bool:
@@ -116,18 +84,11 @@ def resolve(
     raise ModelNotFoundError(f"{text}: no such file, family tag or hub repository{_suggest(text)}")
 
 
-def weights_sha256(digests: dict[str, str]) -> str | None:
-    """One hash for a model from its weight files' hashes (file name → hex): see `Resolved.sha256`."""
-    if len(digests) < 2:
-        return next(iter(digests.values()), None)
-    return hashlib.sha256("".join(f"{digests[n]}  {n}\n" for n in sorted(digests)).encode()).hexdigest()
-
-
 def _embedded() -> Resolved:
-    path = Path(str(resources.files("qwen3"))) / "data" / "embedded"
-    if not (path / "config.json").is_file():
+    path = embedded_folder()
+    if path is None:
         raise ModelNotFoundError("this installation has no embedded model; name one, for example qwen3:0.6b")
-    return Resolved(path, "embedded", EMBEDDED, sha256=_known_sha256(path), source="embedded")
+    return Resolved(path, "embedded", EMBEDDED, sha256=weights_sha256(path), source="embedded")
 
 
 def _from_path(path: Path) -> Resolved:
@@ -135,7 +96,7 @@ def _from_path(path: Path) -> Resolved:
         finish_interrupted_save(path)
         if not (path / "config.json").is_file():
             raise ModelNotFoundError(f"{path} is not a model folder: it has no config.json{_what_instead(path)}")
-        return Resolved(path, "folder", path.resolve().name, sha256=_known_sha256(path))
+        return Resolved(path, "folder", path.resolve().name, sha256=weights_sha256(path))
     if path.suffix.lower() == ".gguf":
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -154,19 +115,6 @@ def _what_instead(path: Path) -> str:
         return f"; did you mean {ggufs[0]}?"
     inside = sorted(path.glob("snapshots/*/config.json")) or sorted(path.glob("*/config.json"))
     return f"; did you mean {inside[0].parent}?" if inside else ""
-
-
-def _known_sha256(path: Path) -> str | None:
-    """The weights' hash from the manifest, or from the blob names a hub cache links to."""
-    try:
-        manifest = read_manifest(path)
-        if manifest is not None:
-            return weights_sha256({n: digest for n, (_, digest) in manifest.items() if n.endswith(".safetensors")})
-        files = [SINGLE] if (path / SINGLE).exists() else sorted(set(read_json(path / INDEX)["weight_map"].values()))
-        blobs = {name: Path(os.readlink(path / name)).name for name in files}
-    except (Qwen3Error, OSError, KeyError, TypeError, AttributeError):
-        return None  # a plain folder: nobody has recorded its hash
-    return weights_sha256(blobs) if all(re.fullmatch("[0-9a-f]{64}", blob) for blob in blobs.values()) else None
 
 
 def _exists(text: str) -> bool:

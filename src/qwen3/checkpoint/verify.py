@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, Literal
 from qwen3.checkpoint.folder import MANIFEST, UNSAFE_SUFFIXES, check_not_quantized, find_weight_files, read_manifest
 from qwen3.checkpoint.header import Header, read_header, read_json
 from qwen3.checkpoint.journal import JOURNAL, finish_interrupted_save
+from qwen3.checkpoint.resolved import blob_name
 from qwen3.config import ModelConfig
 from qwen3.errors import CorruptFileError, ModelNotFoundError, Qwen3Error
 
@@ -137,7 +136,7 @@ class _Check:
             if extra:
                 self.add("warning", "hashes", f"{MANIFEST} does not vouch for {', '.join(extra)}")
         else:
-            expected = {file: blob for file in sorted(self.folder.iterdir()) if (blob := _blob_name(file))}
+            expected = {file: blob for file in sorted(self.folder.iterdir()) if (blob := blob_name(file))}
             if expected:
                 self.report.hashes = "hub cache"
         for file, digest in expected.items():
@@ -260,16 +259,3 @@ class _Check:
 def _ids(value: Any) -> Iterator[Any]:
     if value is not None:
         yield from value if isinstance(value, list) else [value]
-
-
-def _blob_name(file: Path) -> str | None:
-    """The hash a hub cache named this file's blob by (sha256, or git's SHA-1 for small files), if it is in one."""
-    try:
-        target = Path(os.readlink(file))
-    except OSError:
-        return None
-    return (
-        target.name
-        if target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", target.name)
-        else None
-    )
