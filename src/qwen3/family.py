@@ -33,11 +33,25 @@ SAMPLING: dict[str, SamplingDefaults] = {
 }
 
 
-def sampling_defaults(mode: Mode, thinking: bool = True) -> SamplingDefaults:
-    """What Qwen recommends for a model of this mode; `thinking` matters for hybrid models only."""
+TEMPLATE_OF: dict[Mode, str] = {
+    "hybrid": "qwen3",
+    "base": "qwen3",
+    "thinking": "thinking-2507",
+    "instruct": "instruct-2507",
+}
+"""Mode -> the chat template's name in `qwen3.chat`."""
+
+
+def sampling_key(mode: Mode, thinking: bool = True) -> str:
+    """The key of SAMPLING for a model of this mode; `thinking` matters for hybrid models only."""
     if mode == "hybrid":
-        return SAMPLING["thinking" if thinking else "non-thinking"]
-    return SAMPLING["thinking-2507" if mode == "thinking" else mode]
+        return "thinking" if thinking else "non-thinking"
+    return "thinking-2507" if mode == "thinking" else mode
+
+
+def sampling_defaults(mode: Mode, thinking: bool = True) -> SamplingDefaults:
+    """What Qwen recommends for a model of this mode."""
+    return SAMPLING[sampling_key(mode, thinking)]
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ class FamilyMember:
     @property
     def template(self) -> str:
         """The chat template's name in `qwen3.chat`."""
-        return {"thinking": "thinking-2507", "instruct": "instruct-2507"}.get(self.mode, "qwen3")
+        return TEMPLATE_OF[self.mode]
 
 
 def _dense(hidden: int, layers: int, heads: int, intermediate: int, tied: bool = False) -> ModelConfig:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -29,11 +29,10 @@ from qwen3.chat import (
     encode,
     fold,
     resolve_mode,
-    template_for,
-    template_mode,
 )
 from qwen3.chat.stream import EARLY_STOP
 from qwen3.checkpoint import Resolved, resolve
+from qwen3.checkpoint.mode import detect_mode
 from qwen3.config import ModelConfig
 from qwen3.engine.engine import Engine
 from qwen3.engine.params import SamplingParams
@@ -46,12 +45,6 @@ from qwen3.model.threads import fit_threads
 from qwen3.tokenizer import Tokenizer
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-TEMPLATE_OF: dict[str, str] = {
-    "hybrid": "qwen3",
-    "base": "qwen3",
-    "thinking": "thinking-2507",
-    "instruct": "instruct-2507",
-}
 
 
 @dataclass(frozen=True)
@@ -171,7 +164,8 @@ class LLM:
         _context(context, config)
         warnings: list[str] = []
         tokenizer = _tokenizer(resolved, warnings)
-        mode, template = _detect(resolved, config, tokenizer, warnings)
+        mode, template, warning = detect_mode(resolved, config, tokenizer.control.endoftext)
+        warnings += [warning] if warning else []
         network = load_model(resolved.path, where, number_type)
         fit_threads(network)
         self._build(network, tokenizer, mode, template, context, max_batch)
@@ -189,10 +183,10 @@ class LLM:
         max_batch: int = 64,
     ) -> LLM:
         """An LLM around a network that is in memory already (a trainer's, say). Its weights are used, not copied."""
-        if mode not in TEMPLATE_OF:
-            raise UsageError(f"mode={mode!r} must be one of {', '.join(TEMPLATE_OF)}")
+        if mode not in family.TEMPLATE_OF:
+            raise UsageError(f"mode={mode!r} must be one of {', '.join(family.TEMPLATE_OF)}")
         llm = cls.__new__(cls)
-        llm._build(model, tokenizer, mode, TEMPLATE_OF[mode], context, max_batch)
+        llm._build(model, tokenizer, mode, family.TEMPLATE_OF[mode], context, max_batch)
         llm.resolved = None
         return llm
 
@@ -366,10 +360,7 @@ class LLM:
         warnings: Sequence[str],
     ) -> list[Request]:
         """The `n` requests of one prompt."""
-        key = {"hybrid": "thinking" if thinks else "non-thinking", "thinking": "thinking-2507"}.get(
-            self.mode, self.mode
-        )
-        params = params.resolved(key)
+        params = params.resolved(family.sampling_key(self.mode, thinks))
         noted = list(warnings)
         if thinks and params.greedy and self.mode in ("hybrid", "thinking"):
             noted.append(
@@ -554,25 +545,6 @@ def _tokenizer(resolved: Resolved, warnings: list[str]) -> Tokenizer:
         return Tokenizer.from_pretrained(resolved.path)
     warnings.append(f"{resolved.name} has no tokenizer files: the official Qwen3 tokenizer is used")
     return Tokenizer.from_pretrained()
-
-
-def _detect(
-    resolved: Resolved, config: ModelConfig, tokenizer: Tokenizer, warnings: list[str]
-) -> tuple[Mode, str | SandboxTemplate]:
-    """What the model can do, and its chat template: the folder's own, else that of the published model it is."""
-    published = family.resolve_repo(resolved.repo) if resolved.repo else None
-    own = "chat_template.jinja" in tokenizer.sidecars
-    own = own or b'"chat_template"' in tokenizer.sidecars.get("tokenizer_config.json", b"")
-    template: str | SandboxTemplate
-    if published is not None:
-        member = published[0]
-        return member.mode, template_for(resolved.path) if own else member.template
-    template = template_for(resolved.path)
-    if not own:
-        warnings.append(f"{resolved.name} has no chat template: that of the hybrid Qwen3 models is used")
-    if config.eos_token_ids == (tokenizer.control.endoftext,):
-        return "base", template
-    return cast(Mode, template_mode(template)), template
 
 
 __all__ = ["LLM", "ChatStream", "Generation", "Timing"]

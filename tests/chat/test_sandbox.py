@@ -39,7 +39,7 @@ def test_templates_are_recognised(tok, templates, tmp_path):
 def test_templates_in_a_config(tmp_path):
     with pytest.raises(ModelNotFoundError, match="no such folder"):
         template_for(tmp_path / "missing")
-    assert template_for(tmp_path) == "qwen3"
+    assert template_for(tmp_path) is None
     config = tmp_path / "tokenizer_config.json"
     config.write_text(
         json.dumps({"chat_template": [{"name": "default", "template": "x"}], "eos_token": {"content": "e"}})

@@ -212,10 +212,10 @@ def _split(piece: Piece, mark: str, first: str) -> list[Piece]:
     return parts
 
 
-def template_for(folder: str | os.PathLike[str]) -> str | SandboxTemplate:
+def template_for(folder: str | os.PathLike[str]) -> str | SandboxTemplate | None:
     """The template of a checkpoint folder: the name of the official one it equals, else a SandboxTemplate.
 
-    Read from `chat_template.jinja`, else from `tokenizer_config.json`. A folder with neither gets "qwen3". Raises
+    Read from `chat_template.jinja`, else from `tokenizer_config.json`; None where neither has one. Raises
     ModelNotFoundError without such a folder, CorruptFileError if the file cannot be read.
     """
     path = Path(folder)
@@ -235,7 +235,7 @@ def template_for(folder: str | os.PathLike[str]) -> str | SandboxTemplate:
         named = {item.get("name"): item.get("template") for item in text if isinstance(item, dict)}
         text = named.get("default")
     if text is None:
-        return "qwen3"
+        return None
     if not isinstance(text, str):
         raise CorruptFileError(f"{file}: chat_template is not a text")
     return recognise(text, str(file), _special_tokens(config))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen3 import family
-from qwen3.chat import SandboxTemplate, template_for, template_mode
+from qwen3.chat import SandboxTemplate
 from qwen3.checkpoint import Resolved
+from qwen3.checkpoint.mode import detect_mode
 from qwen3.cli.console import exact_parameters, out, out_json, parameters, size, table
 from qwen3.cli.models import on_disk
 from qwen3.config import ModelConfig
@@ -62,8 +63,9 @@ def gather(name: str | None) -> dict[str, Any]:
     config = ModelConfig.from_pretrained(resolved.path)
     published = family.resolve_repo(resolved.repo) if resolved.repo else None
     member = published[0] if published else None
-    mode, template = (member.mode, member.template) if member else _detect(resolved.path, config)
-    return _facts(config, mode, template, member) | {
+    mode, template, _ = detect_mode(resolved, config)
+    named = "the checkpoint's own, in a sandbox" if isinstance(template, SandboxTemplate) else template
+    return _facts(config, mode, named, member) | {
         "name": resolved.name,
         "path": str(resolved.path),
         "repo": resolved.repo,
@@ -78,15 +80,6 @@ def _member(name: str) -> family.FamilyMember | None:
     plain = name.partition("@")[0]
     published = family.resolve_repo(plain)
     return published[0] if published else family.resolve_tag(plain)
-
-
-def _detect(folder: Path, config: ModelConfig) -> tuple[family.Mode, str]:
-    """(mode, template) from the folder's own files, as `LLM` does."""
-    template = template_for(folder)
-    mode: family.Mode = template_mode(template)  # type: ignore[assignment]
-    if config.eos_token_ids == (family.ENDOFTEXT,):
-        mode = "base"
-    return mode, "the checkpoint's own, in a sandbox" if isinstance(template, SandboxTemplate) else template
 
 
 def _facts(config: ModelConfig, mode: family.Mode, template: str, member: family.FamilyMember | None) -> dict[str, Any]:
