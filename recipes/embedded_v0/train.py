@@ -85,7 +85,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluate-every", type=int, default=500)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="whole training step")
     parser.add_argument("--probe", type=int, default=96, help="held-out problems a family and mode")
     parser.add_argument("--start-from", type=Path, help="checkpoint folder to go on from instead of random weights")
     args = parser.parse_args()
@@ -102,9 +101,8 @@ def main() -> None:
     if args.phase == "general":
         config = TrainConfig(args.steps, stop_at=args.stop_at)
     else:
-        scale = {"final": 0.55, "polish": 0.2}[args.phase]
-        optim = OptimConfig(matrix_lr=scale * OptimConfig.matrix_lr, vector_lr=scale * OptimConfig.vector_lr)
-        config = TrainConfig(args.steps, stop_at=args.stop_at, warmup=50, decay=0.9, optim=optim, compile=args.compile)
+        optim = OptimConfig(matrix_lr=0.011, vector_lr=0.00165)
+        config = TrainConfig(args.steps, stop_at=args.stop_at, warmup=50, decay=0.95, optim=optim)
     tok = tokenizer()
     plan = BatchPlan(args.rows, LENGTH, args.seed)
     make = functools.partial(build, args.phase, args.steps, args.text)
@@ -119,8 +117,6 @@ def main() -> None:
 
     def evaluate(step: int) -> dict[str, Any]:
         save_checkpoint(args.out / "model", model, tokenizer=tok, generation_config=GENERATION)
-        if not args.probe:
-            return {}
         shares = exact_share(predict, tok, groups, rows=args.rows, length=LENGTH, device=device)
         thinking = [v for k, v in shares.items() if k.endswith("thinking")]
         print(f"exact at {step}: {json.dumps(shares)}; thinking {sum(thinking) / len(thinking):.3f}", flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import ClassVar
 
-from qwen3.tasks.base import Problem, Task, by_places, last_number, paragraphs
+from qwen3.tasks.base import Problem, Task, last_number, paragraphs
 
 _TIMES = ("*", "*", "*", "x", "×", "times")
 
@@ -79,8 +79,9 @@ class Chain(Task):
             steps.append(f"So it is {flat}.")
         running = values[0]
         for sign, value in zip(signs[1:], values[1:], strict=True):
-            steps.append(by_places(running, sign, value))
-            running += value if sign == "+" else -value
+            after = running + value if sign == "+" else running - value
+            steps.append(f"{running} {sign} {value} = {after}")
+            running = after
         if story:
             moves = " ".join(rng.choice(self._MOVES[s]).format(n=v) for s, v in zip(signs[1:], values[1:], strict=True))
             prompt = rng.choice(self._STORY).format(first=values[0], moves=moves)

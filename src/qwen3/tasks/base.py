@@ -88,18 +88,3 @@ def after_last_colon_or_is(text: str) -> str:
 
 def paragraphs(*steps: str) -> str:
     return "\n\n".join(steps)
-
-
-def by_places(x: int, sign: str, y: int) -> str:
-    """x + y or x - y written out: in one step, or place by place when y has three digits or more."""
-    total = x + y if sign == "+" else x - y
-    whole = f"{x} {sign} {y} = {total}"
-    parts = [int(d) * 10**k for k, d in enumerate(reversed(str(y))) if d != "0"][::-1]
-    if y < 100 or len(parts) == 1:
-        return whole
-    steps, running = [], x
-    for part in parts:
-        after = running + part if sign == "+" else running - part
-        steps.append(f"{running} {sign} {part} = {after}")
-        running = after
-    return ", ".join(steps) + f", so {whole}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 
-from qwen3.tasks.base import Problem, Task, by_places, last_number, paragraphs
+from qwen3.tasks.base import Problem, Task, last_number, paragraphs
 
 
 class Gcd(Task):
@@ -36,7 +36,7 @@ class Gcd(Task):
         steps, x, y = [], max(a, b), min(a, b)
         while y:
             q, r = divmod(x, y)
-            steps.append(f"{x} by {y}: {q} * {y} = {q * y}, {by_places(x, '-', q * y)}")
+            steps.append(f"{x} by {y}: {q} * {y} = {q * y}, {x} - {q * y} = {r}")
             x, y = y, r
         steps.append(f"The last number that divides is {x}.")
         prompt = self.ask(rng, a=str(a), b=str(b))

@@ -21,9 +21,6 @@ from qwen3.train.optim import OptimConfig, Optimizer
 from qwen3.train.schedule import warmup_stable_decay
 from qwen3.train.state import load_state, save_state
 
-# Alone it would keep a score matrix; within a compiled step this is inlined.
-_compiled_flex = torch.compile(flex_attention)
-
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -38,7 +35,6 @@ class TrainConfig:
     log_every: int = 50
     save_every: int = 0  # steps between training states; 0: none
     seed: int = 0
-    compile: bool = True  # the whole step, on CUDA: three times the speed after about 100 s
 
 
 def init_weights(model: Qwen3, seed: int) -> None:
@@ -73,7 +69,7 @@ def packed_hidden(model: Qwen3, ids: Tensor, positions: Tensor, documents: Tenso
         return model.hidden(ids, positions, doc_ids=documents)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = (_compiled_flex if q.is_cuda else flex_attention)(q, k, v, block_mask=mask, enable_gqa=True)
+        out = flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
         assert isinstance(out, Tensor)
         return out
 
@@ -116,7 +112,7 @@ def train(
     state_file = folder / "state.safetensors"
     first = load_state(state_file, optimizer) if state_file.exists() else 0
     fast = device.type == "cuda"
-    compute_loss = torch.compile(next_token_loss) if fast and config.compile else next_token_loss
+    compute_loss = torch.compile(next_token_loss) if fast else next_token_loss
     make_mask = torch.compile(document_mask) if fast else None
 
     def write(**fields: Any) -> None:
