@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
+from qwen3.checkpoint import available_bytes, finish_interrupted_save, load_weights
+from qwen3.checkpoint.folder import check_not_quantized
 from qwen3.config import ModelConfig
-from qwen3.errors import ConfigError, UsageError
+from qwen3.errors import UsageError
 from qwen3.model.network import Qwen3
 
 SMALL_MODEL = 100_000_000  # parameters; see `default_dtype`
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def best_device() -> torch.device:
@@ -34,9 +36,7 @@ def default_dtype(config: ModelConfig, device: torch.device | str) -> torch.dtyp
     what else is in the batch), and also if the CPU lacks native bfloat16 or the model is float16, unless only 16 bits
     fit into memory.
     """
-    from qwen3.checkpoint import available_bytes
-
-    stored = _DTYPES[config.dtype]
+    stored = DTYPES[config.dtype]
     if torch.device(device).type != "cpu" or stored == torch.float32:
         return stored
     if config.num_parameters() < SMALL_MODEL:
@@ -55,19 +55,15 @@ def load_model(
     device None: CUDA if present, else CPU. dtype None: see `default_dtype`. Raises ModelNotFoundError, ConfigError,
     CorruptFileError, UnsafeFileError or OutOfMemoryError with one line that names the file, key or tensor.
     """
-    from qwen3.checkpoint import finish_interrupted_save, load_weights
-
     folder = Path(path)
     finish_interrupted_save(folder)
     config = ModelConfig.from_pretrained(folder)
-    if config.quantization_config is not None:
-        method = config.quantization_config.get("quant_method")
-        raise ConfigError(f"{folder}: quant_method {method!r} is not supported yet; use the unquantized repository")
+    check_not_quantized(folder)
     target = best_device() if device is None else torch.device(device)
     if isinstance(dtype, str):
-        if dtype not in _DTYPES:
-            raise UsageError(f"dtype {dtype!r} is not supported (expected {', '.join(_DTYPES)})")
-        dtype = _DTYPES[dtype]
+        if dtype not in DTYPES:
+            raise UsageError(f"dtype {dtype!r} is not supported (expected {', '.join(DTYPES)})")
+        dtype = DTYPES[dtype]
     wanted = default_dtype(config, target) if dtype is None else dtype
     model = Qwen3(config, device="meta", dtype=wanted)
     load_weights(model, folder, device=target, dtype=wanted)
