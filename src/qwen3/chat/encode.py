@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from qwen3.chat.messages import check_unicode, plain_messages
+from qwen3.chat.messages import plain_messages
 from qwen3.chat.template import CustomTemplate, Piece, apart, pieces, plain_tools
-from qwen3.tokenizer import Tokenizer
+from qwen3.tokenizer import Tokenizer, check_unicode
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen3.errors import UsageError
+from qwen3.tokenizer import check_unicode
 
 ROLES = ("system", "user", "assistant", "tool")
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
@@ -185,14 +186,3 @@ def _string(value: Any, where: str, wanted: str = "a string") -> str:
         raise UsageError(f"{where} must be {wanted}, not {'null' if value is None else type(value).__name__}")
     check_unicode(value, where)
     return value
-
-
-def check_unicode(text: str, where: str) -> None:
-    """Raise UsageError naming `where` if `text` holds a lone surrogate, which no UTF-8 can say."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        code = f"U+{ord(text[error.start]):04X}"
-        raise UsageError(
-            f"{where} holds the lone surrogate {code} at character {error.start}: no valid Unicode"
-        ) from None

@@ -2,6 +2,6 @@
 
 from qwen3.tokenizer.control import CONTROL_TOKENS, ControlIds
 from qwen3.tokenizer.detokenizer import Detokenizer
-from qwen3.tokenizer.tokenizer import Tokenizer
+from qwen3.tokenizer.tokenizer import Tokenizer, check_unicode
 
-__all__ = ["CONTROL_TOKENS", "ControlIds", "Detokenizer", "Tokenizer"]
+__all__ = ["CONTROL_TOKENS", "ControlIds", "Detokenizer", "Tokenizer", "check_unicode"]

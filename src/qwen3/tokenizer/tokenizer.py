@@ -183,10 +183,15 @@ class Tokenizer:
 def _check_text(text: str) -> None:
     if not isinstance(text, str):
         raise UsageError(f"text must be a string, not {type(text).__name__}")
+    check_unicode(text, "text")
+
+
+def check_unicode(text: str, where: str) -> None:
+    """Raise UsageError naming `where` if `text` holds a lone surrogate, which no UTF-8 can say."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         code = f"U+{ord(text[error.start]):04X}"
         raise UsageError(
-            f"text holds the lone surrogate {code} at character {error.start}: not valid Unicode"
+            f"{where} holds the lone surrogate {code} at character {error.start}: not valid Unicode"
         ) from None
