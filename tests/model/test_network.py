@@ -203,7 +203,7 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
         load_model(tmp_path / "nothing")
     quantized = tiny_config(quantization_config={"quant_method": "fp8"})
     random_checkpoint(tmp_path / "fp8", quantized)
-    with pytest.raises(ConfigError, match="quantization_config says 'fp8', and quantized .* not supported yet"):
+    with pytest.raises(ConfigError, match=r"quantization_config says 'fp8', and quantized .* not supported yet"):
         load_model(tmp_path / "fp8")
 
 
