@@ -66,12 +66,14 @@ def _control_warnings(messages: Any, tools: Any, pattern: re.Pattern[str]) -> tu
     """Which messages and tools hold a control string anywhere, for templates whose pieces do not say."""
     parts = [(f"messages[{i}]", turn) for i, turn in enumerate(apart(plain_messages(messages)))]
     parts += [(f"tools[{i}]", tool) for i, tool in enumerate(plain_tools(tools))]
-    found = ((where, pattern.search(json.dumps(part, ensure_ascii=False))) for where, part in parts)
-    return tuple(_warning(where, match[0]) for where, match in found if match)
+    found = ((where, pattern.findall(json.dumps(part, ensure_ascii=False))) for where, part in parts)
+    return tuple(_warning(where, texts) for where, texts in found if texts)
 
 
-def _warning(where: str, text: str) -> str:
-    return f"{where} contains the control string {text!r}, which was encoded as ordinary text"
+def _warning(where: str, texts: Iterable[str]) -> str:
+    names = list(dict.fromkeys(texts))
+    what, verb = ("control string", "was") if len(names) == 1 else ("control strings", "were")
+    return f"{where} contains the {what} {', '.join(map(repr, names))}, which {verb} encoded as ordinary text"
 
 
 def encode_pieces(made: Iterable[Piece], tokenizer: Tokenizer) -> Encoded:
@@ -80,7 +82,7 @@ def encode_pieces(made: Iterable[Piece], tokenizer: Tokenizer) -> Encoded:
     pattern = control_pattern(tuple(control))
     ids: list[int] = []
     run: list[str] = []
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
 
     def flush() -> None:
         if run:
@@ -90,8 +92,8 @@ def encode_pieces(made: Iterable[Piece], tokenizer: Tokenizer) -> Encoded:
     for text, source in made:
         if source is not None:
             check_unicode(text, source)
-            if match := pattern.search(text):
-                found.setdefault(source, match[0])
+            if texts := pattern.findall(text):
+                found.setdefault(source, []).extend(texts)
             run.append(text)
             continue
         # The split keeps the control strings, at the odd places.
@@ -102,7 +104,7 @@ def encode_pieces(made: Iterable[Piece], tokenizer: Tokenizer) -> Encoded:
             else:
                 run.append(part)
     flush()
-    return Encoded(ids, tuple(_warning(source, text) for source, text in found.items()))
+    return Encoded(ids, tuple(_warning(source, texts) for source, texts in found.items()))
 
 
 @cache
