@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from qwen3.config import ModelConfig
-from qwen3.family import ENDOFTEXT, IM_END, MODELS, SAMPLING, resolve_repo, resolve_tag, sampling_defaults
+from qwen3.family import ENDOFTEXT, IM_END, MODELS, SAMPLING, find, resolve_repo, resolve_tag, sampling_defaults
 
 # Published shapes (Technical Report, tables 1 and 2, and the models' config.json files), worked out by hand:
 # total, without embedding and head, KV bytes per token in bf16.
@@ -111,6 +111,22 @@ def test_tags(tag: str, name: str) -> None:
 @pytest.mark.parametrize("tag", ["", "qwen3", "qwen3:", "qwen3:9b", "qwen2:8b", "qwen3:8b:x", "Qwen/Qwen3-8B", "8b"])
 def test_what_is_no_tag(tag: str) -> None:
     assert resolve_tag(tag) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "member"),
+    [
+        ("qwen3:8b", "Qwen3-8B"),
+        ("qwen3:30b@main", "Qwen3-30B-A3B"),
+        ("Qwen/Qwen3-8B@abc", "Qwen3-8B"),
+        ("Qwen/Qwen3-8B-FP8", None),
+        ("someone/Qwen3-8B", None),
+        ("./Qwen3-8B", None),
+    ],
+)
+def test_find(name: str, member: str | None) -> None:
+    found = find(name)
+    assert (found.name if found else None) == member
 
 
 def test_every_tag_names_its_own_model() -> None:

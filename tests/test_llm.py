@@ -14,7 +14,7 @@ import torch
 
 from qwen3 import LLM, SamplingParams, ThinkingPolicy
 from qwen3.chat import Finish, ReasoningDelta, TextDelta, fold
-from qwen3.errors import ModelNotFoundError, Qwen3Error, UsageError
+from qwen3.errors import ConfigError, ModelNotFoundError, Qwen3Error, UsageError
 from tests.fixtures import random_checkpoint, random_model, tiny_config, tiny_tokenizer
 
 SHORT = SamplingParams(seed=1, max_tokens=30)
@@ -255,7 +255,7 @@ def test_interrupt_leaves_the_llm_usable(llm: LLM, monkeypatch: pytest.MonkeyPat
         ({"thinking": ThinkingPolicy("auto")}, "thinking.mode 'auto'"),
         ({"thinking": "off"}, "thinking must be a ThinkingPolicy, not str"),
         ({"sampling": {"top_p": 0.5}}, "sampling must be a SamplingParams, not dict"),
-        ({"stream": True, "sampling": SamplingParams(n=2)}, "n=2 with stream=True is not supported yet"),
+        ({"stream": True, "sampling": SamplingParams(n=2)}, "stream=True gives one answer, not 2"),
         ({"sampling": SamplingParams(stop_token_ids=[700])}, "stop_token_ids names token 700"),
         ({"messages": []}, "messages is empty"),
         ({"messages": [{"role": "robot", "content": ""}]}, r"messages\[0\].role"),
@@ -335,11 +335,21 @@ def test_bad_devices_and_dtypes(folder: Path) -> None:
 def test_no_such_model() -> None:
     with pytest.raises(ModelNotFoundError):
         LLM("./no/such/folder")
+    with pytest.raises(UsageError, match="model must be a name or a path, not int"):
+        LLM(5)
+
+
+def test_generate_streams_a_single_prompt(llm: LLM) -> None:
+    with llm.generate("Once upon a time", SHORT, stream=True) as stream:
+        assert [event for event in stream if isinstance(event, Finish)]
+    assert same(stream.result, llm.generate("Once upon a time", SHORT)[0])
+    with pytest.raises(UsageError, match="stream=True gives one answer, not 2"):
+        llm.generate(["a", "b"], SHORT, stream=True)
 
 
 def test_folders_without_tokenizer_or_template(tmp_path: Path, folder: Path) -> None:
     bare = random_checkpoint(tmp_path / "bare", tiny_config())
-    with pytest.raises(UsageError, match="do not belong together"):
+    with pytest.raises(ConfigError, match=r"bare has no tokenizer files, .* vocab_size of [\d,]+: add"):
         LLM(bare, device="cpu")
     untold = random_checkpoint(tmp_path / "untold", tiny_config(), tokenizer=True)
     path = untold / "tokenizer_config.json"

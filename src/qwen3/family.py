@@ -186,6 +186,13 @@ def resolve_tag(tag: str) -> FamilyMember | None:
     return _BY_TAG.get(f"qwen3:{rest}")
 
 
+def find(name: str) -> FamilyMember | None:
+    """The member that a tag or its own repository names, `@REVISION` or not; None for quantized forms and all else."""
+    plain = name.partition("@")[0]
+    member, form = resolve_repo(plain) or (resolve_tag(plain), None)
+    return None if form else member
+
+
 def resolve_repo(repo: str) -> tuple[FamilyMember, str | None] | None:
     """(member, quantized form or None) for a repository such as `Qwen/Qwen3-8B-FP8`; None if it is not one of these."""
     return _BY_REPO.get(repo.lower())

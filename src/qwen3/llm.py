@@ -9,6 +9,7 @@ all requests together. There is no background thread, so nothing runs when nobod
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 from collections.abc import Sequence
@@ -31,16 +32,17 @@ from qwen3.chat import (
     resolve_mode,
 )
 from qwen3.chat.stream import EARLY_STOP
-from qwen3.checkpoint import Resolved, resolve
+from qwen3.checkpoint import Resolved, check_fits, resolve
 from qwen3.checkpoint.mode import detect_mode
 from qwen3.config import ModelConfig
 from qwen3.engine.engine import Engine
 from qwen3.engine.params import SamplingParams
 from qwen3.engine.request import Request
 from qwen3.engine.sampler import TokenLogprob
-from qwen3.errors import UsageError
+from qwen3.errors import ConfigError, UsageError
 from qwen3.family import Mode
 from qwen3.model import Qwen3, load_model
+from qwen3.model.load import best_device, default_dtype
 from qwen3.model.threads import fit_threads
 from qwen3.tokenizer import Tokenizer
 
@@ -156,14 +158,14 @@ class LLM:
         *,
         max_batch: int = 64,
     ) -> None:
-        where, number_type = _device(device), _dtype(dtype)
+        where, number_type = check_options(model, device, dtype)
         resolved = resolve(model)
         if resolved.kind == "gguf":
             raise UsageError(f"{resolved.path} is a GGUF file: not supported yet; take the safetensors repository")
         config = ModelConfig.from_pretrained(resolved.path)
         _context(context, config)
         warnings: list[str] = []
-        tokenizer = _tokenizer(resolved, warnings)
+        tokenizer = _tokenizer(resolved, config, warnings)
         mode, template, warning = detect_mode(resolved, config, tokenizer.control.endoftext)
         warnings += [warning] if warning else []
         network = load_model(resolved.path, where, number_type)
@@ -248,10 +250,7 @@ class LLM:
         _unsupported(schema=schema, adapter=adapter)
         requests = self._chat_requests(messages, thinking, sampling, tools, tool_choice)
         if stream:
-            if len(requests) > 1:
-                raise UsageError(f"n={len(requests)} with stream=True is not supported yet: leave one out")
-            self._submit([requests])
-            return ChatStream(self, requests[0])
+            return self._stream(requests)
         found = self._collect([requests])[0]
         return found if len(found) > 1 else found[0]
 
@@ -279,8 +278,10 @@ class LLM:
         prompts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
         sampling: SamplingParams | None = None,
         thinking: ThinkingPolicy | None = None,
-    ) -> list[Any]:
-        """Continue raw prompts, no chat template: a list of Generation in order (for n > 1 each is a list).
+        stream: bool = False,
+    ) -> Any:
+        """Continue raw prompts, no chat template: a list of Generation in order (for n > 1 each is a list), for a
+        single prompt with stream=True a ChatStream.
 
         prompts: a text, a list of texts, token ids, or a list of id lists. Control strings in a text become control
         tokens, as in the official pipeline: do not put untrusted text here. The same token machine runs as in `chat`,
@@ -298,6 +299,8 @@ class LLM:
                 groups.append(self._requests(ids, params, policy, thinks, include_tools=True, warnings=()))
             except UsageError as error:
                 raise UsageError(f"prompts[{i}]: {error}") from None
+        if stream:
+            return self._stream([request for requests in groups for request in requests])
         return [found if len(found) > 1 else found[0] for found in self._collect(groups)]
 
     def close(self) -> None:
@@ -373,7 +376,8 @@ class LLM:
                 f"and {forced} closing tokens"
             )
         if params.seed is None:
-            params = replace(params, seed=secrets.randbits(64))  # one for all n: sample 0 can be had again alone
+            # One for all n: sample 0 can be had again alone. 53 bits: every JSON reader keeps it exactly.
+            params = replace(params, seed=secrets.randbits(53))
         requests = []
         for index in range(params.n):
             stream = TokenStream(
@@ -419,6 +423,14 @@ class LLM:
         with self._lock:
             for requests in groups:
                 self._running.add_samples(requests)
+
+    def _stream(self, requests: list[Request]) -> ChatStream:
+        if len(requests) != 1:
+            raise UsageError(
+                f"stream=True gives one answer, not {len(requests)}: leave it out, or take one prompt, n=1"
+            )
+        self._submit([requests])
+        return ChatStream(self, requests[0])
 
     def _wait(self, request: Request) -> list[Event]:
         """The next events of a request, moving the engine until there are some; [] once it is over."""
@@ -495,6 +507,20 @@ def _timing(request: Request) -> Timing:
 # Checking what the caller gave
 
 
+def check_options(
+    model: Any, device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> tuple[torch.device | None, torch.dtype | None]:
+    """What can be wrong with these before `model` is looked for: a published model that does not fit into memory is
+    refused by its name, not after gigabytes have been fetched. Raises UsageError or OutOfMemoryError."""
+    where, number_type = _device(device), _dtype(dtype)
+    if isinstance(model, str) and (member := family.find(model)) and not os.path.exists(model):
+        target = where or best_device()
+        check_fits(member.config, number_type or default_dtype(member.config, target), target, name=member.name)
+    elif not isinstance(model, (str, os.PathLike, type(None))):
+        raise UsageError(f"model must be a name or a path, not {type(model).__name__}; LLM.of takes a network")
+    return where, number_type
+
+
 def _checked(value: Any, kind: type, name: str) -> Any:
     if value is not None and not isinstance(value, kind):
         raise UsageError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
@@ -540,11 +566,17 @@ def _context(context: int | None, config: ModelConfig) -> int:
     return context
 
 
-def _tokenizer(resolved: Resolved, warnings: list[str]) -> Tokenizer:
+def _tokenizer(resolved: Resolved, config: ModelConfig, warnings: list[str]) -> Tokenizer:
     if any((resolved.path / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         return Tokenizer.from_pretrained(resolved.path)
     warnings.append(f"{resolved.name} has no tokenizer files: the official Qwen3 tokenizer is used")
-    return Tokenizer.from_pretrained()
+    official = Tokenizer.from_pretrained()
+    if official.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"{resolved.path} has no tokenizer files, and the official Qwen3 tokenizer's {official.vocab_size:,} "
+            f"tokens do not belong to a vocab_size of {config.vocab_size:,}: add the model's own tokenizer.json"
+        )
+    return official
 
 
 __all__ = ["LLM", "ChatStream", "Generation", "Timing"]

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import FrameType
@@ -16,7 +16,7 @@ from qwen3.chat import Event, Finish, ReasoningDelta, TextDelta, ThinkingPolicy
 from qwen3.checkpoint import resolve
 from qwen3.cli.console import dim, note, out, parameters, shown, warn
 from qwen3.engine.params import SamplingParams
-from qwen3.llm import LLM, ChatStream, Generation
+from qwen3.llm import LLM, ChatStream, Generation, check_options
 
 DEMONSTRATION = "a demonstration model; for real work: qwen3 run qwen3:0.6b"
 
@@ -70,12 +70,14 @@ class Session:
 
     def __init__(self, llm: LLM, *, hide_thinking: bool = False, quiet: bool = False) -> None:
         self.llm = llm
+        self._warned: set[str] = set()
         self.hide_thinking = hide_thinking
         self.quiet = quiet
 
     @classmethod
     def open(cls, model: str | None, device: str | None, dtype: str | None, **options: bool) -> Session:
         """Finds (or downloads) and loads `model`; one line on stderr says what it is."""
+        check_options(model, device, dtype)
         found = resolve(model)
         print(dim(f"model: {found.describe()}", sys.stderr), end="", file=sys.stderr, flush=True)
         try:
@@ -93,41 +95,36 @@ class Session:
         self, messages: list[dict[str, Any]], thinking: ThinkingPolicy, sampling: SamplingParams, tools: Any = None
     ) -> Answer:
         """One answer, shown as it comes. The first Ctrl-C ends it, the second raises KeyboardInterrupt."""
+        return self._follow(
+            lambda: self.llm.chat(messages, thinking=thinking, sampling=sampling, tools=tools, stream=True)
+        )
+
+    def complete(self, prompt: str, sampling: SamplingParams) -> Answer:
+        """Continues `prompt` as it is, without a chat template; else as `chat`."""
+        return self._follow(lambda: self.llm.generate(prompt, sampling, stream=True))
+
+    def _follow(self, start: Callable[[], ChatStream]) -> Answer:
         interrupted = False
         printer = Printer(self.hide_thinking)
-        with (
-            first_interrupt() as pressed,
-            self.llm.chat(messages, thinking=thinking, sampling=sampling, tools=tools, stream=True) as stream,
-        ):
+        with first_interrupt() as pressed, start() as stream:
             for event in stream:
                 if not self.quiet:
                     printer.show(event)
                 if pressed.is_set() and not isinstance(event, Finish):
                     interrupted = True
                     break
-        return self._done(stream, printer, interrupted)
-
-    def _done(self, stream: ChatStream, printer: Printer, interrupted: bool) -> Answer:
         answer = Answer(stream.result, interrupted)
         if not self.quiet:
             printer.close(answer.generation)
             self._report(answer)
         return answer
 
-    def complete(self, prompt: str, sampling: SamplingParams) -> Answer:
-        """Continues `prompt` as it is, without a chat template; shown when it is complete."""
-        answer = Answer(self.llm.generate(prompt, sampling)[0])
-        if not self.quiet:
-            printer = Printer()
-            printer.show(ReasoningDelta(answer.generation.reasoning_content))
-            printer.show(TextDelta(answer.generation.content))
-            printer.close(answer.generation)
-            self._report(answer)
-        return answer
-
-    @staticmethod
-    def _report(answer: Answer) -> None:
+    def _report(self, answer: Answer) -> None:
         for warning in notes(answer):
+            if warning in answer.generation.warnings:  # an old message of a conversation is warned of once
+                if warning in self._warned:
+                    continue
+                self._warned.add(warning)
             warn(warning)
         line = timing_line(answer.generation)
         if line:
@@ -168,7 +165,8 @@ def notes(answer: Answer) -> list[str]:
     if answer.interrupted:
         found.append("interrupted: this is what had come by then")
     elif generation.finish_reason == "length":
-        empty = generation.reasoning_content and not generation.content and not generation.tool_calls
+        thinks = generation.thinking is not None and generation.thinking.mode == "on"
+        empty = thinks and not generation.content and not generation.tool_calls
         found.append(
             "thinking took all tokens and there is no answer; raise --max-tokens, or bound it with --think-budget"
             if empty
@@ -183,9 +181,10 @@ def timing_line(generation: Generation) -> str:
     if usage is None or timing is None:
         return ""
     thought = f" ({usage.reasoning_tokens:,} thinking)" if usage.reasoning_tokens else ""
+    speed = f" at {timing.decode_tokens_per_second:,.0f} tok/s" if usage.completion_tokens > 1 else ""
     parts = [
         f"prompt {usage.prompt_tokens:,} tokens at {timing.prompt_tokens_per_second:,.0f} tok/s",
-        f"output {usage.completion_tokens:,}{thought} at {timing.decode_tokens_per_second:,.0f} tok/s",
+        f"output {usage.completion_tokens:,}{thought}{speed}",
         f"first token {timing.first_token:.2f} s",
     ]
     if timing.first_answer is not None and usage.reasoning_tokens:
