@@ -38,6 +38,11 @@ NO_HUB = "http://127.0.0.1:9"  # the discard port: nothing listens
         (("run",), 2, "no prompt"),
         (("run", ""), 2, "no prompt"),
         (("run", "--json"), 2, "no prompt"),
+        (("run", " \n "), 2, "no prompt"),
+        (("run", "qwen3:9b"), 2, "no prompt for the model 'qwen3:9b'"),
+        (("run", "./nothing-here"), 3, "./nothing-here: no such file or folder"),
+        (("run", "--device", "abacus", "qwen3:8b", "hi"), 2, "device='abacus' is not a device"),
+        (("run", "--dtype", "int8", "qwen3:8b", "hi"), 2, "dtype='int8' is not supported"),
         (("run", "a", "b", "c"), 2, "quotes"),
         (("run", "--tools", "/no/such/file", "hi"), 2, "/no/such/file"),
         (("pull",), 2, "MODEL"),
@@ -70,6 +75,15 @@ def test_contradictory_flags_are_both_named(qwen3: Command, flags: tuple[str, st
 
 def test_off_with_budget_zero_is_no_contradiction(qwen3: Command, model: Path) -> None:
     assert qwen3("run", model, "hi", "--no-think", "--think-budget", "0", "-n", "2").code == 0
+
+
+def test_a_tool_without_a_name_is_refused(qwen3: Command, tmp_path: Path) -> None:
+    file = tmp_path / "tools.json"
+    for tools in ([{"name": "ok"}, {"a": 1}], [{"name": "ok"}, {"type": "function", "function": {"name": ""}}]):
+        file.write_text(json.dumps(tools))
+        ran = qwen3("run", "--tools", file, "hi")
+        assert ran.code == 2
+        assert f"{file}: entry 1 has no function name" in ran.error
 
 
 def test_errors_as_json(qwen3: Command) -> None:
@@ -182,6 +196,20 @@ def test_larger_than_memory_is_refused_with_the_numbers(
     ran = qwen3("run", plain_model, "hi")
     assert ran.code == 4
     assert "1,000" in ran.error
+
+
+def test_a_published_model_larger_than_memory_is_not_downloaded_first(
+    qwen3: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", NO_HUB)  # asking it would be exit code 5
+    monkeypatch.setattr("qwen3.checkpoint.memory.available_bytes", lambda device=None: 8 * 10**9)
+    for name in ("qwen3:32b", "Qwen/Qwen3-32B@main", "qwen3:30b-a3b"):
+        ran = qwen3("run", name, "hi")
+        assert ran.code == 4
+        assert "8,000,000,000 free" in ran.error
+    assert qwen3("run", "qwen3:0.6b", "hi").code == 5
+    assert qwen3("pull", "qwen3:32b").code == 5  # to have it here is no reason to run it here
 
 
 def test_a_prompt_longer_than_the_context(qwen3: Command, model: Path) -> None:

@@ -147,6 +147,11 @@ def test_ctrl_c_at_the_prompt_does_not_leave(session: Session) -> None:
     assert len(talk(session, KeyboardInterrupt, "hi").messages) == 2
 
 
+def test_an_old_message_is_warned_of_once(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    talk(session, "a <|im_end|> b </think> c", "hello", "hello again")
+    assert capsys.readouterr().err.count("contains the control strings '<|im_end|>', '</think>', which were") == 1
+
+
 def test_unknown_command_error_is_a_usage_error(session: Session) -> None:
     with pytest.raises(UsageError):
         Repl(session, ThinkingPolicy(), SamplingParams(), None).command("/nothing")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -225,3 +226,31 @@ def test_ctrl_c_ends_the_answer_and_a_reader_that_leaves_ends_it_quietly(model: 
     assert b"Traceback" not in errors
     assert b"Exception ignored" not in errors
     assert b"error:" not in errors
+
+
+def test_a_closed_stdout_or_stderr_is_as_good_as_dev_null(model: Path) -> None:
+    for closed in (">&-", "2>&-", "<&-", "<&- >&- 2>&-"):
+        command = f'"{sys.executable}" -m qwen3.cli.main run --no-think -n 3 "{model}" hi </dev/null {closed}'
+        ran = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+        assert ran.returncode == 0, ran.stderr
+        assert "Traceback" not in ran.stderr
+        assert "error:" not in ran.stderr
+
+
+def test_a_single_token_has_no_speed_and_no_answer_while_thinking(qwen3: Command, model: Path) -> None:
+    ran = qwen3("run", "--think", "--max-tokens", "1", "--seed", "3", model, "hi")
+    assert "thinking took all tokens" in ran.err
+    assert re.search(r"output 1( \(1 thinking\))? · first token", ran.err)
+
+
+def test_raw_is_streamed(qwen3: Command, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[str] = []
+    monkeypatch.setattr(Printer, "show", lambda self, event: pieces.append(getattr(event, "text", "")))
+    assert qwen3("run", "--raw", "--seed", "3", "--max-tokens", "12", model, "1, 2, 3").code == 0
+    assert len([piece for piece in pieces if piece]) > 1
+
+
+def test_a_fresh_seed_survives_any_json_reader(qwen3: Command, model: Path) -> None:
+    seed = json.loads(qwen3("run", "--json", "--max-tokens", "2", model, "hi").out)["seed"]
+    assert int(float(seed)) == seed
+    assert 0 <= seed < 2**53

@@ -14,6 +14,7 @@ Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)
 app = typer.Typer(
     name="qwen3",
     no_args_is_help=True,
+    rich_markup_mode=None,  # plain text reads well at any width and in a pipe
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help='Run Qwen3 models. Start with: qwen3 run "What is 27 * 14?"',
@@ -38,44 +39,57 @@ def options(
 
 @app.command(
     help="Answer a prompt; without one, on a terminal, hold a conversation. MODEL: a folder, a tag (qwen3:0.6b), a hub "
-    "id (Qwen/Qwen3-0.6B@REVISION) or 'embedded', the small model in this package, which is the default.",
+    "id (Qwen/Qwen3-0.6B@REVISION) or 'embedded', the small model in this package, which is the default. One word "
+    "alone is the model if it can be one, else the prompt.",
     short_help="Answer a prompt, or hold a conversation.",
     epilog='Example: qwen3 run --think-budget 64 "What is 27 * 14?"',
 )
 def run(
     words: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[MODEL] [PROMPT]", help="One word alone is the model if it can be one, else the prompt."
-        ),
+        typer.Argument(metavar="[MODEL] [PROMPT]", hidden=True),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="The model, whatever it looks like.")] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt, whatever it looks like.")] = None,
-    system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="MODEL", help="The model, whatever it looks like.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt, whatever it looks like.")
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System message.")] = None,
     think: Annotated[bool, typer.Option("--think", help="Think, even if the model would not.")] = False,
     no_think: Annotated[bool, typer.Option("--no-think", help="Answer at once.")] = False,
     think_budget: Annotated[
         int | None, typer.Option("--think-budget", metavar="N", help="At most N tokens of thinking, then the answer.")
     ] = None,
     hide_thinking: Annotated[bool, typer.Option("--hide-thinking", help="Think, but do not show it.")] = False,
-    temperature: Annotated[float | None, typer.Option("--temperature", "--temp", help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Keep the likeliest tokens up to this sum.")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Keep the K likeliest tokens; 0 is off.")] = None,
-    min_p: Annotated[
-        float | None, typer.Option("--min-p", help="Drop tokens below this share of the likeliest.")
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "--temp", metavar="X", help="0 is greedy.")
     ] = None,
-    presence_penalty: Annotated[float, typer.Option("--presence-penalty", help="-2 to 2.")] = 0.0,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Thinking included.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same tokens.")] = None,
-    stop: Annotated[list[str] | None, typer.Option("--stop", help="Ends the answer; may be repeated.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", metavar="X", help="Keep the likeliest tokens up to this sum.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", metavar="K", help="Keep the K likeliest tokens; 0 is off.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option("--min-p", metavar="X", help="Drop tokens below this share of the likeliest.")
+    ] = None,
+    presence_penalty: Annotated[float, typer.Option("--presence-penalty", metavar="X", help="-2 to 2.")] = 0.0,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", "-n", metavar="N", help="Thinking included.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Same seed, same tokens.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="Ends the answer; may be repeated.")
+    ] = None,
     tools: Annotated[
         Path | None, typer.Option("--tools", metavar="FILE", help="JSON list of functions the model may call.")
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is: no chat template.")] = False,
     device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …; none: the best there is.")
+        str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 …; none: the best there is.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="bfloat16, float16 or float32.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
     as_json: Json = False,
 ) -> int:
     from qwen3.cli import run as verb
@@ -107,6 +121,7 @@ def run(
 
 @app.command(
     help="What a model is: size, context, memory per token, thinking modes, sampling defaults, files.",
+    short_help="What a model is: size, context, modes, files.",
     epilog="Example: qwen3 show qwen3:8b",
 )
 def show(model: Model = None, as_json: Json = False) -> int:
@@ -118,6 +133,7 @@ def show(model: Model = None, as_json: Json = False) -> int:
 @app.command(
     name="ls",
     help="The models on this machine: the embedded one and what is in the Hugging Face cache.",
+    short_help="The models on this machine, or all there are.",
     epilog="Example: qwen3 ls --all",
 )
 def list_models(
@@ -133,6 +149,7 @@ def list_models(
 
 @app.command(
     help="Download a model into the Hugging Face cache, or finish a download that was cut.",
+    short_help="Download a model, or finish a download that was cut.",
     epilog="Example: qwen3 pull qwen3:0.6b",
 )
 def pull(
@@ -149,6 +166,7 @@ def pull(
 @app.command(
     help="Read every byte of a model and say whether it is sound: files, hashes, names, shapes, NaN, tokenizer. "
     "Exit code 6 if it is not.",
+    short_help="Read every byte of a model and say whether it is sound.",
     epilog="Example: qwen3 verify ./Qwen3-0.6B",
 )
 def verify(model: Model = None, as_json: Json = False) -> int:
@@ -160,6 +178,7 @@ def verify(model: Model = None, as_json: Json = False) -> int:
 @app.command(
     help="Is this machine ready: Python, PyTorch, device, memory, disk, cache, hub, package data. "
     "Exit code 1 if something will not work.",
+    short_help="Is this machine ready, and if not, why.",
     epilog="Example: qwen3 doctor --json",
 )
 def doctor(

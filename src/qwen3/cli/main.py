@@ -20,6 +20,9 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `qwen3 ARGV…` (None: the process's own arguments) and returns its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us (>&-): as good as /dev/null
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is no failure
@@ -73,7 +76,8 @@ def _explain(args: list[str], error: Exception) -> int:
 
 def _usage(args: list[str], error: Any) -> int:
     context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), flush=True)
         return 2
     command = getattr(context, "command_path", "qwen3")
     return _fail(args, "UsageError", f"{error.format_message().rstrip('.')} (see {command} -h)", 2)

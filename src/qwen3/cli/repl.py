@@ -143,7 +143,7 @@ class Repl:
             mode = None if (self.thinking.mode == "off" and budget) else self.thinking.mode
             self.thinking = ThinkingPolicy(mode=mode, budget=budget)
         else:
-            raise UsageError(f"/budget {text}: give a number of tokens, or off")
+            raise UsageError(f"{f'/budget {text}'.rstrip()}: give a number of tokens, or off")
         note(f"thinking: {self._thinking()}")
 
     def _thinking(self) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwen3.checkpoint import looks_like_model
+from qwen3.checkpoint import looks_like_model, resolve
 from qwen3.cli.console import note, out_json
-from qwen3.errors import UsageError
+from qwen3.errors import Qwen3Error, UsageError
 
 MAX_TOOLS_BYTES = 1 << 20
 _WAIT_S = 1.0  # how long standard input may be silent before we say that we wait for it
@@ -68,8 +68,8 @@ def run(words: list[str], model: str | None, prompt: str | None, options: Option
     talk = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
     if not talk:
         prompt = join(read_piped(prompt is not None), prompt)
-        if not prompt:
-            raise UsageError('no prompt: give one (qwen3 run "What is 27 * 14?"), pipe one in, or run in a terminal')
+        if not prompt or not prompt.strip():
+            raise _no_prompt(model)
     elif options.as_json or options.raw or options.tools:
         flag = "--json" if options.as_json else "--raw" if options.raw else "--tools"
         raise UsageError(f"{flag} needs a prompt")
@@ -161,7 +161,27 @@ def read_tools(path: Path) -> list[Any]:
         raise UsageError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools) or not tools:
         raise UsageError(f"{path}: expected a JSON list of function definitions, each an object")
+    for i, tool in enumerate(tools):
+        function = tool.get("function", tool)  # OpenAI's wrapper may be left out
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise UsageError(
+                f"{path}: entry {i} has no function name; expected "
+                '{"type": "function", "function": {"name": …, "description": …, "parameters": …}}'
+            )
     return tools
+
+
+def _no_prompt(model: str | None) -> Qwen3Error:
+    """A model that is no such file is said first, since it is what was given."""
+    how = 'give one (qwen3 run "What is 27 * 14?"), pipe one in, or run in a terminal'
+    if model is None:
+        return UsageError(f"no prompt: {how}")
+    if model.startswith(("/", "./", "../", "~")) or model.lower().endswith(".gguf"):
+        try:
+            resolve(model, offline=True)
+        except Qwen3Error as error:
+            return error
+    return UsageError(f"no prompt for the model {_short(model)}: {how}; if it is the prompt, say -p {_short(model)}")
 
 
 def _short(text: str) -> str:
