@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,16 @@ def test_lower_floors_and_training_run_with_the_core_libraries_alone(tmp_path: P
         [sys.executable, "-c", script, folder, tmp_path / "out"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_design_page_names_what_exists() -> None:
+    page = (ROOT.parent.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    source = "\n".join(file.read_text(encoding="utf-8") for file in FILES)
+    for name in re.findall(r"`([\w/]+\.py)`", page):
+        assert (ROOT / name).is_file() or (ROOT.parent.parent / name).is_file() or name == "qwen3/__init__.py", name
+    walk = page.partition("## One request")[2].partition("## Interfaces")[0]
+    names = [name.rpartition(".")[2] for name in re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", walk)]
+    assert len(names) > 30
+    for name in names:
+        known = re.search(rf"\b(def|class) {name}\b|^\s*(self\.)?{name}\b.*=|\b{name}: ", source, re.MULTILINE)
+        assert known or (ROOT / name).is_dir() or name in ("py", "OMP_NUM_THREADS"), f"docs/design.md names {name}"
