@@ -49,7 +49,7 @@ class Usage:
 class ThinkingReport:
     """How the thinking went.
 
-    mode: "on" if a think block was open at any time, or asked for; else "off". budget: as asked. used: tokens sampled
+    mode: "on" if a think block was open at any time and thinking was not off; else "off". budget: as asked. used: tokens sampled
     strictly between the tags. forced_tokens: tokens put there by the stream, not the model. ended_by: "model" (it wrote
     the closing tag), "budget", "eos" (it tried to stop inside), "length", "cancelled", "stop", or None (no thinking).
     """
@@ -63,8 +63,8 @@ class ThinkingReport:
 
 @dataclass(frozen=True)
 class Finish:
-    """The last event. reason: stop, length, tool_calls or cancelled. matched: the stop string or stop id that ended it
-    (None for an ordinary end of turn)."""
+    """The last event. reason: stop, length, tool_calls, cancelled, or error (from the engine, which also has the
+    exception). matched: the stop string or stop id that ended it (None for an ordinary end of turn)."""
 
     reason: str
     usage: Usage
