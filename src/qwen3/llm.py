@@ -42,11 +42,9 @@ from qwen3.engine.sampler import TokenLogprob
 from qwen3.errors import ConfigError, UsageError
 from qwen3.family import Mode
 from qwen3.model import Qwen3, load_model
-from qwen3.model.load import best_device, default_dtype
+from qwen3.model.load import DTYPES, best_device, default_dtype
 from qwen3.model.threads import fit_threads
 from qwen3.tokenizer import Tokenizer
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
