@@ -49,9 +49,10 @@ class Usage:
 class ThinkingReport:
     """How the thinking went.
 
-    mode: "on" if a think block was open at any time and thinking was not off; else "off". budget: as asked. used: tokens sampled
-    strictly between the tags. forced_tokens: tokens put there by the stream, not the model. ended_by: "model" (it wrote
-    the closing tag), "budget", "eos" (it tried to stop inside), "length", "cancelled", "stop", or None (no thinking).
+    mode: "on" if a think block was open at any time and thinking was not off; else "off". budget: as asked. used:
+    tokens sampled strictly between the tags. forced_tokens: tokens put there by the stream, not the model. ended_by:
+    "model" (it wrote the closing tag), "budget", "eos" (it tried to stop inside), "length", "cancelled", "stop", or
+    None (no thinking).
     """
 
     mode: str
