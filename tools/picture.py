@@ -48,7 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A picture of a real run for README.md.")
     parser.add_argument("--seed", type=int, default=1)
     seed = parser.parse_args().seed
-    printed = Text.from_ansi(f'$ qwen3 run "{PROMPT}"\n' + run(seed))
+    # Every token arrives in its own colour codes; one span a run keeps the letters on the viewer's own grid.
+    output = run(seed).replace("\x1b[0m\x1b[2m", "")
+    printed = Text.from_ansi(f'$ qwen3 run "{PROMPT}"\n' + output)
     console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
     console.print(printed)
     svg = console.export_svg(title="qwen3", unique_id="run")
