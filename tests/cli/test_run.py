@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from qwen3 import LLM, SamplingParams, ThinkingPolicy
 from qwen3.chat import ReasoningDelta, TextDelta
 from qwen3.cli.console import shown
 from qwen3.cli.run import join, settle
-from qwen3.cli.session import Printer, first_interrupt
+from qwen3.cli.session import Printer, Session, first_interrupt
 from qwen3.errors import UsageError
 from tests.cli.conftest import Command
 
@@ -176,27 +177,57 @@ def test_a_terminal_gets_no_control_codes_from_a_model(capsys: pytest.CaptureFix
 
 def test_first_interrupt_is_noted_the_second_raises() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with first_interrupt() as pressed:
+    with first_interrupt() as ctrl_c:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
-        assert pressed.is_set()
+        assert ctrl_c.presses == 1
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_ctrl_c_while_the_prompt_is_read(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does not wait for the first token; the reading is announced when it takes long."""
+    monkeypatch.setattr("qwen3.cli.session.PATIENCE_S", 0.05)
+    session = Session(LLM(str(model)))
+    advance, calls = session.llm._running.advance, 0
+
+    def slowly() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        advance()
+
+    monkeypatch.setattr(session.llm._running, "advance", slowly)
+    started = time.monotonic()
+    question = [{"role": "user", "content": "hi"}]
+    answer = session.chat(question, ThinkingPolicy(), SamplingParams(max_tokens=3))
+    assert time.monotonic() - started < 4
+    assert answer.interrupted
+    assert answer.generation.ids == ()
+    said = capsys.readouterr().err
+    assert "interrupted before the answer" in said
+    assert f"reading {len(answer.generation.prompt_ids)} tokens …" in said
+    assert not session.chat(question, ThinkingPolicy(), SamplingParams(max_tokens=3)).interrupted
+
+
 def test_a_model_in_a_thread_leaves_signals_alone() -> None:
-    seen: list[bool] = []
+    seen: list[int] = []
 
     def work() -> None:
-        with first_interrupt() as pressed:
-            seen.append(pressed.is_set())
+        with first_interrupt() as ctrl_c:
+            seen.append(ctrl_c.presses)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [False]
+    assert seen == [0]
 
 
 def test_ctrl_c_ends_the_answer_and_a_reader_that_leaves_ends_it_quietly(model: Path) -> None:
@@ -226,6 +257,24 @@ def test_ctrl_c_ends_the_answer_and_a_reader_that_leaves_ends_it_quietly(model: 
     assert b"Traceback" not in errors
     assert b"Exception ignored" not in errors
     assert b"error:" not in errors
+
+
+def test_ctrl_c_while_loading_is_said_too(qwen3: Command, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qwen3.cli.session.LLM", interrupted)
+    ran = qwen3("run", "--json", model, "hi")
+    assert ran.code == 130
+    assert ran.error == "interrupted"
+    assert json.loads(ran.out)["error"]["exit_code"] == 130
+
+
+def test_penalties_reach_the_sampler(qwen3: Command, model: Path) -> None:
+    ask = ("run", "--no-think", "-n", "24", "--seed", "3", "--temperature", "0", model, "hi")
+    plain = qwen3(*ask).out
+    for flag, value in (("--repetition-penalty", "10"), ("--frequency-penalty", "2")):
+        assert qwen3(*ask, flag, value).out != plain, flag
 
 
 def test_a_closed_stdout_or_stderr_is_as_good_as_dev_null(model: Path) -> None:

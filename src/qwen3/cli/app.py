@@ -75,6 +75,12 @@ def run(
         float | None, typer.Option("--min-p", metavar="X", help="Drop tokens below this share of the likeliest.")
     ] = None,
     presence_penalty: Annotated[float, typer.Option("--presence-penalty", metavar="X", help="-2 to 2.")] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option("--frequency-penalty", metavar="X", help="-2 to 2; grows with each repetition.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", metavar="X", help="Above 0 to 10; 1 is off.")
+    ] = 1.0,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", "-n", metavar="N", help="Thinking included.")
     ] = None,
@@ -106,6 +112,8 @@ def run(
             "top_k": top_k,
             "min_p": min_p,
             "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "repetition_penalty": repetition_penalty,
             "max_tokens": max_tokens,
             "seed": seed,
             "stop": stop or None,

@@ -46,14 +46,18 @@ def _run(args: list[str]) -> int:
         from qwen3.cli.version import version  # without the 0.2 s that the parser of all other verbs takes
 
         return version("--json" in args)
+    import typer
+
     from qwen3.cli.app import app
 
-    try:
-        code = app(args=args, prog_name="qwen3", standalone_mode=False)
-    except SystemExit as leaving:  # what the parser makes of a broken pipe, with the wrong code
-        if isinstance(leaving.__context__, BrokenPipeError):
-            raise leaving.__context__ from None
-        raise
+    if "_QWEN3_COMPLETE" in os.environ:
+        app(prog_name="qwen3")  # a shell asks for completions: prints them and leaves
+    command = typer.main.get_command(app)
+    try:  # not app(args): that keeps Ctrl-C and broken pipes to itself
+        with command.make_context("qwen3", args) as context:
+            code = command.invoke(context)
+    except typer.Exit as leaving:
+        return leaving.exit_code
     return code if isinstance(code, int) else 0
 
 

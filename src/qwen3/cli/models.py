@@ -10,7 +10,7 @@ from qwen3 import family
 from qwen3.checkpoint import Resolved, list_cached, resolve
 from qwen3.checkpoint import verify as check
 from qwen3.checkpoint.cache import is_offline
-from qwen3.cli.console import note, out, out_json, parameters, size, table
+from qwen3.cli.console import colours, note, out, out_json, parameters, size, table
 from qwen3.errors import CorruptFileError, ModelNotFoundError, UsageError
 
 
@@ -70,7 +70,12 @@ def pull(model: str, as_json: bool) -> int:
 def verify(model: str | None, as_json: bool) -> int:
     """Reads every byte of a model that is on this disk; prints the findings. Exit code 6 if one is an error."""
     resolved = on_disk(model)
-    report = check(resolved.path, progress=_progress())
+    progress = _progress()
+    try:
+        report = check(resolved.path, progress=progress)
+    finally:
+        if progress is not None:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     if as_json:
         out_json({"model": resolved.name, "repo": resolved.repo, "revision": resolved.commit, **report.to_dict()})
         return 0 if report.ok else CorruptFileError.exit_code
@@ -94,7 +99,7 @@ def on_disk(name: str | None) -> Resolved:
 
 def _progress() -> Any:
     """A percentage on stderr, on a terminal only; verifying 16 GB takes a while."""
-    if not sys.stderr.isatty():
+    if not colours(sys.stderr):
         return None
     shown = -1
 
@@ -103,8 +108,7 @@ def _progress() -> Any:
         percent = done * 100 // max(total, 1)
         if percent != shown:
             shown = percent
-            end = "\r\x1b[K" if done >= total else ""
-            print(f"\r\x1b[K{what} {percent}%{end}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{what} {percent}%", end="", file=sys.stderr, flush=True)
 
     return show
 

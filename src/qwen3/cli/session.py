@@ -18,6 +18,7 @@ from qwen3.cli.console import dim, note, out, parameters, shown, warn
 from qwen3.engine.params import SamplingParams
 from qwen3.llm import LLM, ChatStream, Generation, check_options
 
+PATIENCE_S = 3.0  # after so long without a token we say what we are doing
 DEMONSTRATION = "a demonstration model; for real work: qwen3 run qwen3:0.6b"
 
 
@@ -106,13 +107,27 @@ class Session:
     def _follow(self, start: Callable[[], ChatStream]) -> Answer:
         interrupted = False
         printer = Printer(self.hide_thinking)
-        with first_interrupt() as pressed, start() as stream:
-            for event in stream:
-                if not self.quiet:
-                    printer.show(event)
-                if pressed.is_set() and not isinstance(event, Finish):
-                    interrupted = True
-                    break
+        with first_interrupt() as ctrl_c, start() as stream:
+            ctrl_c.waiting = True  # a long prompt can take minutes on a CPU: nobody waits for its end to stop it
+            patience = threading.Timer(PATIENCE_S, lambda: note(f"reading {len(stream.result.prompt_ids):,} tokens …"))
+            patience.daemon = True
+            if not self.quiet:
+                patience.start()
+            try:
+                for event in stream:
+                    ctrl_c.waiting = False
+                    patience.cancel()
+                    if not self.quiet:
+                        printer.show(event)
+                    if ctrl_c.presses and not isinstance(event, Finish):
+                        interrupted = True
+                        break
+            except KeyboardInterrupt:
+                if ctrl_c.presses != 1:
+                    raise
+                interrupted = True
+            finally:
+                patience.cancel()
         answer = Answer(stream.result, interrupted)
         if not self.quiet:
             printer.close(answer.generation)
@@ -131,22 +146,30 @@ class Session:
             note(line)
 
 
+@dataclass
+class CtrlC:
+    """How often it was pressed. While `waiting` the first press raises KeyboardInterrupt, too."""
+
+    presses: int = 0
+    waiting: bool = False
+
+
 @contextmanager
-def first_interrupt() -> Iterator[threading.Event]:
-    """Within the block the first Ctrl-C sets the event that is given, the second raises KeyboardInterrupt."""
-    pressed = threading.Event()
+def first_interrupt() -> Iterator[CtrlC]:
+    """Within the block the first Ctrl-C is counted in what is given, the second raises KeyboardInterrupt."""
+    ctrl_c = CtrlC()
 
     def handler(_number: int, _frame: FrameType | None) -> None:
-        if pressed.is_set():
+        ctrl_c.presses += 1
+        if ctrl_c.presses > 1 or ctrl_c.waiting:
             raise KeyboardInterrupt
-        pressed.set()
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may have handlers
-        yield pressed
+        yield ctrl_c
         return
     before = signal.signal(signal.SIGINT, handler)
     try:
-        yield pressed
+        yield ctrl_c
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -163,7 +186,9 @@ def notes(answer: Answer) -> list[str]:
     generation = answer.generation
     found = list(generation.warnings)
     if answer.interrupted:
-        found.append("interrupted: this is what had come by then")
+        found.append(
+            "interrupted: this is what had come by then" if generation.ids else "interrupted before the answer"
+        )
     elif generation.finish_reason == "length":
         thinks = generation.thinking is not None and generation.thinking.mode == "on"
         empty = thinks and not generation.content and not generation.tool_calls
