@@ -12,7 +12,7 @@ import pytest
 
 from qwen3.chat import SandboxTemplate, encode, render, template_for, template_mode
 from qwen3.chat.sandbox_template import MAX_TEMPLATE
-from qwen3.errors import CorruptFileError, ModelNotFoundError, UsageError
+from qwen3.errors import CorruptFileError, ModelNotFoundError, SandboxError, UsageError
 from qwen3.tokenizer import CONTROL_TOKENS
 from tests.chat.random_chat import conversation, tool
 
@@ -105,25 +105,29 @@ def test_modes(own):
 
 
 @pytest.mark.parametrize(
-    ("text", "error"),
+    ("text", "error", "kind"),
     [
-        ("{{ 'a' * 10**10 }}", "MemoryError"),
-        ("{% for i in range(90000) %}{{ 'a' * 1000 }}{% endfor %}", "it makes more than 16777216 characters"),
-        ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "unsafe"),
-        ("{{ messages.append(1) }}", "unsafe"),
-        ("{% include '/etc/passwd' %}", "no loader"),
-        ("{% import 'os' as os %}", "no loader"),
-        ("{{ x.y.z }}", "'x' is undefined"),
-        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
-        ("line\n{% for %}", "line 2: "),
-        ("{{ x", "line 1: "),
-        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+        ("{{ 'a' * 10**10 }}", "MemoryError", SandboxError),
+        (
+            "{% for i in range(90000) %}{{ 'a' * 1000 }}{% endfor %}",
+            "it makes more than 16777216 characters",
+            SandboxError,
+        ),
+        ("{{ ''.__class__.__mro__ }}", "unsafe", SandboxError),
+        ("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "unsafe", SandboxError),
+        ("{{ messages.append(1) }}", "unsafe", SandboxError),
+        ("{% include '/etc/passwd' %}", "no loader", UsageError),
+        ("{% import 'os' as os %}", "no loader", UsageError),
+        ("{{ x.y.z }}", "'x' is undefined", UsageError),
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate", UsageError),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion", UsageError),
+        ("line\n{% for %}", "line 2: ", CorruptFileError),
+        ("{{ x", "line 1: ", CorruptFileError),
+        ("{% for i in range(10**9) %}{% endfor %}", "Range too big", SandboxError),
     ],
 )
-def test_bad_templates_are_refused(text, error):
-    with pytest.raises(UsageError, match=error) as caught:
+def test_bad_templates_are_refused(text, error, kind):
+    with pytest.raises(kind, match=error) as caught:
         SandboxTemplate(text, "model/chat_template.jinja").render(CHAT)
     assert str(caught.value).startswith("model/chat_template.jinja: the chat template cannot be rendered: ")
 
@@ -134,7 +138,7 @@ def test_a_loop_without_end_is_killed():
     assert template.render(CHAT) == "ok"
     worker = template._worker
     begin = time.perf_counter()
-    with pytest.raises(UsageError, match="it takes longer than 2 s"):
+    with pytest.raises(SandboxError, match="it takes longer than 2 s"):
         template.render([{"role": "user", "content": "slow"}])
     assert time.perf_counter() - begin < 10
     assert worker.poll() is not None

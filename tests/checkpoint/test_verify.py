@@ -54,6 +54,23 @@ def test_one_flipped_bit(good: Path, name: str) -> None:
     assert f"{good / name} has hash" in errors(report, "hashes")
 
 
+@pytest.mark.parametrize(
+    ("text", "severity", "said"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "info", "it is rendered in a sandbox"),
+        ("{% for m in messages %", "error", "line 1: "),
+        ("{{ ''.__class__.__mro__ }}", "error", "unsafe"),
+        ("{{ messages[0].contnet.strip() }}", "error", "has no attribute 'contnet'"),
+    ],
+)
+def test_a_template_of_its_own_is_tried(good: Path, text: str, severity: str, said: str) -> None:
+    (good / "chat_template.jinja").write_text(text)
+    [finding] = [f for f in verify(good).findings if f.check == "template"]
+    assert finding.severity == severity
+    assert str(good / "chat_template.jinja") in finding.message
+    assert said in finding.message
+
+
 def test_missing_and_short_files(good: Path) -> None:
     (good / "merges.txt").unlink()
     with (good / "model.safetensors").open("r+b") as file:

@@ -19,13 +19,14 @@ from typing import Any
 
 from qwen3.chat.messages import plain_messages
 from qwen3.chat.template import Piece, apart, plain_tools
-from qwen3.errors import CorruptFileError, ModelNotFoundError, UsageError
+from qwen3.errors import CorruptFileError, ModelNotFoundError, Qwen3Error, SandboxError, UsageError
 
 TIME_LIMIT = 2.0
 MAX_TEMPLATE = 1 << 20
 MAX_OUTPUT = 1 << 24
 MAX_MEMORY = 1 << 30
 _START_LIMIT = 60.0
+_ERRORS: dict[str, type[Qwen3Error]] = {"syntax": CorruptFileError, "limit": SandboxError}
 
 KNOWN = {
     "a55ee1b1660128b7098723e0abcd92caa0788061051c62d51cbe87d9cf1974d8": "qwen3",
@@ -59,7 +60,8 @@ class SandboxTemplate:
         add_generation_prompt: bool = True,
         enable_thinking: bool | None = None,
     ) -> str:
-        """The prompt text. Raises UsageError if the template refuses, fails, or goes over a limit."""
+        """The prompt text. Raises CorruptFileError for a template that is none, SandboxError for one that reaches for
+        what it may not or goes over a limit, UsageError if it refuses or fails on these messages."""
         variables: dict[str, Any] = {
             **self.variables,
             "messages": plain_messages(messages),
@@ -76,7 +78,8 @@ class SandboxTemplate:
         with self._lock:
             reply = self._ask(self._running_worker(), request, TIME_LIMIT)
         if "text" not in reply:
-            raise UsageError(f"{self.source}: the chat template cannot be rendered: {reply.get('error')}")
+            kind = _ERRORS.get(reply.get("kind", ""), UsageError)
+            raise kind(f"{self.source}: the chat template cannot be rendered: {reply.get('error')}")
         text: str = reply["text"]
         return text
 
@@ -130,7 +133,10 @@ class SandboxTemplate:
         return "hybrid" if "</think>" in self.text and not prompt.endswith("</think>") else "instruct"
 
     def _probe(self, enable_thinking: bool | None = None) -> str:
-        return self.render([{"role": "user", "content": "x"}], enable_thinking=enable_thinking)
+        try:
+            return self.render([{"role": "user", "content": "x"}], enable_thinking=enable_thinking)
+        except UsageError as error:  # nothing is wrong with these messages
+            raise CorruptFileError(str(error)) from None
 
     def _running_worker(self) -> subprocess.Popen[str]:
         if self._worker is not None and self._worker.poll() is None:
@@ -177,8 +183,8 @@ class SandboxTemplate:
             return reply
         _end(worker)
         if killed.is_set():
-            return {"error": f"it takes longer than {seconds:g} s"}
-        return {"error": "its process ended, probably for lack of memory"}
+            return {"error": f"it takes longer than {seconds:g} s", "kind": "limit"}
+        return {"error": "its process ended, probably for lack of memory", "kind": "limit"}
 
 
 def _end(worker: subprocess.Popen[str]) -> None:

@@ -1,8 +1,9 @@
 """The child process that renders a checkpoint's own chat template. Run as a script, never imported.
 
 One JSON object per line on stdin: first {"path", "template", "max_bytes", "max_memory"}, answered by {"ready": true};
-then {"variables"} each answered by {"text"} or {"error"}. The template gets Jinja's immutable sandbox, no loader (so
-no files), a memory limit, and no right to write or open files. The parent kills the process when it takes too long.
+then {"variables"} each answered by {"text"} or by {"error", "kind"}. The template gets Jinja's immutable sandbox, no
+loader (so no files), a memory limit, and no right to write or open files. The parent kills the process when it takes
+too long.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def main() -> None:
         import jinja2
         import jinja2.debug
         import jinja2.ext
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
     except ImportError:
         answer({"error": "rendering it needs jinja2: pip install jinja2"})
         return
@@ -51,9 +52,11 @@ def main() -> None:
                     raise OverflowError(f"it makes more than {setup['max_bytes']} characters")
             answer({"text": "".join(chunks)})
         except jinja2.TemplateSyntaxError as error:
-            answer({"error": f"line {error.lineno}: {error.message}"})
+            answer({"error": f"line {error.lineno}: {error.message}", "kind": "syntax"})
+        except (SecurityError, OverflowError, MemoryError) as error:
+            answer({"error": f"{error}" or type(error).__name__, "kind": "limit"})
         except Exception as error:
-            answer({"error": f"{error}" or type(error).__name__})
+            answer({"error": f"{error}" or type(error).__name__, "kind": "failed"})
 
 
 def tojson(

@@ -27,7 +27,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Finding:
-    """One observation. `check` groups them: files, hashes, config, headers, tensors, values, tokenizer, generation."""
+    """One observation. `check` groups them: files, hashes, config, headers, tensors, values, tokenizer, template,
+    generation."""
 
     severity: Severity
     check: str
@@ -60,8 +61,8 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
 
     Hashes against the manifest, else against the names a hub cache gives its blobs, else the known official ones; the
     headers; names and shapes against `config.json`; NaN and infinite values tensor by tensor; the tokenizer against the
-    vocabulary; generation settings. `progress(what, done, total)` counts bytes read. Raises ModelNotFoundError if there
-    is no such folder.
+    vocabulary; the chat template; generation settings. `progress(what, done, total)` counts bytes read. Raises
+    ModelNotFoundError if there is no such folder.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -109,6 +110,7 @@ class _Check:
             self.report.parameters = config.num_parameters()
             self.tokenizer(config)
             self.generation(config)
+        self.template()
 
     def strays(self, weights: list[Path]) -> None:
         """Weight files beside the model that nothing reads."""
@@ -239,6 +241,15 @@ class _Check:
                 if id not in tok.eos_ids:
                     message = f"config.json has eos_token_id {id}, but the tokenizer's are {list(tok.eos_ids)}"
                     self.add("error", "tokenizer", message)
+
+    def template(self) -> None:
+        """A chat template that is none of the official ones must render a plain conversation in the sandbox."""
+        from qwen3.chat import SandboxTemplate, template_for
+
+        found = self.attempt("template", template_for, self.folder)
+        if isinstance(found, SandboxTemplate) and self.attempt("template", getattr, found, "mode") is not None:
+            message = f"{found.source}: not one of the official chat templates; it is rendered in a sandbox"
+            self.add("info", "template", message)
 
     def generation(self, config: ModelConfig) -> None:
         path = self.folder / "generation_config.json"
