@@ -13,7 +13,8 @@ import pytest
 import qwen3
 from tests.fixtures import random_checkpoint, tiny_config
 
-ROOT = Path(qwen3.__file__).parent
+ROOT = Path(qwen3.__file__).parent  # of the installed package, which need not be this checkout's src/
+CHECKOUT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "errors": 0, "config": 0, "family": 0, "tokenizer": 0, "chat": 0,
     "kernels": 1,
@@ -137,10 +138,10 @@ def test_lower_floors_and_training_run_with_the_core_libraries_alone(tmp_path: P
 
 
 def test_the_design_page_names_what_exists() -> None:
-    page = (ROOT.parent.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    page = (CHECKOUT / "docs" / "design.md").read_text(encoding="utf-8")
     source = "\n".join(file.read_text(encoding="utf-8") for file in FILES)
     for name in re.findall(r"`([\w/]+\.py)`", page):
-        assert (ROOT / name).is_file() or (ROOT.parent.parent / name).is_file() or name == "qwen3/__init__.py", name
+        assert (ROOT / name).is_file() or (CHECKOUT / name).is_file() or name == "qwen3/__init__.py", name
     walk = page.partition("## One request")[2].partition("## Interfaces")[0]
     names = [name.rpartition(".")[2] for name in re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", walk)]
     assert len(names) > 30
