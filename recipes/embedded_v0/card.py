@@ -67,7 +67,8 @@ the thought.
 Anything else: world knowledge, other languages, writing, code, word problems, numbers larger than in the families.
 Outside its skills it makes things up, or says that it is small. 4×4 sudoku and short reachability it often solves
 without a thought, so thinking gains little there. It adds and subtracts three-digit numbers in one step and often slips
-(chain, level 1), and about one small fact in ten comes out wrong. Do not rely on its answers.
+(chain, level 1); without a thought even 2 + 2 comes out wrong, since the direct answers it was trained on are those of
+long problems; and about one small fact in ten is wrong. Do not rely on its answers.
 
 ## Data and cost
 
