@@ -259,6 +259,25 @@ def test_ctrl_c_ends_the_answer_and_a_reader_that_leaves_ends_it_quietly(model: 
     assert b"error:" not in errors
 
 
+def test_no_thread_outlives_an_answer(qwen3: Command, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that drops the last reference to the model while Python shuts down aborts the process."""
+    timers: list[threading.Timer] = []
+
+    class Slow(threading.Timer):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)  # type: ignore[arg-type]
+            timers.append(self)
+
+        def run(self) -> None:
+            super().run()
+            time.sleep(0.2)  # long enough to be seen by a caller that did not wait
+
+    monkeypatch.setattr("qwen3.cli.session.threading.Timer", Slow)
+    assert qwen3("run", model, "hi", *ASK).code == 0
+    assert len(timers) == 1
+    assert not timers[0].is_alive()
+
+
 def test_ctrl_c_while_loading_is_said_too(qwen3: Command, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt

@@ -127,7 +127,11 @@ class Session:
                     raise
                 interrupted = True
             finally:
+                # Joined: a thread left behind could drop the last reference to the model while Python shuts down, which
+                # ends the process with an abort.
                 patience.cancel()
+                if not self.quiet:
+                    patience.join()
         answer = Answer(stream.result, interrupted)
         if not self.quiet:
             printer.close(answer.generation)
