@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 import threading
 import urllib.error
 from collections.abc import Callable, Sequence
@@ -284,7 +285,7 @@ def _write_ref(root: Path, revision: str, commit: str) -> None:
         if ref.is_file() and ref.read_text() == commit:
             return
         ref.parent.mkdir(parents=True, exist_ok=True)
-        draft = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
+        draft = ref.with_name(f"{ref.name}.{os.getpid()}.{threading.get_ident()}.tmp")
         draft.write_text(commit)
         os.replace(draft, ref)
     except OSError:
@@ -294,9 +295,8 @@ def _write_ref(root: Path, revision: str, commit: str) -> None:
 def _check_writable(root: Path, hub: Hub) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        probe = root / f".{os.getpid()}.tmp"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=root):
+            pass
     except OSError as error:
         variable = "QWEN3_MODELSCOPE_CACHE" if hub.name == "ModelScope" else "HF_HOME"
         raise Qwen3Error(
