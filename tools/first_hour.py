@@ -72,7 +72,9 @@ class Hour:
 
     def _clean(self, text: str) -> str:
         """Without colours, this machine's folders, what its package sources grumble about, and endless lines."""
-        text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text.replace(str(self.home), "~").replace(str(ROOT), "REPOSITORY"))
+        for path, name in ((self.home, "~"), (ROOT, "REPOSITORY"), (Path.home(), "$HOME")):
+            text = text.replace(str(path), name)
+        text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
         lines = [line for line in text.splitlines() if not line.startswith("WARNING: Location")]
         return "\n".join(line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "…" for line in lines).rstrip()
 
