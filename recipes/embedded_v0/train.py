@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from qwen3.checkpoint import save_checkpoint
+from qwen3.checkpoint import load_weights, save_checkpoint
 from qwen3.config import ModelConfig
 from qwen3.model import Qwen3
 from qwen3.tasks import FAMILIES
@@ -93,8 +93,6 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = Qwen3(ModelConfig.from_dict(CONFIG), device=device, dtype=torch.bfloat16 if device.type == "cuda" else None)
     if args.start_from:
-        from qwen3.checkpoint import load_weights
-
         load_weights(model, args.start_from)
     else:
         init_weights(model, args.seed)

@@ -186,10 +186,15 @@ def resolve_tag(tag: str) -> FamilyMember | None:
     return _BY_TAG.get(f"qwen3:{rest}")
 
 
-def find(name: str) -> FamilyMember | None:
-    """The member that a tag or its own repository names, `@REVISION` or not; None for quantized forms and all else."""
+def look_up(name: str) -> tuple[FamilyMember | None, str | None]:
+    """(member, quantized form) that a tag or a repository names, `@REVISION` or not; (None, None) for all else."""
     plain = name.partition("@")[0]
-    member, form = resolve_repo(plain) or (resolve_tag(plain), None)
+    return resolve_repo(plain) or (resolve_tag(plain), None)
+
+
+def find(name: str) -> FamilyMember | None:
+    """As `look_up`, for what can be run: None for quantized forms."""
+    member, form = look_up(name)
     return None if form else member
 
 

@@ -51,7 +51,7 @@ def gather(name: str | None) -> dict[str, Any]:
     try:
         resolved = on_disk(name)
     except ModelNotFoundError:
-        member = _member(name or "")
+        member, _form = family.look_up(name or "")
         if member is None:
             raise
         return _facts(member.config, member.mode, member.template, member) | {
@@ -74,12 +74,6 @@ def gather(name: str | None) -> dict[str, Any]:
         "files": _files(resolved.path),
         "card": _card(resolved),
     }
-
-
-def _member(name: str) -> family.FamilyMember | None:
-    plain = name.partition("@")[0]
-    published = family.resolve_repo(plain)
-    return published[0] if published else family.resolve_tag(plain)
 
 
 def _facts(config: ModelConfig, mode: family.Mode, template: str, member: family.FamilyMember | None) -> dict[str, Any]:

@@ -34,7 +34,6 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     log_every: int = 50
     save_every: int = 0  # steps between training states; 0: none
-    seed: int = 0
 
 
 def init_weights(model: Qwen3, seed: int) -> None:
