@@ -18,8 +18,8 @@ def fit_threads(model: Qwen3) -> int:
     """Set PyTorch's threads (for the whole process) to what decodes faster here, one or all, and return the number.
 
     A small model's operators take tens of microseconds, so threads that have to wait for a busy core cost far more
-    than they bring: on two shared cores a step of the embedded model went from 4 ms to between 20 and 350. Left alone: models
-    from 100 M parameters on (they wait for memory), other devices, and a number set by OMP_NUM_THREADS.
+    than they bring: on two shared cores a step of the embedded model went from 4 ms to between 20 and 350. Left alone:
+    models from 100 M parameters on (they wait for memory), other devices, and a number set by OMP_NUM_THREADS.
     """
     everything = torch.get_num_threads()
     if (
