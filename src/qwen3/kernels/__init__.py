@@ -1,29 +1,38 @@
 """Floor 1: the operations the network is made of, one table, several backends. See `dispatch`."""
 
 from qwen3.kernels.dispatch import (
+    attend,
     attention,
     available,
     chosen,
     experts,
+    fused_linear,
     linear,
     qk_norm_rope,
     register,
     rms_norm,
     route,
     silu_mul,
+    uniform_logits,
     use,
 )
+from qwen3.kernels.plan import BLOCK, StepPlan
 
 __all__ = [
+    "BLOCK",
+    "StepPlan",
+    "attend",
     "attention",
     "available",
     "chosen",
     "experts",
+    "fused_linear",
     "linear",
     "qk_norm_rope",
     "register",
     "rms_norm",
     "route",
     "silu_mul",
+    "uniform_logits",
     "use",
 ]

@@ -2,25 +2,32 @@
 
 Every operation has a "reference" (plain PyTorch). A faster backend registers the operations it wins; the network calls
 `rms_norm`, `attention`, … of this module and gets the best one for the tensor's device. `use("reference")` forces one.
+Backends without derivatives ("gpu", "cpu") serve inference only: where gradients are on, the next best one runs.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qwen3.errors import UsageError
-from qwen3.kernels import fused, reference
+from qwen3.kernels import fused, reference, reference_engine
+from qwen3.kernels.plan import StepPlan
 
 Kernel = Callable[..., Any]
 
 _table: dict[str, dict[str, Kernel]] = {}
 _devices: dict[tuple[str, str], tuple[str, ...]] = {}
+_inference_only = {"gpu", "cpu"}
 _forced: str | None = None
-_picked: dict[tuple[str, str], tuple[str, Kernel]] = {}
+_picked: dict[tuple[str, str, bool], tuple[str, Kernel]] = {}
+_gpu_loaded = False
 
 
 def register(name: str, backend: str, function: Kernel, devices: tuple[str, ...] = ("cpu", "cuda")) -> None:
@@ -36,8 +43,24 @@ def available() -> dict[str, list[str]]:
 
 
 def chosen(device: str = "cpu") -> dict[str, str]:
-    """Operation -> the backend that runs it on this kind of device now (for `qwen3 doctor` and for reports)."""
-    return {name: _pick(name, device)[0] for name in _table}
+    """Operation -> the backend that runs its inference on this kind of device (for `qwen3 doctor` and reports)."""
+    with torch.no_grad():
+        return {name: _pick(name, device)[0] for name in _table}
+
+
+def load_gpu() -> None:
+    """Registers the Triton kernels, once; called when the first CUDA tensor comes. Without Triton a warning says so."""
+    global _gpu_loaded
+    if _gpu_loaded:
+        return
+    _gpu_loaded = True
+    if torch.version.hip is not None or importlib.util.find_spec("triton") is None:
+        warnings.warn("no Triton for this GPU: the plain PyTorch operations run, which are slow", stacklevel=3)
+        return
+    from qwen3.kernels import gpu
+
+    for name, function in gpu.OPERATIONS.items():
+        register(name, "gpu", function, ("cuda",))
 
 
 @contextmanager
@@ -60,16 +83,23 @@ def use(backend: str) -> Iterator[None]:
 
 
 def _pick(name: str, device: str) -> tuple[str, Kernel]:
-    found = _picked.get((name, device))
+    key = (name, device, torch.is_grad_enabled())
+    found = _picked.get(key)
     if found is None:
+        if device == "cuda":
+            load_gpu()
         backends = _table[name]
         best = "reference"
         if _forced is None:
-            best = [backend for backend in backends if device in _devices[name, backend]][-1]
+            barred = _inference_only if key[2] else ()
+            best = [b for b in backends if device in _devices[name, b] and b not in barred][-1]
         elif _forced in backends:
             best = _forced
-        found = _picked[name, device] = (best, backends[best])
+        found = _picked[key] = (best, backends[best])
     return found
+
+
+# The network's operations: differentiable where gradients are on.
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -99,19 +129,59 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
     return _pick("attention", q.device.type)[1](q, k, v, mask, causal)
 
 
-def route(logits: Tensor, top_k: int, normalise: bool) -> tuple[Tensor, Tensor]:
+def route(logits: Tensor, top_k: int, normalise: bool, *, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See `reference.route`."""
-    return _pick("route", logits.device.type)[1](logits, top_k, normalise)
+    return _pick("route", logits.device.type)[1](logits, top_k, normalise, counts=counts)
 
 
-def experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+def experts(
+    x: Tensor,
+    gate_up: Any,
+    down: Any,
+    weights: Tensor,
+    chosen: Tensor,
+    *,
+    residual: Tensor | None = None,
+    invariant: bool = False,
+) -> Tensor:
     """See `reference.experts`."""
-    return _pick("experts", x.device.type)[1](x, gate_up, down, weights, chosen)
+    return _pick("experts", x.device.type)[1](x, gate_up, down, weights, chosen, residual=residual, invariant=invariant)
 
 
-_ANYWHERE = ("cpu", "cuda", "mps", "xpu", "meta")
+# The engine's: inference over a flat batch.
+
+
+def fused_linear(x: Tensor, weight: Any, **how: Any) -> Tensor:
+    """See `reference_engine.fused_linear`; weight may be an Fp8Weight."""
+    name = "fused_linear" if isinstance(weight, Tensor) else "fp8_linear"
+    return _pick(name, x.device.type)[1](x, weight, **how)
+
+
+def attend(
+    qkv: Tensor,
+    heads: int,
+    kv_heads: int,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    eps: float,
+    plan: StepPlan,
+    k_cache: Tensor,
+    v_cache: Tensor,
+) -> Tensor:
+    """See `reference_engine.attend`."""
+    return _pick("attend", qkv.device.type)[1](qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
+
+
+def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> Tensor:
+    """See `reference_moe.uniform_logits`."""
+    return _pick("uniform_logits", ids.device.type)[1](ids, positions, layer, experts)
+
+
+_ANYWHERE = ("cpu", "cuda", "mps", "xpu", "meta", "privateuseone")
 for _name in ("linear", "rms_norm", "qk_norm_rope", "silu_mul", "attention", "route", "experts"):
     register(_name, "reference", getattr(reference, _name), _ANYWHERE)
+for _name in ("fused_linear", "rope_cache", "paged_attention", "attend"):
+    register(_name, "reference", getattr(reference_engine, _name), _ANYWHERE)
 if fused.has_onednn():
     register("linear", "torch", fused.linear, ("cpu",))
 register("qk_norm_rope", "torch", fused.qk_norm_rope)

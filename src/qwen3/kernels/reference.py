@@ -61,34 +61,54 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
     return F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype) @ v
 
 
-def route(logits: Tensor, top_k: int, normalise: bool) -> tuple[Tensor, Tensor]:
+def route(logits: Tensor, top_k: int, normalise: bool, *, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """logits [N, E] -> (weights [N, top_k] in logits' dtype, experts [N, top_k] int64).
 
     Softmax over all experts in float32, the best `top_k`, divided by their sum if `normalise` (`norm_topk_prob`).
+    counts [N]: experts of each token where that is fewer; those beyond have weight 0 and number -1.
     """
     weights, chosen = F.softmax(logits, dim=-1, dtype=torch.float32).topk(top_k, dim=-1)
+    if counts is not None:
+        beyond = torch.arange(top_k, device=logits.device) >= counts.unsqueeze(-1)
+        weights, chosen = weights.masked_fill(beyond, 0), chosen.masked_fill(beyond, -1)
     if normalise:
         weights = weights / weights.sum(-1, keepdim=True)
     return weights.to(logits.dtype), chosen
 
 
-def experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-    """Σ over each token's experts of weight · SwiGLU expert.
+def experts(
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    *,
+    residual: Tensor | None = None,
+    invariant: bool = False,
+) -> Tensor:
+    """Σ over each token's experts of weight · SwiGLU expert, plus `residual`.
 
-    x [N, h], gate_up [E, 2m, h], down [E, h, m], weights and chosen [N, k] -> [N, h]. Tokens are sorted by expert, so
-    that each expert that was chosen at all runs once, over all its tokens.
+    x [N, h], gate_up [E, 2m, h], down [E, h, m], weights and chosen [N, k] -> [N, h]; chosen -1 counts nothing. Tokens
+    are sorted by expert, so that each expert that was chosen at all runs once, over all its tokens. invariant: each
+    token's numbers are those it would have alone.
     """
+    if invariant and len(x) > 1:
+        rows = zip(*(t.split(1) for t in (x, weights, chosen)), strict=True)
+        out = torch.cat([experts(one, gate_up, down, scale, own) for one, scale, own in rows])
+        return out if residual is None else residual + out
     top_k = chosen.shape[1]
-    order = chosen.flatten().argsort(stable=True)
+    flat = chosen.flatten().long()
+    order = flat.argsort(stable=True)
+    order = order[int((flat < 0).sum()) :]
     tokens = order // top_k
-    rows, scales = x[tokens], weights.flatten()[order].unsqueeze(-1)
+    rows_in, scales = x[tokens], weights.flatten()[order].unsqueeze(-1)
     out = torch.zeros_like(x)
     start = 0
-    for expert, count in enumerate(torch.bincount(chosen.flatten(), minlength=gate_up.shape[0]).tolist()):
+    for expert, count in enumerate(torch.bincount(flat[order], minlength=gate_up.shape[0]).tolist()):
         if count == 0:
             continue
         span = slice(start, start + count)
-        part = F.linear(silu_mul(F.linear(rows[span], gate_up[expert])), down[expert]) * scales[span]
+        part = F.linear(silu_mul(F.linear(rows_in[span], gate_up[expert])), down[expert]) * scales[span]
         out = out.index_add(0, tokens[span], part)
         start += count
-    return out
+    return out if residual is None else residual + out

@@ -1,0 +1,105 @@
+"""What an engine step is made of, in plain PyTorch over a flat batch and a paged cache. Slow, obviously right.
+
+Shapes: N tokens, R rows, h hidden, H query heads, KV key heads, D head size. Caches of one layer: [blocks, 16, KV, D] in
+the model's dtype or float8_e4m3fn (scale 1, clamped to its range on the way in). See `plan.StepPlan` for the rest.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qwen3.kernels import reference
+from qwen3.kernels.plan import StepPlan
+
+
+def fused_linear(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    silu: bool = False,
+    out_dtype: torch.dtype | None = None,
+    invariant: bool = False,
+) -> Tensor:
+    """x [M, K], weight [N, K] -> rms_norm(x; norm) @ weightᵀ (+ residual) [M, N].
+
+    silu: weight holds gate rows, then up rows; the result is silu(gate) · up [M, N/2]. out_dtype: of the result, None:
+    x's. invariant: each row's numbers are those it would have alone.
+    """
+    if norm is not None:
+        x = reference.rms_norm(x, norm, eps)
+    y = torch.cat([F.linear(row, weight) for row in x.split(1)]) if invariant and len(x) else F.linear(x, weight)
+    if silu:
+        y = reference.silu_mul(y)
+    if residual is not None:
+        y = residual + y
+    return y if out_dtype is None else y.to(out_dtype)
+
+
+def rope_cache(
+    qkv: Tensor,
+    heads: int,
+    kv_heads: int,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    eps: float,
+    plan: StepPlan,
+    k_cache: Tensor,
+    v_cache: Tensor,
+) -> Tensor:
+    """QK-norm and RoPE on qkv [N, (H + 2·KV)·D]; keys and values go to `plan.slots`. Returns queries [N, H, D]."""
+    dim = k_cache.shape[-1]
+    parts = qkv.reshape(1, len(qkv), heads + 2 * kv_heads, dim)
+    cos, sin = plan.cos_sin[plan.positions.long()].to(qkv.dtype).unsqueeze(0).chunk(2, dim=-1)
+    q, k = reference.qk_norm_rope(parts[:, :, : heads + kv_heads], heads, q_weight, k_weight, eps, cos, sin)
+    slots = plan.slots.long()
+    for cache, new in ((k_cache, k[0]), (v_cache, parts[0, :, heads + kv_heads :])):
+        cache.view(-1, kv_heads, dim)[slots] = saturated(new, cache.dtype)
+    return q[0]
+
+
+def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in `dtype`; into float8 clamped, where a plain cast would give NaN."""
+    if dtype == torch.float8_e4m3fn:
+        x = x.float().clamp(-448, 448)
+    return x.to(dtype)
+
+
+def paged_attention(q: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    """q [N, H, D] -> [N, H, D]: a row with n queries and `length` keys lets query i see the first length - n + 1 + i."""
+    out = torch.empty_like(q)
+    kv_heads, dim = k_cache.shape[-2:]
+    starts, lengths = plan.starts.tolist(), plan.lengths.tolist()
+    for row, length in enumerate(lengths):
+        first, last = starts[row], starts[row + 1]
+        blocks = plan.tables[row, : -(-length // k_cache.shape[1])].long()
+        k, v = (
+            cache[blocks].view(-1, kv_heads, dim)[:length].to(q.dtype).transpose(0, 1).unsqueeze(0)
+            for cache in (k_cache, v_cache)
+        )
+        own = torch.arange(length - (last - first), length, device=q.device).unsqueeze(1)
+        later = torch.arange(length, device=q.device) > own
+        mask = torch.zeros(later.shape, dtype=q.dtype, device=q.device).masked_fill_(later, float("-inf"))
+        found = reference.attention(q[first:last].transpose(0, 1).unsqueeze(0), k, v, mask)
+        out[first:last] = found[0].transpose(0, 1)
+    return out
+
+
+def attend(
+    qkv: Tensor,
+    heads: int,
+    kv_heads: int,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    eps: float,
+    plan: StepPlan,
+    k_cache: Tensor,
+    v_cache: Tensor,
+) -> Tensor:
+    """`rope_cache`, then `paged_attention`: [N, (H + 2·KV)·D] -> [N, H·D]."""
+    q = rope_cache(qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
+    return paged_attention(q, plan, k_cache, v_cache).flatten(1)
