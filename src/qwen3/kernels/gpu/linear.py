@@ -1,0 +1,342 @@
+"""Matrix products of few rows, as fast as the weights can be read, with what stands around them in the network.
+
+One launch computes act(rms_norm(x) @ weightᵀ) + residual. Decoding reads every weight once a step and computes almost
+nothing with it, so all here serves one purpose: that reading never pauses. One row goes through `_gemv` (no tensor
+cores: a program holds its weights in registers), 2 to 64 rows through `_gemm` (tensor cores, weights pipelined through
+shared memory; where tiles do not fill the device, K is split and the last program of a tile adds the parts in fixed
+order), more rows through PyTorch's. With programmatic dependent launch a kernel starts while the one before it ends,
+and asks for its first weights before it waits for its input.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from qwen3.kernels import reference_engine
+from qwen3.kernels.gpu import elementwise
+from qwen3.kernels.gpu.launch import launch
+
+
+@triton.jit
+def _weight_rows(tile, N: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr):
+    """Rows of the weight in a tile: BLOCK neighbours; or half as many gate rows, then the up rows that go with them."""
+    row = tl.arange(0, BLOCK)
+    if SILU:
+        first = tile * (BLOCK // 2) + row % (BLOCK // 2)
+        row = tl.minimum(first, N // 2 - 1) + (row // (BLOCK // 2)) * (N // 2)
+    else:
+        row = tl.minimum(tile * BLOCK + row, N - 1)
+    return row
+
+
+@triton.jit
+def _silu_mul(gate, up):
+    return gate / (1 + tl.exp(-gate)) * up
+
+
+@triton.jit
+def _load(pointers, col, K: tl.constexpr, WHOLE: tl.constexpr):
+    """Pointers [..., BLOCK_K] at columns `col`; WHOLE: none of them is beyond K."""
+    if WHOLE:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=col < K, other=0.0)
+
+
+@triton.jit
+def _gemv(
+    x, weight, norm, residual, y, eps,
+    N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr,
+    SILU: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        gdc_launch_dependents()
+    tile = tl.program_id(0)
+    col = tl.arange(0, BLOCK_K)
+    base = weight + _weight_rows(tile, N, BLOCK_N, SILU)[:, None] * K + col[None, :]
+    STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    WHOLE: tl.constexpr = K % BLOCK_K == 0
+    ahead = (_load(base, col[None, :], K, WHOLE),)
+    for i in tl.static_range(1, min(AHEAD, STEPS)):
+        ahead = (*ahead, _load(base + i * BLOCK_K, col[None, :] + i * BLOCK_K, K, WHOLE))
+    if PDL:
+        gdc_wait()
+    # Sums of 8 neighbours stay within a thread, so that few registers are kept from step to step.
+    total = tl.zeros((BLOCK_N, BLOCK_K // 8), tl.float32)
+    squares = tl.zeros((BLOCK_K,), tl.float32)
+    for i in tl.static_range(STEPS):
+        row = _load(x + i * BLOCK_K + col, i * BLOCK_K + col, K, WHOLE).to(tl.float32)
+        if norm is not None:
+            squares += row * row
+            row *= _load(norm + i * BLOCK_K + col, i * BLOCK_K + col, K, WHOLE).to(tl.float32)
+        now = ahead[0]
+        ahead = ahead[1:]
+        if i + AHEAD < STEPS:
+            at = (i + AHEAD) * BLOCK_K
+            ahead = (*ahead, _load(base + at, col[None, :] + at, K, WHOLE))
+        total += tl.sum(tl.reshape(now.to(tl.float32) * row[None, :], (BLOCK_N, BLOCK_K // 8, 8)), 2)
+    out = tl.sum(total, 1)
+    if norm is not None:
+        out *= tl.rsqrt(tl.sum(squares, 0) / K + eps)
+    if SILU:
+        gate, up = tl.split(tl.trans(tl.reshape(out, (2, BLOCK_N // 2))))
+        out = _silu_mul(gate, up)
+        n = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        mask = n < N // 2
+    else:
+        n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        mask = n < N
+    if residual is not None:
+        out += tl.load(residual + n, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y + n, out.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _gemm(
+    x, weight, norm, residual, y, parts, arrived, M, stride, eps,
+    N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, DEPTH: tl.constexpr, AHEAD: tl.constexpr, SILU: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    # Weights are the dot's first operand (they fill the 16 or 64 rows of the tensor cores), tokens the second (8 do).
+    if PDL:
+        gdc_launch_dependents()
+    tile, split = tl.program_id(1) // SPLIT, tl.program_id(1) % SPLIT
+    m = (tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)) * BLOCK_M + tl.arange(0, BLOCK_M)
+    k = tl.arange(0, BLOCK_K)
+    SLICE: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT) * BLOCK_K
+    WHOLE: tl.constexpr = SLICE * SPLIT == K
+    begin = split * SLICE
+    rows = _weight_rows(tile, N, BLOCK_N, SILU)
+    w_at = weight + rows[:, None] * K + k[None, :]
+    x_at = x + m.to(tl.int64)[None, :] * stride + k[:, None]
+    if PDL:
+        # What the pipeline asks for first comes into the L2 cache while the kernel before this one ends.
+        chunk = tl.minimum(begin + tl.arange(0, AHEAD // 128) * 128, K - 128)
+        tl.inline_asm_elementwise(
+            "cp.async.bulk.prefetch.L2.global [$1], 256; mov.u32 $0, 0;", "=r,l",
+            [(weight + rows[:, None] * K + chunk[None, :]).to(tl.uint64)], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+        gdc_wait()
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    squares = tl.zeros((BLOCK_K, BLOCK_M), tl.float32)
+    for step in tl.range(0, SLICE, BLOCK_K, num_stages=DEPTH):
+        at = begin + step
+        w_tile = _load(w_at + at, at + k[None, :], K, WHOLE)
+        known = m[None, :] < M
+        if not WHOLE:
+            known = known & (at + k < K)[:, None]
+        x_tile = tl.load(x_at + at, mask=known, other=0.0)
+        if norm is not None:
+            wide = x_tile.to(tl.float32)
+            squares += wide * wide
+            x_tile = (wide * _load(norm + at + k, at + k, K, WHOLE).to(tl.float32)[:, None]).to(x_tile.dtype)
+        acc = tl.dot(w_tile, x_tile, acc)
+    total = tl.sum(squares, 0)
+    if SPLIT > 1:
+        SIZE: tl.constexpr = BLOCK_N * BLOCK_M + BLOCK_M
+        inside = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
+        after = BLOCK_N * BLOCK_M + tl.arange(0, BLOCK_M)
+        part = parts + tl.program_id(1) * SIZE
+        tl.store(part + inside, acc)
+        if norm is not None:
+            tl.store(part + after, total)
+        tl.debug_barrier()  # all threads have stored before one of them says so
+        if tl.atomic_add(arrived + tile, 1, sem="acq_rel", scope="gpu") != SPLIT - 1:
+            return
+        tl.store(arrived + tile, 0)
+        acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        total = tl.zeros((BLOCK_M,), tl.float32)
+        for i in tl.static_range(SPLIT):
+            part = parts + (tile * SPLIT + i) * SIZE
+            acc += tl.load(part + inside, cache_modifier=".cg")
+            if norm is not None:
+                total += tl.load(part + after, cache_modifier=".cg")
+    if norm is not None:
+        acc *= tl.rsqrt(total / K + eps)[None, :]
+    if SILU:
+        gate, up = tl.split(tl.permute(tl.reshape(acc, (2, BLOCK_N // 2, BLOCK_M)), (1, 2, 0)))
+        acc = _silu_mul(gate, up)
+        WIDTH: tl.constexpr = N // 2
+        n = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+    else:
+        WIDTH: tl.constexpr = N
+        n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = (n < WIDTH)[:, None] & (m < M)[None, :]
+    at = m.to(tl.int64)[None, :] * WIDTH + n[:, None]
+    if residual is not None:
+        acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y + at, acc.to(y.dtype.element_ty), mask=mask)
+
+
+class Tile(NamedTuple):
+    """How a product is cut: rows and columns of the weight in a step, and how many warps a program has.
+
+    split 0: `_gemv`, which asks for `depth` steps ahead. Else `_gemm`: `depth` pipeline stages, K in `split` slices,
+    the first `ahead` columns of a slice (a power of two, 128 or more) prefetched into the L2 cache.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    split: int = 0
+    ahead: int = 0
+
+
+TUNED: dict[tuple[int, int, int, bool], Tile] = {}
+"""(rows of x rounded up to 1, 8, 16, 32 or 64; N; K; silu) -> what was fastest on an H100 (tools/tune/linear.py)."""
+
+MOST_ROWS = 64
+"""Above it PyTorch's products are used."""
+
+INVARIANT = Tile(rows=128, columns=64, depth=4, warps=4, split=1)
+"""The one way of cutting, with 64 rows of x, that makes a row's bits independent of how many rows there are."""
+
+PARTS = 8 << 20
+"""Floats in the workspace in which the slices of a tile meet; launches that would need more are not split as far."""
+
+ARRIVALS = 16384
+"""Tiles that a split launch may have."""
+
+
+def choose(rows: int, n: int, k: int, silu: bool, processors: int = 132) -> Tile:
+    """The tile for `rows` (a bucket: 1, 8, 16, 32, 64) by weight [n, k] on a device of so many multiprocessors."""
+    tuned = TUNED.get((rows, n, k, silu)) if processors == 132 else None
+    if tuned is not None:
+        return tuned
+    if rows == 1:
+        columns = next((c for c in (2048, 1024, 512, 256) if k % c == 0), min(1024, triton.next_power_of_2(k)))
+        depth = min(-(-k // columns), 3)
+        # About 32 KB in flight in a program, and two programs or more for each multiprocessor.
+        height = 16
+        while height > 2 and (height * columns * depth > 16384 or n // height < 2 * processors):
+            height //= 2
+        return Tile(height, columns, depth, 4)
+    # Each program reads its slice of x too: the more rows, the more weights it should meet there.
+    height = {8: 32, 16: 32, 32: 64, 64: 128}[rows]
+    columns = 128 if k % 128 == 0 or k > 512 else triton.next_power_of_2(min(k, 128))
+    while height > 16 and -(-n // height) * max(1, k // 512) < processors:
+        height //= 2
+    tiles = -(-n // height)
+
+    def waste(split: int) -> float:
+        """Idle share of the last wave, two programs for each multiprocessor; slices cost a little too."""
+        programs = tiles * split
+        return -(-programs // (2 * processors)) * 2 * processors / programs + 0.03 * split
+
+    most = min(4 * processors // tiles, k // 512, PARTS // (tiles * (height + 1) * rows))
+    slices = [s for s in (1, 2, 3, 4, 6, 8) if s <= max(1, most)]
+    stage = (height + rows) * columns * 2
+    return Tile(height, columns, max(2, min(5, 98304 // stage)), 4, min(slices, key=waste), 512)
+
+
+@lru_cache
+def _processors(device: torch.device) -> tuple[int, bool]:
+    """Multiprocessors of a device, and whether it can launch a kernel before the previous one has ended."""
+    if device.type != "cuda":
+        return 132, False
+    found = torch.cuda.get_device_properties(device)
+    return found.multi_processor_count, found.major >= 9
+
+
+@lru_cache
+def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(parts [PARTS] float32, arrived [ARRIVALS] int32) of a device, shared by all launches of one stream.
+
+    It must exist before the first capture of a CUDA graph: any product before that makes it.
+    """
+    parts = torch.empty(PARTS, dtype=torch.float32, device=device)
+    return parts, torch.zeros(ARRIVALS, dtype=torch.int32, device=device)
+
+
+def fused_linear(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    silu: bool = False,
+    out_dtype: torch.dtype | None = None,
+    invariant: bool = False,
+) -> Tensor:
+    """As `reference_engine.fused_linear`: x [M, K] (rows may stand apart), weight [N, K] -> [M, N], with silu [M, N/2].
+
+    bfloat16 and float16, sums in float32 and one rounding at the end; other dtypes, and K that is no multiple of 16, go
+    to the reference. The launches of a device share one workspace: use one stream. A weight may not be written by a
+    kernel that itself lets the next one start early: those here read weights before they wait.
+    """
+    m, (n, k) = len(x), weight.shape
+    small = x.dtype in (torch.bfloat16, torch.float16) and weight.dtype == x.dtype
+    if not small or k % 16 or not weight.is_contiguous() or m == 0:
+        options = {"norm": norm, "eps": eps, "residual": residual, "silu": silu}
+        return reference_engine.fused_linear(x, weight, **options, out_dtype=out_dtype, invariant=invariant)
+    if norm is not None and (invariant or m > MOST_ROWS or (m > 1 and x.dtype == torch.float16)):
+        x, norm = (
+            elementwise.rms_norm(x, norm, eps),
+            None,
+        )  # the product with the norm's weight may leave float16's range
+    if m > MOST_ROWS and not invariant:
+        return _library(x, weight, residual, silu, out_dtype)
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    residual = None if residual is None else residual.contiguous()
+    y = torch.empty((m, n // 2 if silu else n), dtype=out_dtype or x.dtype, device=x.device)
+    processors, dependent = _processors(x.device)
+    if invariant:
+        block_m, tile = 64, INVARIANT
+    else:
+        block_m = 1 if m == 1 else max(8, triton.next_power_of_2(m))
+        tile = choose(block_m, n, k, silu, processors)
+    run(x, weight, norm, eps, residual, silu, y, max(8, block_m), tile, dependent and m <= MOST_ROWS)
+    return y
+
+
+def run(
+    x: Tensor, weight: Tensor, norm: Tensor | None, eps: float, residual: Tensor | None, silu: bool, y: Tensor,
+    block_m: int, tile: Tile, dependent: bool,
+) -> None:  # fmt: skip
+    """Fill y by one launch cut as `tile` says; `dependent`: programmatic dependent launch."""
+    (m, k), n = x.shape, len(weight)
+    meta = {"N": n, "K": k, "BLOCK_N": tile.rows, "BLOCK_K": tile.columns, "SILU": silu, "PDL": dependent}
+    if dependent:
+        meta["launch_pdl"] = True
+    if tile.split == 0:
+        grid = (triton.cdiv(n, tile.rows),)
+        launch(_gemv, grid, x, weight, norm, residual, y, eps, AHEAD=tile.depth, num_warps=tile.warps, **meta)
+        return
+    parts, arrived = workspace(x.device)
+    tiles, groups = triton.cdiv(m, block_m), triton.cdiv(m, block_m * 16)
+    launch(
+        _gemm,
+        # Programs that run together share weights (up to 16 neighbours) and rows of x.
+        (triton.cdiv(tiles, groups), triton.cdiv(n, tile.rows) * tile.split, groups),
+        *(x, weight, norm, residual, y, parts, arrived, m, x.stride(0), eps),
+        BLOCK_M=block_m,
+        SPLIT=tile.split,
+        DEPTH=tile.depth,
+        AHEAD=max(128, tile.ahead),
+        num_warps=tile.warps,
+        **meta,
+    )
+
+
+def _library(x: Tensor, weight: Tensor, residual: Tensor | None, silu: bool, out_dtype: torch.dtype | None) -> Tensor:
+    """PyTorch's product, which many rows are faster in."""
+    if silu:
+        y = elementwise.silu_mul(torch.mm(x, weight.t()))
+    elif residual is not None and residual.dtype == x.dtype:
+        y, residual = torch.addmm(residual, x, weight.t()), None
+    elif out_dtype == torch.float32:
+        y = torch.mm(x, weight.t(), out_dtype=out_dtype)
+    else:
+        y = torch.mm(x, weight.t())
+    if residual is not None:
+        y = residual + y
+    return y if out_dtype is None else y.to(out_dtype)

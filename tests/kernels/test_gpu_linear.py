@@ -1,0 +1,210 @@
+"""Fused products of few rows and the row kernels, on the GPU or in Triton's interpreter, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from qwen3.kernels import reference
+from qwen3.kernels.gpu import elementwise, linear
+from qwen3.kernels.gpu.linear import Tile
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# The interpreter cannot multiply matrices of bfloat16 and cuts it off where a GPU rounds.
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+ROUNDING = {torch.bfloat16: 6e-3 if DEVICE == "cuda" else 1e-2, torch.float16: 1e-3, torch.float32: 1e-6}
+EPS = 1e-6
+
+
+@pytest.fixture(name="rng")
+def fixture_rng() -> torch.Generator:
+    """Fresh numbers every run; the seed is printed when a test fails."""
+    generator = torch.Generator()
+    print("seed", generator.seed())
+    return generator
+
+
+def normal(rng: torch.Generator, *shape: int, dtype: torch.dtype = DTYPE) -> Tensor:
+    return torch.randn(shape, generator=rng).to(dtype).to(DEVICE)
+
+
+def distance(out: Tensor, right: Tensor) -> float:
+    assert out.shape == right.shape
+    return ((out.double() - right).norm() / right.norm()).item()
+
+
+def exact(x: Tensor, weight: Tensor, norm: Tensor | None, residual: Tensor | None, silu: bool) -> Tensor:
+    x, weight = x.double(), weight.double()
+    if norm is not None:
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS) * norm.double()
+    y = x @ weight.t()
+    if silu:
+        gate, up = y.chunk(2, dim=-1)
+        y = gate / (1 + torch.exp(-gate)) * up
+    return y if residual is None else y + residual.double()
+
+
+def case(
+    rng: torch.Generator, m: int, n: int, k: int, norm: bool, residual: bool, silu: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """x of size 3, so that a forgotten norm is seen; its rows stand apart."""
+    x = (3 * normal(rng, m, k + 16, dtype=dtype))[:, :k]
+    weight = normal(rng, n, k, dtype=dtype) / k**0.5
+    scale = (1 + 0.3 * normal(rng, k, dtype=dtype)) if norm else None
+    return x, weight, scale, normal(rng, m, n // 2 if silu else n, dtype=dtype) if residual else None
+
+
+FLAGS = [(False, False, False), (True, False, False), (False, True, False), (True, False, True), (True, True, True)]
+
+
+@pytest.mark.parametrize(("norm", "residual", "silu"), FLAGS)
+@pytest.mark.parametrize("m", [1, 3, 8, 17])
+def test_fused_linear(rng: torch.Generator, m: int, norm: bool, residual: bool, silu: bool) -> None:
+    dtype = torch.bfloat16 if m == 1 else DTYPE
+    x, weight, scale, rest = case(rng, m, 96, 272, norm, residual, silu, dtype)
+    before = x.clone(), None if rest is None else rest.clone()
+    y = linear.fused_linear(x, weight, norm=scale, eps=EPS, residual=rest, silu=silu)
+    assert y.dtype == dtype
+    assert distance(y, exact(x, weight, scale, rest, silu)) < ROUNDING[dtype]
+    assert torch.equal(x, before[0])
+    assert rest is None or torch.equal(rest, before[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("m", [1, 5])
+def test_other_dtypes(rng: torch.Generator, m: int, dtype: torch.dtype) -> None:
+    x, weight, scale, rest = case(rng, m, 48, 64, True, True, False, dtype)
+    y = linear.fused_linear(x, weight, norm=scale, eps=EPS, residual=rest)
+    assert y.dtype == dtype
+    assert distance(y, exact(x, weight, scale, rest, False)) < ROUNDING[dtype]
+
+
+def test_float16_leaves_room_for_the_norms_weight(rng: torch.Generator) -> None:
+    x, weight = (
+        20000 * normal(rng, 2, 64, dtype=torch.float16).clamp(-2, 2),
+        normal(rng, 32, 64, dtype=torch.float16) / 8,
+    )
+    scale = torch.full((64,), 8.0, dtype=torch.float16, device=DEVICE)
+    y = linear.fused_linear(x, weight, norm=scale, eps=EPS)
+    assert distance(y, exact(x, weight, scale, None, False)) < ROUNDING[torch.float16]
+
+
+@pytest.mark.parametrize("m", [1, 4, 70])
+def test_out_dtype(rng: torch.Generator, m: int) -> None:
+    """Logits in float32 are not rounded on the way. On a CPU the library's product (70 rows) cannot widen."""
+    if m > linear.MOST_ROWS and DEVICE == "cpu":
+        pytest.skip("torch.mm(out_dtype=) is CUDA's")
+    x, weight, _, _ = case(rng, m, 64, 128, False, False, False, DTYPE)
+    y = linear.fused_linear(x, weight, out_dtype=torch.float32)
+    assert y.dtype == torch.float32
+    assert distance(y, exact(x, weight, None, None, False)) < 1e-5
+
+
+@pytest.mark.parametrize(("norm", "residual", "silu"), FLAGS)
+def test_many_rows(rng: torch.Generator, norm: bool, residual: bool, silu: bool) -> None:
+    x, weight, scale, rest = case(rng, 65, 64, 128, norm, residual, silu, DTYPE)
+    y = linear.fused_linear(x, weight, norm=scale, eps=EPS, residual=rest, silu=silu)
+    assert distance(y, exact(x, weight, scale, rest, silu)) < 2 * ROUNDING[DTYPE]
+
+
+@pytest.mark.parametrize("tile", [Tile(4, 64, 1, 4), Tile(8, 128, 2, 2), Tile(2, 32, 3, 1), Tile(16, 256, 1, 4)])
+@pytest.mark.parametrize("k", [128, 176])
+def test_gemv_tiles(rng: torch.Generator, tile: Tile, k: int) -> None:
+    """Every way of cutting gives the same product: rows and columns left over, few steps and many."""
+    for silu in (False, True):
+        x, weight, scale, rest = case(rng, 1, 88, k, True, True, silu, torch.bfloat16)
+        y = torch.full((1, 44 if silu else 88), float("nan"), dtype=torch.float32, device=DEVICE)
+        linear.run(x, weight, scale, EPS, rest, silu, y, 8, tile, False)
+        assert distance(y, exact(x, weight, scale, rest, silu)) < 1e-5
+
+
+@pytest.mark.parametrize("m", [2, 8, 21])
+@pytest.mark.parametrize(
+    "tile", [Tile(16, 32, 2, 4, 1), Tile(32, 64, 3, 4, 2), Tile(64, 16, 3, 4, 3), Tile(16, 128, 2, 4, 4)]
+)
+def test_gemm_tiles(rng: torch.Generator, tile: Tile, m: int) -> None:
+    """The same, with K in slices (the last may be short or empty), over several tiles of rows; twice the same bits."""
+    for silu in (False, True):
+        x, weight, scale, rest = case(rng, m, 88, 208, True, True, silu, DTYPE)
+        found = []
+        for _ in range(2):
+            y = torch.full((m, 44 if silu else 88), float("nan"), dtype=torch.float32, device=DEVICE)
+            linear.run(
+                x,
+                weight,
+                scale,
+                EPS,
+                rest,
+                silu,
+                y,
+                8 if tile.split == 1 else 32,
+                tile,
+                False,
+            )
+            found.append(y)
+        assert distance(found[0], exact(x, weight, scale, rest, silu)) < ROUNDING[DTYPE]
+        assert torch.equal(*found)
+        assert not linear.workspace(x.device)[1].any()
+
+
+def test_invariant(rng: torch.Generator) -> None:
+    """A row's bits do not depend on its neighbours, its place or how many there are."""
+    x, weight, scale, rest = case(rng, 70, 80, 96, True, True, True, DTYPE)
+    assert rest is not None
+    options = {"norm": scale, "eps": EPS, "silu": True, "invariant": True}
+    together = linear.fused_linear(x, weight, residual=rest, **options)
+    assert distance(together, exact(x, weight, scale, rest, True)) < ROUNDING[DTYPE]
+    for rows in ([0], [69], [66, 3], list(range(5, 25))):
+        alone = linear.fused_linear(x[rows], weight, residual=rest[rows], **options)
+        # The interpreter multiplies by NumPy, which does not promise that.
+        assert (
+            torch.equal(alone, together[rows]) if DEVICE == "cuda" else distance(alone, together[rows].double()) < 1e-3
+        )
+
+
+@pytest.mark.parametrize("rows", [1, 8, 16, 32, 64])
+def test_choices_fit(rows: int) -> None:
+    """Shapes of all eight models: slices cover K, the workspace holds them, shared memory (227 KB) too."""
+    shapes = []
+    for hidden, heads, kv_heads, inner in (
+        *((1024, 16, 8, 3072), (2048, 16, 8, 6144), (2560, 32, 8, 9728), (4096, 32, 8, 12288), (5120, 40, 8, 17408)),
+        *((5120, 64, 8, 25600), (2048, 32, 4, 768), (4096, 64, 4, 1536), (512, 4, 2, 1024)),
+    ):
+        shapes += [((heads + 2 * kv_heads) * 128, hidden), (hidden, heads * 128)]
+        shapes += [(2 * inner, hidden), (hidden, inner), (151936, hidden)]
+    for n, k in shapes:
+        for silu in (False, True):
+            tile = linear.choose(rows, n, k, silu)
+            assert tile.columns <= k
+            if tile.split == 0:
+                assert rows == 1
+                continue
+            tiles = -(-n // tile.rows)
+            height = max(8, rows)
+            assert tile.split == 1 or tiles <= linear.ARRIVALS
+            assert tile.split == 1 or tiles * tile.split * (tile.rows + 1) * height <= linear.PARTS
+            assert (tile.rows + height) * tile.columns * 2 * tile.depth <= 227 * 1024
+            assert tile.columns * tile.split <= k
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 64), (5, 3, 96), (2, 2560), (0, 64)])
+def test_row_kernels(rng: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, scale = 3 * normal(rng, *shape, dtype=dtype), 1 + 0.3 * normal(rng, shape[-1], dtype=dtype)
+    for out, right in (
+        (elementwise.rms_norm(x, scale, EPS), reference.rms_norm(x, scale, EPS)),
+        (elementwise.silu_mul(x), reference.silu_mul(x)),
+    ):
+        assert out.shape == right.shape
+        assert out.dtype == right.dtype
+        assert not x.numel() or distance(out, right.double()) < ROUNDING[dtype]
+
+
+def test_row_kernels_take_rows_that_stand_apart(rng: torch.Generator) -> None:
+    x = normal(rng, 4, 160, dtype=torch.float32)
+    part, scale = x[:, 32:128], normal(rng, 96, dtype=torch.float32)
+    assert distance(elementwise.rms_norm(part, scale, EPS), reference.rms_norm(part, scale, EPS).double()) < 1e-6
+    assert distance(elementwise.silu_mul(part), reference.silu_mul(part).double()) < 1e-6
