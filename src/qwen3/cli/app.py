@@ -184,6 +184,64 @@ def verify(model: Model = None, as_json: Json = False) -> int:
 
 
 @app.command(
+    help="How fast a model runs here, each number beside what the hardware allows at most. MODEL: a size (0.6B, 1.7B, "
+    "4B, 8B, 14B, 32B, 30B-A3B, 235B-A22B: random weights at the published shape, no download), 'embedded' (the "
+    "default), a tag, a hub id or a folder.",
+    short_help="How fast a model runs here, beside its floor.",
+    epilog="Example: qwen3 bench embedded --only decode_b1_tok_s",
+)
+def bench(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A size, or as for the other verbs.")] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="KEYS", help="These measurements alone, comma-separated.")
+    ] = None,
+    kv_dtype: Annotated[str | None, typer.Option("--kv-dtype", metavar="NAME", help="fp8: of the KV cache.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", metavar="NAME", help="fp8: of the weights.")] = None,
+    invariant: Annotated[bool, typer.Option("--invariant", help="Batch-invariant mode.")] = False,
+    curves: Annotated[
+        bool, typer.Option("--curves", help="Also speed against streams (1 to 1,024) and context (1k to 128k).")
+    ] = False,
+    gap: Annotated[
+        bool, typer.Option("--gap", help="Also the time between tokens while a 32k prompt is computed.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 …; none: the best there is.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
+    max_batch: Annotated[int, typer.Option("--max-batch", metavar="N", help="Most sequences at once.")] = 256,
+    max_len: Annotated[
+        int | None, typer.Option("--max-len", metavar="N", help="Longest sequence; none: 34,000 or the context.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", metavar="SECONDS", help="End then, with what was measured.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    import shlex
+    import sys
+
+    from qwen3.cli import bench as verb
+    from qwen3.evaluate.bench import keys_of
+
+    return verb.bench(
+        model,
+        as_json,
+        only=keys_of(only),
+        kv_dtype=kv_dtype,
+        weights=weights,
+        invariant=invariant,
+        curves=curves,
+        gap=gap,
+        device=device,
+        dtype=dtype,
+        max_batch=max_batch,
+        max_len=max_len,
+        budget=budget,
+        command=shlex.join(["qwen3", *sys.argv[1:]]),
+    )
+
+
+@app.command(
     help="Is this machine ready: Python, PyTorch, device, memory, disk, cache, hub, package data. "
     "Exit code 1 if something will not work.",
     short_help="Is this machine ready, and if not, why.",

@@ -34,6 +34,7 @@ import torch
 
 from qwen3 import __version__
 from qwen3.checkpoint import check_fits, resolve
+from qwen3.config import DTYPE_BYTES
 from qwen3.errors import Qwen3Error, UsageError
 from qwen3.evaluate import workloads
 from qwen3.evaluate.floors import Roofline
@@ -82,7 +83,12 @@ def measure(
     for name, value in (("kv_dtype", kv_dtype), ("weights", weights)):
         if value not in (None, "fp8"):
             raise UsageError(f"{name}={value!r} must be 'fp8', or left out for the model's own dtype")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype not in (None, *DTYPE_BYTES):
+        raise UsageError(f"dtype={dtype!r} is not supported; use {', '.join(DTYPE_BYTES)}")
+    for name, number in (("max_batch", max_batch), ("max_len", max_len), ("budget", budget)):
+        if number is not None and not number > 0:
+            raise UsageError(f"{name}={number} must be above 0")
+    place = _place(device)
     source = model if model in SIZES else str(resolve(None if model == "embedded" else model).path)
     settings = Settings(source, str(place), dtype, kv_dtype, weights, invariant, max_batch, max_len)
     if settings.random and weights is None:
@@ -113,6 +119,17 @@ def measure(
             _child(result, "streams", wide, ["streams"], Path(folder), caches, deadline, say)
             _child(result, "contexts", long, ["contexts"], Path(folder), caches, deadline, say)
     return result
+
+
+def _place(device: str | None) -> torch.device:
+    """The device that is meant, None: the best there is. UsageError if there is no such device."""
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UsageError(f"device={device!r} is none that PyTorch knows; use cpu, cuda or cuda:N") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device={device!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices here")
+    return place
 
 
 def _child(
