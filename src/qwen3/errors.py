@@ -54,3 +54,7 @@ class SandboxError(Qwen3Error):
     """The sandbox refused to run something."""
 
     exit_code = 7
+
+
+class QueueFullError(Qwen3Error):
+    """Too many requests wait already. Temporary: the same request may be sent again later (HTTP 429)."""
