@@ -1,9 +1,9 @@
-"""Where a decode step on the CPU spends its time: one step of a model's shape put together from the engine's operations.
+"""Where a decode step on the CPU spends its time: one step of a model's shape, made of the engine's operations.
 
-    PYTHONPATH=src OMP_NUM_THREADS=2 python tools/tune/cpu.py [--model embedded] [--dtype float32] [--context 128] [--rows 1]
+    PYTHONPATH=src OMP_NUM_THREADS=2 python tools/tune/cpu.py [--model 0.6B] [--dtype bfloat16] [--context 1024]
 
-Prints the read bandwidth, each operation's µs (median, and best) and bytes, the step's, and the step of the references,
-in interleaved rounds: other users of the cores then slow all of them alike. JSON to $OUT/cpu.json where OUT is set.
+Prints the read bandwidth, each operation's µs (median, and best) and bytes, the step's, and the same step of the
+references, in interleaved rounds: other users of the cores then slow all of them alike. JSON to $OUT/cpu.json if set.
 """
 
 from __future__ import annotations

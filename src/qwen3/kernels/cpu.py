@@ -130,7 +130,7 @@ def fused_linear(
 ) -> Tensor:
     """See `reference_engine.fused_linear`."""
     if norm is not None:
-        if x.dtype == torch.float32 and len(x) == 1 and not invariant:
+        if x.dtype == torch.float32 and len(x) == 1 and eps > 0 and not invariant:
             row = x[0]
             scale = (torch.dot(row, row).item() / len(row) + eps) ** -0.5
             x = torch.addcmul(_ZERO, x, norm, value=scale)
@@ -317,7 +317,7 @@ def _one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _chunk(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """n queries [n, H, D], the last n of the keys their own: these causally, those before without a mask, then merged."""
+    """n queries [n, H, D]: the last n keys are their own and seen causally, those before by all; the two are merged."""
     before = k.shape[2] - len(q)
     rows = q.transpose(0, 1).unsqueeze(0)
     flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
