@@ -1,0 +1,188 @@
+"""Routing and expert products in Triton against their plain twins, on a GPU or in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from qwen3.errors import UsageError
+from qwen3.kernels import reference, reference_moe
+from qwen3.kernels.fp8 import quantize_fp8
+from qwen3.kernels.gpu import moe, moe_tables
+from qwen3.kernels.gpu.moe_tables import One, Tile
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+E, H, M, K = 8, 64, 32, 2
+SMALL = {
+    "one": (One(4, 32, 4, 1), One(8, 16, 4, 3)),
+    "swapped": (Tile(0, 32, 32, 4, 2, True), Tile(0, 16, 16, 4, 2, True)),
+    "dense": (Tile(0, 16, 32, 4, 2, False), Tile(0, 64, 32, 4, 2, False)),
+    "listed": (Tile(16, 32, 32, 4, 2, False), Tile(16, 32, 32, 4, 2, False)),
+    "listed swapped": (Tile(16, 64, 64, 4, 2, True), Tile(16, 32, 32, 4, 2, True)),
+}
+
+
+def case(tokens: int, seed: int, experts: int = E) -> tuple[torch.Tensor, ...]:
+    """x, gate_up, down, weights and chosen of `tokens` tokens, residual: float32."""
+    g = torch.Generator().manual_seed(seed)
+    x, residual = (torch.randn(tokens, H, generator=g).to(DEVICE) for _ in range(2))
+    gate_up = torch.randn(experts, 2 * M, H, generator=g).to(DEVICE) * H**-0.5
+    down = torch.randn(experts, H, M, generator=g).to(DEVICE) * M**-0.5
+    weights, chosen = reference_moe.route(torch.randn(tokens, experts, generator=g).to(DEVICE), K, True)
+    return x, gate_up, down, weights, chosen.int(), residual
+
+
+def error(out: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((out.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize(("tokens", "experts", "k"), [(1, 128, 8), (5, 128, 8), (3, 6, 3)])
+def test_route_equals_reference(tokens: int, experts: int, k: int, normalise: bool) -> None:
+    logits = torch.randn(tokens, experts, device=DEVICE) * 3
+    counts = torch.randint(1, k + 1, (tokens,), dtype=torch.int32, device=DEVICE)
+    for given in (None, counts):
+        weights, chosen = moe.route(logits, k, normalise, given)
+        wanted, picks = reference_moe.route(logits, k, normalise, given)
+        assert chosen.dtype == torch.int32
+        assert chosen.long().equal(picks)
+        torch.testing.assert_close(weights, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_route_takes_the_lower_expert_of_a_tie_and_infinities() -> None:
+    logits = torch.zeros(1, 16, device=DEVICE)
+    logits[0, 3], logits[0, 9] = float("-inf"), 5.0
+    weights, chosen = moe.route(logits, 4, True)
+    assert chosen.tolist() == [[9, 0, 1, 2]]
+    assert float(weights.sum()) == pytest.approx(1)
+    logits = torch.full((1, 16), float("-inf"), device=DEVICE)
+    logits[0, 5] = 0.0
+    assert moe.route(logits, 3, True)[1].tolist() == [[5, 0, 1]]
+
+
+def test_route_keeps_bfloat16() -> None:
+    logits = torch.randn(4, 128, device=DEVICE).bfloat16()
+    weights, _ = moe.route(logits, 8, True)
+    wanted, _ = reference.route(logits, 8, True)
+    assert weights.dtype == torch.bfloat16
+    torch.testing.assert_close(weights, wanted, rtol=1e-2, atol=1e-3)
+
+
+def test_route_of_no_tokens() -> None:
+    weights, chosen = moe.route(torch.empty(0, 8, device=DEVICE), 2, True)
+    assert weights.shape == chosen.shape == (0, 2)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 16, 47])
+def test_uniform_logits_equal_reference(layer: int) -> None:
+    ids = torch.tensor([0, 1, 151935, 77], dtype=torch.int32, device=DEVICE)
+    positions = torch.tensor([0, 40959, 3, 262143], dtype=torch.int32, device=DEVICE)
+    out = moe.uniform_logits(ids, positions, layer, 128)
+    assert out.equal(reference_moe.uniform_logits(ids, positions, layer, 128))
+    assert float(out.min()) > 0
+    assert float(out.max()) < 1
+
+
+def test_uniform_logits_choose_uniformly() -> None:
+    tokens, experts, k = 20_000, 32, 4
+    ids = torch.arange(tokens) % 50
+    chosen = reference_moe.uniform_logits(ids, torch.arange(tokens), 3, experts).topk(k).indices
+    expected = tokens * k / experts
+    assert (chosen.flatten().bincount(minlength=experts) - expected).abs().max() < 6 * expected**0.5
+    pairs = torch.zeros(experts, experts).index_put_((chosen[:, 0], chosen[:, 1]), torch.ones(tokens), accumulate=True)
+    off = pairs[~torch.eye(experts, dtype=torch.bool)]
+    assert float(off.sub(off.mean()).square().sum() / off.mean()) == pytest.approx(len(off), rel=0.25)
+    assert not chosen.equal(reference_moe.uniform_logits(ids, torch.arange(tokens), 4, experts).topk(k).indices)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 33])
+@pytest.mark.parametrize("kind", SMALL)
+def test_experts_equal_reference(kind: str, tokens: int) -> None:
+    if kind == "one" and tokens > 1:
+        tokens = 1
+    x, gate_up, down, weights, chosen, residual = case(tokens, seed=tokens)
+    for add in (None, residual):
+        out = moe.run(x, gate_up, down, weights, chosen, add, *SMALL[kind])
+        assert error(out, reference_moe.experts(x, gate_up, down, weights, chosen, residual=add)) < 2e-6
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_skipped_experts_leave_no_trace(kind: str) -> None:
+    tokens = 1 if kind == "one" else 5
+    x, gate_up, down, weights, chosen, residual = case(tokens, seed=9)
+    counts = torch.ones(tokens, dtype=torch.int32, device=DEVICE)
+    counts[tokens // 2 + 1 :] = K
+    weights, chosen = moe.route(torch.randn(tokens, E, device=DEVICE), K, True, counts)
+    assert (chosen < 0).any()
+    out = moe.run(x, gate_up, down, weights, chosen, residual, *SMALL[kind])
+    assert error(out, reference_moe.experts(x, gate_up, down, weights, chosen, residual=residual)) < 2e-6
+
+
+@pytest.mark.parametrize("kind", ["swapped", "dense", "listed"])
+def test_all_tokens_on_the_same_experts(kind: str) -> None:
+    x, gate_up, down, weights, chosen, _ = case(37, seed=4)
+    chosen[:] = torch.tensor([6, 1], dtype=torch.int32)
+    out = moe.run(x, gate_up, down, weights, chosen, None, *SMALL[kind])
+    assert error(out, reference_moe.experts(x, gate_up, down, weights, chosen)) < 2e-6
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("block", [0, 128])
+def test_fp8_weights(kind: str, block: int) -> None:
+    tokens = 1 if kind == "one" else 9
+    x, gate_up, down, weights, chosen, residual = case(tokens, seed=11)
+    wide, tall = quantize_fp8(gate_up, block), quantize_fp8(down, block)
+    out = moe.run(x, wide, tall, weights, chosen, residual, *SMALL[kind])
+    plain = wide.dequantize(torch.float32), tall.dequantize(torch.float32)
+    assert error(out, reference_moe.experts(x, *plain, weights, chosen, residual=residual)) < 2e-6
+
+
+def test_fp8_blocks_within_an_expert() -> None:
+    """More than one block each way, and gate and up rows in different ones."""
+    g = torch.Generator().manual_seed(1)
+    gate_up = torch.randn(2, 512, 256, generator=g).to(DEVICE) * torch.logspace(-2, 1, 512, device=DEVICE)[:, None]
+    down = torch.randn(2, 256, 256, generator=g).to(DEVICE) * torch.logspace(-1, 1, 256, device=DEVICE)
+    wide, tall = quantize_fp8(gate_up, 128), quantize_fp8(down, 128)
+    chosen = torch.tensor([[0, 1]], dtype=torch.int32, device=DEVICE)
+    weights = torch.tensor([[0.75, 0.25]], device=DEVICE)
+    x = torch.randn(1, 256, generator=g).to(DEVICE) / 16
+    wanted = reference_moe.experts(x, wide.dequantize(torch.float32), tall.dequantize(torch.float32), weights, chosen)
+    for tiles in (
+        (One(64, 128, 4, 1), One(64, 128, 4, 2)),
+        (Tile(0, 128, 64, 4, 2, True), Tile(0, 128, 128, 4, 2, True)),
+        (Tile(16, 128, 128, 4, 2, False), Tile(16, 128, 64, 4, 2, False)),
+    ):
+        assert error(moe.run(x, wide, tall, weights, chosen, None, *tiles), wanted) < 5e-6
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 6])
+def test_public_entry(tokens: int) -> None:
+    x, gate_up, down, weights, chosen, residual = case(tokens, seed=2)
+    for add in (None, residual):
+        out = moe.experts(x, gate_up, down, weights, chosen, residual=add)
+        assert error(out, reference_moe.experts(x, gate_up, down, weights, chosen, residual=add)) < 2e-6 or not tokens
+
+
+def test_invariant_is_bitwise() -> None:
+    x, gate_up, down, weights, chosen, residual = case(19, seed=5)
+    whole = moe.experts(x, gate_up, down, weights, chosen, residual=residual, invariant=True)
+    assert error(whole, reference_moe.experts(x, gate_up, down, weights, chosen, residual=residual)) < 2e-6
+    for rows in (slice(0, 1), slice(7, 8), slice(3, 9)):
+        part = (x[rows], gate_up, down, weights[rows], chosen[rows])
+        assert moe.experts(*part, residual=residual[rows], invariant=True).equal(whole[rows])
+
+
+def test_uneven_sizes_are_refused() -> None:
+    x, gate_up, down, weights, chosen, _ = case(2, seed=3)
+    with pytest.raises(UsageError, match="multiples of 16"):
+        moe.run(x, gate_up[:, :40], down[:, :, :20].contiguous(), weights, chosen, None, *SMALL["dense"])
+
+
+def test_every_plan_runs() -> None:
+    """The shipped tiles, clipped to small sizes, compute what they should."""
+    x, gate_up, down, weights, chosen, _ = case(1, seed=8)
+    wanted = reference_moe.experts(x, gate_up, down, weights, chosen)
+    for tiles in moe_tables.CANDIDATES.values():
+        assert error(moe.run(x, gate_up, down, weights, chosen, None, *tiles[0]), wanted) < 2e-6
