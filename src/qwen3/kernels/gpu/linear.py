@@ -50,6 +50,11 @@ def _load(pointers, col, K: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def _tuple(tile):
+    return (tile,)
+
+
+@triton.jit
 def _gemv(
     x, weight, norm, residual, y, eps,
     N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr,
@@ -62,7 +67,7 @@ def _gemv(
     base = weight + _weight_rows(tile, N, BLOCK_N, SILU)[:, None] * K + col[None, :]
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     WHOLE: tl.constexpr = K % BLOCK_K == 0
-    ahead = (_load(base, col[None, :], K, WHOLE),)
+    ahead = _tuple(_load(base, col[None, :], K, WHOLE))
     for i in tl.static_range(1, min(AHEAD, STEPS)):
         ahead = (*ahead, _load(base + i * BLOCK_K, col[None, :] + i * BLOCK_K, K, WHOLE))
     if PDL:
@@ -84,14 +89,13 @@ def _gemv(
     out = tl.sum(total, 1)
     if norm is not None:
         out *= tl.rsqrt(tl.sum(squares, 0) / K + eps)
+    WIDTH: tl.constexpr = N // 2 if SILU else N
+    OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
     if SILU:
-        gate, up = tl.split(tl.trans(tl.reshape(out, (2, BLOCK_N // 2))))
+        gate, up = tl.split(tl.trans(tl.reshape(out, (2, OUT))))
         out = _silu_mul(gate, up)
-        n = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-        mask = n < N // 2
-    else:
-        n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        mask = n < N
+    n = tile * OUT + tl.arange(0, OUT)
+    mask = n < WIDTH
     if residual is not None:
         out += tl.load(residual + n, mask=mask, other=0.0).to(tl.float32)
     tl.store(y + n, out.to(y.dtype.element_ty), mask=mask)
@@ -159,14 +163,12 @@ def _gemm(
                 total += tl.load(part + after, cache_modifier=".cg")
     if norm is not None:
         acc *= tl.rsqrt(total / K + eps)[None, :]
+    WIDTH: tl.constexpr = N // 2 if SILU else N
+    OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
     if SILU:
-        gate, up = tl.split(tl.permute(tl.reshape(acc, (2, BLOCK_N // 2, BLOCK_M)), (1, 2, 0)))
+        gate, up = tl.split(tl.permute(tl.reshape(acc, (2, OUT, BLOCK_M)), (1, 2, 0)))
         acc = _silu_mul(gate, up)
-        WIDTH: tl.constexpr = N // 2
-        n = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-    else:
-        WIDTH: tl.constexpr = N
-        n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = tile * OUT + tl.arange(0, OUT)
     mask = (n < WIDTH)[:, None] & (m < M)[None, :]
     at = m.to(tl.int64)[None, :] * WIDTH + n[:, None]
     if residual is not None:
@@ -275,8 +277,9 @@ def fused_linear(
     m, (n, k) = len(x), weight.shape
     small = x.dtype in (torch.bfloat16, torch.float16) and weight.dtype == x.dtype
     if not small or k % 16 or not weight.is_contiguous() or m == 0:
-        options = {"norm": norm, "eps": eps, "residual": residual, "silu": silu}
-        return reference_engine.fused_linear(x, weight, **options, out_dtype=out_dtype, invariant=invariant)
+        return reference_engine.fused_linear(
+            *(x, weight), norm=norm, eps=eps, residual=residual, silu=silu, out_dtype=out_dtype, invariant=invariant
+        )
     if norm is not None and (invariant or m > MOST_ROWS or (m > 1 and x.dtype == torch.float16)):
         x, norm = (
             elementwise.rms_norm(x, norm, eps),
