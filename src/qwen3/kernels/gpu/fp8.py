@@ -1,0 +1,297 @@
+"""Linear layers with FP8 weights on the GPU.
+
+Up to 64 rows the weight's bytes are all that counts: `_skinny` reads them once and multiplies in the activations' own
+dtype. Above, activations are quantized too (`quantize_rows`) and the FP8 tensor cores work, in `_gemm` or in cuBLAS.
+Twins: `kernels.fp8`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from qwen3.kernels import fp8 as plain
+from qwen3.kernels.fp8 import FP8, Fp8Weight
+from qwen3.kernels.gpu import elementwise
+from qwen3.kernels.gpu.launch import launch
+from qwen3.kernels.gpu.linear import workspace
+
+SKINNY_ROWS = 64
+NORM_ROWS = 16  # up to here `_skinny` normalises its input itself: each program does, so it costs per row
+CUBLAS_ROWS = 512  # from here cuBLAS, and a pass of its own for residual or SiLU
+_PROGRAMS = 264  # two on each of an H100's 132 multiprocessors
+
+
+@triton.jit(do_not_specialize=["M"])
+def _quantize(
+    x, norm, out, scales, M, K, stride, eps,
+    NORM: tl.constexpr, SILU: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    at = tl.arange(0, WIDTH)
+    kept = at < K
+    source = x + row.to(tl.int64) * stride
+    dtype = x.dtype.element_ty
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    v = tl.load(source + at, mask=kept, other=0.0).to(tl.float32)
+    if NORM:
+        rms = tl.rsqrt(tl.sum(v * v, 0) / K + eps)
+        v = (v * rms).to(dtype).to(tl.float32) * tl.load(norm + at, mask=kept, other=0.0).to(tl.float32)
+        v = v.to(dtype).to(tl.float32)
+    if SILU:
+        up = tl.load(source + K + at, mask=kept, other=0.0).to(tl.float32)
+        v = ((v * tl.sigmoid(v)).to(dtype).to(tl.float32) * up).to(dtype).to(tl.float32)
+    v = tl.reshape(v, (WIDTH // GROUP, GROUP))
+    peak = tl.maximum(tl.max(tl.abs(v), 1), 1e-12)
+    v = v * tl.div_rn(448.0, peak)[:, None]
+    v = tl.minimum(tl.maximum(v, -448.0), 448.0)
+    tl.store(out + row.to(tl.int64) * K + at, tl.reshape(v, (WIDTH,)).to(tl.float8e4nv), mask=kept)
+    group = tl.arange(0, WIDTH // GROUP)
+    tl.store(scales + group * M + row, tl.div_rn(peak, 448.0), mask=group * GROUP < K)
+
+
+@triton.jit
+def _store(
+    acc, rm, tile, residual, out, M,
+    N: tl.constexpr, RESIDUAL: tl.constexpr, SILU: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """acc [BM, BN] float32 -> out; SILU: its first half are gate columns, the second their up columns."""
+    H: tl.constexpr = BN // 2 if SILU else BN
+    if SILU:
+        gate, up = tl.split(tl.permute(tl.reshape(acc, (acc.shape[0], 2, H)), (0, 2, 1)))
+        acc = gate * tl.sigmoid(gate) * up
+    WIDTH: tl.constexpr = N // 2 if SILU else N
+    column = tile * H + tl.arange(0, H)
+    at = rm.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    kept = (rm < M)[:, None] & (column < WIDTH)[None, :]
+    if RESIDUAL:
+        acc += tl.load(residual + at, mask=kept, other=0.0).to(tl.float32)
+    tl.store(out + at, acc.to(out.dtype.element_ty), mask=kept)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _skinny(
+    x, w, scale, norm, residual, out, parts, arrived, M, stride, eps,
+    N: tl.constexpr, K: tl.constexpr, SHARE: tl.constexpr,
+    NORM: tl.constexpr, RESIDUAL: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    tile, part = tl.program_id(0), tl.program_id(1)
+    H: tl.constexpr = BN // 2 if SILU else BN
+    i = tl.arange(0, BN)
+    row = tl.minimum(tile * H + i % H + (i // H) * (N // 2), N - 1)
+    rm, rk = tl.arange(0, BM), tl.arange(0, BK)
+    first = part * SHARE
+    w_at = w + row.to(tl.int64)[:, None] * K + (first + rk)[None, :]
+    x_at = x + tl.minimum(rm, M - 1).to(tl.int64)[:, None] * stride + (first + rk)[None, :]
+    if PDL:
+        # the kernel before this one leaves memory idle while it ends: the first weights come into the L2 cache then
+        gdc_launch_dependents()
+        ahead = tl.minimum(tl.minimum(SHARE, K - first), 1024) + 0 * row
+        tl.inline_asm_elementwise(
+            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;", "=r,l,r",
+            [(w + row.to(tl.int64) * K + first).to(tl.uint64), ahead],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+        gdc_wait()
+    acc = tl.zeros((BN, BM), tl.float32)
+    square = tl.zeros((BM,), tl.float32)
+    for k in range(0, SHARE, BK):
+        if EVEN:
+            b, a = tl.load(w_at), tl.load(x_at)
+        else:
+            left = rk[None, :] < K - first - k
+            b, a = tl.load(w_at, mask=left, other=0.0), tl.load(x_at, mask=left, other=0.0)
+        if NORM:
+            # the row's 1/rms is a factor of the result: it waits for the last square
+            wide = a.to(tl.float32)
+            square += tl.sum(wide * wide, 1)
+            gain = tl.load(norm + first + k + rk, mask=first + k + rk < K, other=0.0).to(tl.float32)
+            a = (wide * gain[None, :]).to(a.dtype)
+        if BLOCK:
+            s = tl.load(scale + (row // BLOCK) * tl.cdiv(K, BLOCK) + tl.minimum(first + k, K - 1) // BLOCK)
+            acc += tl.dot(b.to(a.dtype), tl.trans(a)) * s[:, None]
+        else:
+            acc = tl.dot(b.to(a.dtype), tl.trans(a), acc)
+        w_at += BK
+        x_at += BK
+    if SPLIT > 1:
+        # the last of a tile's programs adds all parts, always in the same order
+        SIZE: tl.constexpr = (BN + 1) * BM
+        at = i[:, None] * BM + rm[None, :]
+        tl.store(parts + (tile * SPLIT + part) * SIZE + at, acc)
+        if NORM:
+            tl.store(parts + (tile * SPLIT + part) * SIZE + BN * BM + rm, square)
+        tl.debug_barrier()  # all threads have stored before one of them says so
+        if tl.atomic_add(arrived + tile, 1, sem="acq_rel") != SPLIT - 1:
+            return
+        tl.store(arrived + tile, 0)
+        acc = tl.zeros((BN, BM), tl.float32)
+        square = tl.zeros((BM,), tl.float32)
+        for other in tl.static_range(SPLIT):
+            acc += tl.load(parts + (tile * SPLIT + other) * SIZE + at, cache_modifier=".cg")
+            if NORM:
+                square += tl.load(parts + (tile * SPLIT + other) * SIZE + BN * BM + rm, cache_modifier=".cg")
+    if NORM:
+        acc *= tl.rsqrt(square / K + eps)[None, :]
+    if not BLOCK:
+        acc *= tl.load(scale + row)[:, None]
+    _store(tl.trans(acc), rm, tile, residual, out, M, N, RESIDUAL, SILU, BN)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _gemm(
+    x, w, x_scale, w_scale, residual, out, M, N: tl.constexpr, K: tl.constexpr,
+    RESIDUAL: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BAND: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    # programs go through bands of BAND row tiles, so that those running together share weights and rows in the cache
+    pid, height, width = tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN)
+    top = pid // (BAND * width) * BAND
+    band = tl.minimum(height - top, BAND)
+    inside = pid % (BAND * width)
+    tile = inside // band
+    H: tl.constexpr = BN // 2 if SILU else BN
+    i = tl.arange(0, BN)
+    row = tl.minimum(tile * H + i % H + (i // H) * (N // 2), N - 1)
+    rm, rk = (top + inside % band) * BM + tl.arange(0, BM), tl.arange(0, BK)
+    rx = tl.minimum(rm, M - 1)
+    x_at = x + rx.to(tl.int64)[:, None] * K + rk[None, :]
+    w_at = w + row.to(tl.int64)[:, None] * K + rk[None, :]
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    acc = tl.zeros((BM, BN), tl.float32)
+    for k in range(0, K, BK):
+        if EVEN:
+            a, b = tl.load(x_at), tl.load(w_at)
+        else:
+            left = rk[None, :] < K - k
+            a, b = tl.load(x_at, mask=left, other=0.0), tl.load(w_at, mask=left, other=0.0)
+        if BLOCK:
+            here = k // BLOCK
+            s = tl.load(x_scale + here * M + rx)
+            if SILU:
+                t = tl.load(w_scale + (row // BLOCK) * tl.cdiv(K, BLOCK) + here)
+                acc += tl.dot(a, tl.trans(b)) * s[:, None] * t[None, :]
+            else:
+                t = tl.load(w_scale + (tile * BN // BLOCK) * tl.cdiv(K, BLOCK) + here)
+                acc += tl.dot(a, tl.trans(b)) * (s * t)[:, None]
+        else:
+            acc = tl.dot(a, tl.trans(b), acc)
+        x_at += BK
+        w_at += BK
+    if not BLOCK:
+        acc *= tl.load(x_scale + rx)[:, None] * tl.load(w_scale + row)[None, :]
+    _store(acc, rm, tile, residual, out, M, N, RESIDUAL, SILU, BN)
+
+
+def quantize_rows(
+    x: Tensor, norm: Tensor | None = None, eps: float = 0.0, *, group: int = 0, silu: bool = False
+) -> tuple[Tensor, Tensor]:
+    """As `kernels.fp8.quantize_rows`, in one kernel. silu: x [M, 2K] holds gate, then up. Scales are column-major."""
+    M, K = len(x), x.shape[1] // (2 if silu else 1)
+    x = x if x.stride(1) == 1 else x.contiguous()
+    width = triton.next_power_of_2(max(K, group))
+    out = torch.empty(M, K, dtype=FP8, device=x.device)
+    scales = torch.empty(-(-K // (group or K)), M, dtype=torch.float32, device=x.device)
+    how = {"NORM": norm is not None, "SILU": silu, "GROUP": group or width, "WIDTH": width, "PDL": x.is_cuda}
+    args = (x, x if norm is None else norm, out, scales, M, K, x.stride(0), eps)
+    launch(_quantize, (M,), *args, **how, num_warps=min(16, max(1, width // 1024)), **_dependent(x))
+    return out, scales.t()
+
+
+def fp8_linear(
+    x: Tensor,
+    weight: Fp8Weight,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    silu: bool = False,
+    out_dtype: torch.dtype | None = None,
+    invariant: bool = False,
+) -> Tensor:
+    """As `reference_engine.fused_linear`. invariant: activations are quantized and one tile shape serves all sizes.
+
+    Other types than bfloat16 and float16, and K that is no multiple of 16, go to the reference.
+    """
+    M, (N, K) = len(x), weight.shape
+    if M == 0 or K % 16 or x.dtype not in (torch.bfloat16, torch.float16):
+        options = {"norm": norm, "eps": eps, "residual": residual, "silu": silu, "invariant": invariant}
+        return plain.fp8_linear(x, weight, **options, out_dtype=out_dtype)
+    x = x if x.stride(1) == 1 else x.contiguous()
+    dtype = out_dtype or x.dtype
+    if M > SKINNY_ROWS or invariant:
+        return multiply(*quantize_rows(x, norm, eps, group=weight.block), weight, residual, silu, dtype, invariant)
+    if norm is not None and (M > NORM_ROWS or x.dtype == torch.float16):
+        x, norm = elementwise.rms_norm(x, norm, eps), None  # (unnormalised, float16 might overflow)
+    out = torch.empty(M, N // 2 if silu else N, dtype=dtype, device=x.device)
+    BM, BN, BK = max(16, triton.next_power_of_2(M)), 64, 128
+    tiles, steps = -(-N // BN), -(-K // BK)
+    share = -(-steps // max(1, min(_PROGRAMS // tiles, steps // 4, 8))) * BK
+    split = -(-K // share)
+    given = (x if norm is None else norm, out if residual is None else residual.contiguous(), out)
+    args = (x, weight.data, weight.scale, *given, *workspace(x.device), M, x.stride(0), eps)
+    how = {"NORM": norm is not None, "RESIDUAL": residual is not None, "SILU": silu, "BLOCK": weight.block}
+    shape = {"N": N, "K": K, "SHARE": share, "SPLIT": split, "EVEN": split * share == K}
+    tile = {"BM": BM, "BN": BN, "BK": BK, "PDL": x.is_cuda, "num_warps": 4, "num_stages": 5}
+    launch(_skinny, (tiles, split), *args, **how, **shape, **tile, **_dependent(x))
+    return out
+
+
+def fp8_mlp(
+    x: Tensor, up: Fp8Weight, down: Fp8Weight, *, norm: Tensor, eps: float, residual: Tensor, invariant: bool = False
+) -> Tensor:
+    """down(silu(gate(n)) · up(n)) + residual [M, h], n = rms_norm(x [M, h]). For many rows SiLU writes FP8 at once."""
+    if len(x) < CUBLAS_ROWS or invariant or not _for_cublas(up):
+        h = fp8_linear(x, up, norm=norm, eps=eps, silu=True, invariant=invariant)
+        return fp8_linear(h, down, residual=residual, invariant=invariant)
+    h = multiply(*quantize_rows(x, norm, eps, group=up.block), up, None, False, x.dtype)
+    return multiply(*quantize_rows(h, group=down.block, silu=True), down, residual, False, x.dtype)
+
+
+def multiply(
+    x: Tensor, scale: Tensor, weight: Fp8Weight, residual: Tensor | None, silu: bool, dtype: torch.dtype,
+    invariant: bool = False,
+) -> Tensor:  # fmt: skip
+    """x FP8 [M, K] and `scale` of `quantize_rows` times weightᵀ on the FP8 tensor cores, as `fp8_linear` -> [M, N]."""
+    M, (N, K) = len(x), weight.shape
+    if M >= CUBLAS_ROWS and not invariant and _for_cublas(weight):
+        out = _cublas(x, scale, weight)
+        out = elementwise.silu_mul(out) if silu else out
+        return (out if residual is None else out.add_(residual)).to(dtype)
+    out = torch.empty(M, N // 2 if silu else N, dtype=dtype, device=x.device)
+    BM, BN, warps = (64, 64, 4) if invariant or M <= 64 else (128, 128, 8)
+    if BM == 128 and -(-M // BM) * -(-N // BN) < _PROGRAMS // 2:
+        BN, warps = 64, 4
+    given = (out if residual is None else residual.contiguous(), out)
+    how = {"RESIDUAL": residual is not None, "SILU": silu, "BLOCK": weight.block, "EVEN": K % 128 == 0, "BK": 128}
+    tiles = {"BM": BM, "BN": BN, "BAND": 8, "PDL": x.is_cuda, "num_warps": warps, "num_stages": 4}
+    grid = (-(-M // BM) * -(-N // BN),)
+    launch(_gemm, grid, x, weight.data, scale, weight.scale, *given, M, N=N, K=K, **how, **tiles, **_dependent(x))
+    return out
+
+
+def _cublas(x: Tensor, scale: Tensor, weight: Fp8Weight) -> Tensor:
+    if weight.block:
+        rows, blocks = F.ScalingType.BlockWise1x128, F.ScalingType.BlockWise128x128
+        return F.scaled_mm(x, weight.data.t(), scale, rows, weight.scale.t(), blocks)
+    scales = {"scale_a": scale, "scale_b": weight.scale.t()}
+    return torch._scaled_mm(x, weight.data.t(), **scales, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+
+def _for_cublas(weight: Fp8Weight) -> bool:
+    """What cuBLAS asks: multiples of 16; of blocks, whole ones, and their number along K a multiple of 4."""
+    N, K = weight.shape
+    return N % 128 == 0 and K % 512 == 0 if weight.block else N % 16 == 0 and K % 16 == 0
+
+
+def _dependent(x: Tensor) -> dict[str, bool]:
+    return {"launch_pdl": True} if x.is_cuda else {}
