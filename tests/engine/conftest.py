@@ -12,6 +12,7 @@ import torch
 from qwen3.chat.policy import ThinkingPolicy
 from qwen3.chat.stream import TokenStream
 from qwen3.engine import Engine, Request, SamplingParams
+from qwen3.kernels import StepPlan
 from qwen3.model import Qwen3
 from qwen3.tokenizer import Tokenizer
 from tests.fixtures import random_model, tiny_config, tiny_tokenizer
@@ -25,17 +26,25 @@ class ScriptedModel:
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self.script = torch.tensor(script)
-        self.fed: list[list[list[int]]] = []
+        self.embedding = torch.zeros(self.config.vocab_size, 1)
+        self.fed: list[list[tuple[int, list[int]]]] = []  # a step's rows: (first position, ids)
         self.trouble: Callable[[torch.Tensor], None] | None = None
 
-    def hidden(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
-        if self.trouble is not None:
-            self.trouble(positions)
-        assert cache.rows == ids.shape[0]
-        self.fed.append(ids.tolist())
-        return positions.unsqueeze(-1).float()
+    def stepper(self, **_: Any) -> ScriptedModel:
+        return self
 
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+    def cos_sin(self, length: int) -> torch.Tensor:
+        return torch.zeros(length, self.config.head_dim)
+
+    def hidden(self, ids: torch.Tensor, plan: StepPlan, k_cache: Any, v_cache: Any, **_: Any) -> torch.Tensor:
+        if self.trouble is not None:
+            self.trouble(plan.positions)
+        starts = plan.starts.tolist()
+        spans = [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+        self.fed.append([(int(plan.positions[span][0]), ids[span].tolist()) for span in spans])
+        return plan.positions.unsqueeze(-1).float()
+
+    def logits(self, hidden: torch.Tensor, **_: Any) -> torch.Tensor:
         ids = self.script[hidden[..., 0].long().clamp(0, len(self.script) - 1)]
         return torch.nn.functional.one_hot(ids, self.config.vocab_size).float() * 50
 

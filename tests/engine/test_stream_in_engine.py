@@ -45,7 +45,7 @@ def test_budget_forces_the_published_text_once_and_counts_it(run: Any, tokenizer
     assert result.content == tokenizer.decode([40, 41])
     assert result.reasoning_content.startswith(tokenizer.decode(thoughts))
     assert result.reasoning_content.endswith("based on the thinking directly now.")
-    widths = [len(batch[0]) for batch in model.fed]
+    widths = [len(ids) for batch in model.fed for _, ids in batch]
     assert max(widths) == 1 + len(closing), "the closing text is fed together with the token before it"
     assert sum(widths) == len(PROMPT) + len(request.output) - 1, "every token but the last was fed once"
 

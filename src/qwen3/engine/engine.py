@@ -1,136 +1,266 @@
-"""Reference continuous batching: a queue, the rows that run, one `step` that moves each of them one token on.
+"""The engine: requests in, tokens out. One step is one mixed batch: a token of every running sample, and prompt chunks.
 
-A step admits what fits, feeds prompts (in chunks, each prompt by itself on a CPU), then decodes every row that is past
-its prompt in one forward. Two properties keep it simple and safe:
+Three parts share the work. The scheduler (`scheduler.py`, plain Python) decides who is in a step and owns the blocks of
+the KV cache; the runner (`runner.py`) turns the step into logits; a picker (`pickers.py`) chooses tokens, on the device
+where there is a GPU, else on the host.
 
-* A step can be repeated. Keys and values are written again with the same numbers, the sampler's noise is a function of
-  (seed, index, step, token), and a row's state changes only once its token is known. An interrupt in the middle of a
-  step (Ctrl-C) therefore costs at most the row whose token was just being recorded.
-* Rows in use are slots 0 … n-1 of the cache: a finished row's place is taken by the last one. Nothing has to be freed,
-  so nothing can leak.
+On a GPU steps overlap: while step t runs, the host plans and launches step t + 1 and only then reads the tokens of t.
+So what the host knows is one step old: a sample that ended in t has a row in t + 1, whose token nobody reads, and
+ending or cancelling twice is the same as once.
+
+Ctrl-C may strike anywhere. What a sample has said so far is in its stream and nowhere else, so after an interrupted
+step the next one starts a fresh schedule, and every unfinished sample is computed again from its known tokens: noise is
+a function of (seed, index, step, token), so the same tokens follow.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from qwen3.chat import Event, Finish, TextDelta, ToolCallDelta
+from qwen3.engine.blocks import BlockPool
+from qwen3.engine.cost import StepCost
+from qwen3.engine.device_sampler import REPLACED
+from qwen3.engine.machine import Machine
+from qwen3.engine.measures import keep_routes, measure, read_logprobs, read_prompt
+from qwen3.engine.memory import plan_blocks
+from qwen3.engine.pickers import FAILED, FULL, DevicePicker, Picked, Sample, failure, make_picker
 from qwen3.engine.request import Request
-from qwen3.engine.sampler import RowSampler, TokenLogprob, logprobs_of, sample
-from qwen3.engine.slots import Slots
+from qwen3.engine.runner import Fed, Runner
+from qwen3.engine.sampler import RowSampler, TokenLogprob
+from qwen3.engine.scheduler import Plan, Scheduler
+from qwen3.engine.scheduler import Sequence as Row
 from qwen3.errors import OutOfMemoryError, Qwen3Error, UsageError
+from qwen3.kernels import BLOCK
 from qwen3.model import Qwen3
 from qwen3.tokenizer import Tokenizer
 
-_HEAD_CHUNK = 128  # prompt positions whose logits exist at once when prompt_logprobs is asked for
+_PREFILL_CHUNK = {"cuda": 16384}
+_MAX_BATCH = {"cuda": 256}
+KV_DTYPES = {
+    "fp8": torch.float8_e4m3fn,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
 
 
-class _Group:
-    """The samples of one prompt (`n`); `logits` [1, rows of head] follow its last token once it has been computed."""
+@dataclass
+class _Flight:
+    """A launched step whose tokens the host has not read."""
 
-    def __init__(self) -> None:
-        self.logits: torch.Tensor | None = None
-        self.prompt_logprobs: list[TokenLogprob | None] = []
-
-
-class _Row:
-    """A running sample. `position` tokens of it are cached, `pending` come next."""
-
-    def __init__(self, request: Request, group: _Group, slot: int, sampler: RowSampler) -> None:
-        self.request = request
-        self.group = group
-        self.slot = slot
-        self.sampler = sampler
-        self.position = 0
-        self.pending: list[int] = []
-        self.torn = False  # between the first and the last change that one token makes
-
-    @property
-    def waiting(self) -> bool:
-        """For its group's prompt, or (a step was cut short) for its first token."""
-        return not self.pending and not self.request.output
+    samples: list[Sample]
+    followed: list[int]  # places in `samples` of those the host follows token by token
+    picked: Picked
+    logprobs: tuple[list[int], Tensor] | None  # places of those that ask, and what `measure` found for them
 
 
 class Engine:
     """Runs requests on one model. Not thread-safe: one thread at a time may call it (`LLM` sees to that).
 
-    max_batch: most rows that run at once, the rest queue in order. max_len: longest prompt and output together, in
-    tokens, None: the model's context. prefill_chunk: prompt tokens per step, which bounds activation memory.
-    prefill_rows: prompts that share one forward (padded); 1 makes a prompt's numbers independent of its neighbours;
-    None: 1 on a CPU, 16 on a GPU.
+    max_batch: most samples that run at once, the rest queue (256 on a GPU, 64 else). max_len: longest prompt and output
+    together, in tokens, None: the model's context. prefill_chunk: prompt tokens of a step, which bounds its memory
+    (16,384 on a GPU, 2,048 else). max_queue: most samples that wait; more are refused with QueueFullError. blocks: size of the KV
+    pool in blocks of 16 tokens, None: what the device has room for. kv_dtype: of the KV cache, None: the model's; "fp8"
+    halves it. prefix_cache: keep the KV of what was computed, and use it for prompts that begin alike. invariant: a
+    request gets the same tokens and log-probabilities, bit for bit, whatever runs beside it. uniform_routing: experts
+    are drawn, not routed (speed on random weights). vocab_size: ids from it on are never sampled (None: the
+    tokenizer's).
     """
 
     def __init__(
         self,
         model: Qwen3,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None = None,
         *,
-        max_batch: int = 64,
+        max_batch: int | None = None,
         max_len: int | None = None,
-        prefill_chunk: int = 2048,
-        prefill_rows: int | None = None,
+        prefill_chunk: int | None = None,
+        max_queue: int | None = None,
+        blocks: int | None = None,
+        kv_dtype: str | torch.dtype | None = None,
+        prefix_cache: bool = True,
+        invariant: bool = False,
+        uniform_routing: bool = False,
+        vocab_size: int | None = None,
     ) -> None:
-        config = model.config
-        for name, value in (("max_batch", max_batch), ("max_len", max_len), ("prefill_chunk", prefill_chunk)):
+        config, kind = model.config, model.device.type
+        given = {"max_batch": max_batch, "max_len": max_len, "prefill_chunk": prefill_chunk, "blocks": blocks}
+        for name, value in given.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} must be at least 1")
-        if tokenizer.vocab_size > config.vocab_size:
+        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise UsageError(
                 f"the tokenizer has {tokenizer.vocab_size:,} tokens but the model only {config.vocab_size:,} rows: "
                 "they do not belong together"
             )
-        self.model = model
-        self.tokenizer = tokenizer
-        self.max_batch = max_batch
+        if isinstance(kv_dtype, str):
+            if kv_dtype not in KV_DTYPES:
+                raise UsageError(f"kv_dtype={kv_dtype!r} is not supported; use {', '.join(KV_DTYPES)}")
+            kv_dtype = KV_DTYPES[kv_dtype]
+        self.model, self.tokenizer = model, tokenizer
+        self.vocab_size = vocab_size or (config.vocab_size if tokenizer is None else tokenizer.vocab_size)
+        self.max_batch = max_batch or _MAX_BATCH.get(kind, 64)
         self.max_len = min(max_len or config.context_length, config.context_length)
-        self.prefill_chunk = prefill_chunk
-        self.prefill_rows = prefill_rows or (1 if model.device.type == "cpu" else 16)
-        self.steps = 0  # forwards' worth of work done, for statistics
-        self._slots = Slots(config, model.device, model.dtype, max_batch, self.max_len)
-        self._queue: deque[tuple[Request, _Group]] = deque()
-        self._rows: list[_Row] = []
-        self._live: dict[int, Request] = {}  # not done, or done since the last step
+        self.prefill_chunk = prefill_chunk or _PREFILL_CHUNK.get(kind, 2048)
+        self.max_queue, self.prefix_cache = max_queue, prefix_cache
+        self.kv_dtype = kv_dtype or model.dtype
+        self.version = 0  # of the weights
+        self.steps = 0
+        with torch.inference_mode():
+            self.picker = make_picker(self.max_batch, self.vocab_size, model.device, self.max_len)
+            self.blocks = blocks or plan_blocks(
+                config, model.device, model.dtype, self.kv_dtype,
+                rows=self.max_batch, max_len=self.max_len, tokens=self.prefill_chunk,
+            )  # fmt: skip
+            self.runner = Runner(
+                model.stepper(uniform_routing=uniform_routing),
+                model.device,
+                max_rows=self.max_batch,
+                max_len=self.max_len,
+                blocks=self.blocks,
+                kv_dtype=self.kv_dtype,
+                invariant=invariant,
+            )
+            if isinstance(self.picker, DevicePicker):
+                self.runner.warm(self.picker)
+        self.overlap = isinstance(self.picker, DevicePicker)
+        self.scheduler = self._fresh_scheduler()
+        self._live: dict[int, Sample] = {}  # not done, or done since the last step
+        self._flight: _Flight | None = None
+        self._decoding: tuple[list[Sample], list[int]] = ([], [])  # of the last plan: samples, places of the followed
+        self._torn = False
         self._ended = False
         self._next_id = 0
+
+    def _fresh_scheduler(self) -> Scheduler:
+        cost = StepCost(self.model.config, self.model.device.type)
+        return Scheduler(
+            BlockPool(self.blocks),
+            max_rows=self.max_batch,
+            token_budget=self.max_batch + max(BLOCK, self.prefill_chunk),
+            max_queue=self.max_queue,
+            cost=cost,
+            work_budget=cost.budget,
+        )
 
     # What callers use
 
     def add(self, request: Request) -> int:
-        """Queue one sample; its id. Raises UsageError if it can never run (nothing is queued then)."""
+        """Queue one sample; its id. Raises UsageError if it can never run, QueueFullError if too many wait."""
         if request.params.n != 1:
             raise UsageError(f"n={request.params.n}: give each sample its own Request and call add_samples")
         return self.add_samples([request])[0]
 
     def add_samples(self, requests: Sequence[Request]) -> list[int]:
-        """Queue samples of one prompt, which is computed once and its cache rows copied; their ids, in order."""
+        """Queue samples of one prompt, which is computed once; their ids, in order. All are queued or none."""
         for request in requests:
             if request.ids != requests[0].ids:
                 raise UsageError("add_samples: all requests must have the same prompt ids")
             self.check(request)
-        group = _Group()
-        for request in requests:
-            request.id = self._next_id
-            self._next_id += 1
-            self._live[request.id] = request
-            self._queue.append((request, group))
+        rows: list[Row] = []
+        try:
+            for request in requests:
+                rows.append(self._queue(request))
+        except BaseException:
+            for row in rows:
+                self.scheduler.cancel(row)
+                del self._live[row.id]
+            raise
         return [request.id for request in requests]
 
+    def _queue(self, request: Request) -> Row:
+        request.id, self._next_id = self._next_id, self._next_id + 1
+        reader = request.stream or self._machine(request)
+        sampler = RowSampler(request.params, request.ids, self.vocab_size, self.model.device, request.index)
+        row = self._row(request)
+        self.scheduler.add(row)
+        self._live[request.id] = Sample(request, row, sampler, reader)
+        return row
+
+    def _machine(self, request: Request) -> Machine:
+        """The rules of a request without a stream, at its beginning."""
+        if request.machine is not None:
+            return replace(request.machine, queue=request.machine.queue.copy(), max_tokens=request.max_tokens)
+        params = request.params
+        ends = () if params.ignore_eos or self.tokenizer is None else self.tokenizer.eos_ids
+        return Machine(
+            phase="answer",
+            eos=frozenset(ends),
+            stop_ids=frozenset(params.stop_ids),
+            min_tokens=params.min_tokens,
+            max_tokens=request.max_tokens,
+        )
+
+    def _row(self, request: Request) -> Row:
+        return Row(
+            request.id,
+            [*request.ids, *request.output],
+            max_total=len(request.ids) + request.max_tokens,
+            priority=request.priority,
+            tenant=request.tenant,
+            identity=self._identity(request),
+            use_cache=self.prefix_cache and request.params.prompt_logprobs is None and not request.keep_routes,
+        )
+
+    def _identity(self, request: Request) -> tuple[object, ...]:
+        """Everything beside the tokens that keys and values depend on; RoPE factor and KV dtype are the engine's own."""
+        return request.tenant, self.version, request.adapter, request.experts
+
     def cancel(self, request_id: int) -> None:
-        """Stop a request and free its row at once; Finish("cancelled") is its last event. Finished ones: no error."""
-        request = self._live.get(request_id)
-        if request is not None and not request.done:
-            self._finish(request, "cancelled")
-            with torch.inference_mode():
-                self._tidy()
+        """Stop a request and free its blocks at once; Finish("cancelled") is its last event. Ended ones: no error."""
+        item = self._live.get(request_id)
+        if item is not None and not item.request.done:
+            self._finish(item, "cancelled")
 
     def cancel_all(self) -> None:
         for request_id in list(self._live):
             self.cancel(request_id)
+
+    def rollback(self, request_id: int, count: int) -> None:
+        """Forget the last `count` generated tokens of a running request without a stream; others follow in their place.
+
+        Raises UsageError if it is not running, has a stream (which cannot unsay), or has fewer tokens.
+        """
+        self._drain()
+        item = self._live.get(request_id)
+        if item is None or item.request.done or item.observed:
+            raise UsageError(f"request {request_id} cannot be rolled back: it must run and have no stream")
+        self._know(item)
+        if not 0 <= count <= len(item.request.output):
+            raise UsageError(f"rollback of {count} tokens: request {request_id} has {len(item.request.output)}")
+        del item.request.tokens[len(item.request.tokens) - count :]
+        item.reader = self._machine(item.request).replay(item.request.tokens)
+        self.scheduler.rollback(item.row, count)
+        self.picker.bind(item)
+
+    def update_weights(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        """Write new values into the model's parameters, in place, under the names `model.named_parameters()` has.
+
+        Captured graphs stay valid. Running requests go on from their tokens with the new weights; nothing that was
+        cached before is used again. Raises UsageError naming a parameter that is unknown or of another shape, before
+        anything is written.
+        """
+        own = dict(self.model.named_parameters())
+        new = dict(tensors.items() if isinstance(tensors, Mapping) else tensors)
+        for name, value in new.items():
+            if name not in own or own[name].shape != value.shape:
+                shape = list(own[name].shape) if name in own else "no such parameter"
+                raise UsageError(f"update_weights: {name} is {list(value.shape)}, the model has {shape}")
+        self._drain()
+        with torch.no_grad():
+            for name, value in new.items():
+                own[name].copy_(value)
+        self.version += 1
+        requests = {item.row: item.request for item in self._live.values()}
+        self.scheduler.renew(lambda row: self._identity(requests[row]))
+        self.scheduler.pool.forget()
 
     @property
     def has_work(self) -> bool:
@@ -139,15 +269,20 @@ class Engine:
 
     @property
     def running(self) -> int:
-        return len(self._rows)
+        return len(self.scheduler.running)
 
     @property
     def queued(self) -> int:
-        return len(self._queue)
+        return len(self.scheduler.waiting)
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks that samples hold now; 0 when nothing runs."""
+        return self.scheduler.pool.used
 
     def step(self) -> list[tuple[int, list[Event]]]:
         """`advance`, then (request id, its new events) for each request that has any, in order of id."""
-        before = list(self._live.values())
+        before = [item.request for item in self._live.values()]
         self.advance()
         found = [(request.id, request.take_events()) for request in before]
         return [(request_id, events) for request_id, events in found if events]
@@ -159,23 +294,27 @@ class Engine:
         """
         self.steps += 1
         with torch.inference_mode():
-            for row in self._rows:
-                if row.torn:
-                    self._fail(row.request, Qwen3Error("interrupted while a token was being recorded"))
-                elif row.request.abandoned and not row.request.done:
-                    self._finish(row.request, "cancelled")
-            self._tidy()
-            self._admit()
-            self._wake()
-            for rows, sizes in self._prefill_groups():
-                self._run(rows, sizes)
-            decoding = [row for row in self._rows if len(row.pending) == 1 and not row.request.done]
-            if decoding:
-                self._run(decoding, [1] * len(decoding))
-            self._tidy()
+            if self._torn:
+                self._recover()
+            self._torn = True
+            for item in list(self._live.values()):
+                if item.request.abandoned and not item.request.done:
+                    self._finish(item, "cancelled")
+            before, self._flight = self._flight, self._launch()
+            if before is not None:
+                self._land(before)
+            if not self.overlap:
+                self._drain()
             if self._ended:
-                self._live = {request.id: request for request in self._live.values() if not request.done}
+                self._live = {item.request.id: item for item in self._live.values() if not item.request.done}
                 self._ended = False
+            self._torn = False
+
+    def close(self) -> None:
+        """Cancel what runs and give the memory back. The engine cannot be used afterwards."""
+        self.cancel_all()
+        self._drain()
+        del self.runner, self.picker
 
     # Coming in
 
@@ -184,238 +323,209 @@ class Engine:
         ids, params = request.ids, request.params
         if not ids:
             raise UsageError("the prompt is empty: at least one token is needed")
-        bad = next((i for i in ids if not 0 <= i < self.tokenizer.vocab_size), None)
+        bad = next((i for i in ids if not 0 <= i < self.vocab_size), None)
         if bad is not None:
-            raise UsageError(f"the prompt holds id {bad}; this model's tokens are 0 to {self.tokenizer.vocab_size - 1}")
-        left = self.max_len - len(ids)
+            raise UsageError(f"the prompt holds id {bad}; this model's tokens are 0 to {self.vocab_size - 1}")
+        room = (self.blocks - 1) * BLOCK
+        limit, what = self.max_len, "context"
+        if room < limit:
+            limit, what = room, "KV cache"
+        left = limit - len(ids)
         if left < 1:
             raise UsageError(
-                f"the prompt has {len(ids):,} tokens, but the context is {self.max_len:,}, prompt and answer together: "
+                f"the prompt has {len(ids):,} tokens, but the {what} is {limit:,}, prompt and answer together: "
                 "shorten it"
             )
         if params.max_tokens is not None and params.max_tokens > left:
             warning = (
                 f"max_tokens {params.max_tokens:,} was cut to {left:,}: the prompt's {len(ids):,} tokens leave no more "
-                f"of the context of {self.max_len:,}"
+                f"of the {what} of {limit:,}"
             )
             if warning not in request.warnings:
                 request.warnings.append(warning)
         request.max_tokens = min(params.max_tokens or left, left)
-        RowSampler(params, (), self.tokenizer.vocab_size, torch.device("cpu"))  # checks the ids it names
+        usual = self.model.config.num_experts_per_tok if self.model.config.is_moe else 0
+        if request.experts and not 1 <= request.experts <= usual:
+            raise UsageError(f"experts={request.experts} must be 1 to {usual}, or 0 for the model's number")
+        if request.adapter is not None:
+            raise UsageError(f"adapter {request.adapter!r} is not loaded: this engine has none")
+        RowSampler(params, (), self.vocab_size, torch.device("cpu"))  # checks the ids it names
 
-    def _admit(self) -> None:
-        """Queue to rows, in order, as far as rows and memory go."""
-        while self._queue and len(self._rows) < self.max_batch:
-            request, group = self._queue[0]
-            if request.abandoned and not request.done:
-                self._finish(request, "cancelled")
-            if not request.done and not any(row.request is request for row in self._rows):
-                try:
-                    self._slots.reserve(len(self._rows) + 1, len(request.ids) + 1)
-                    sampler = RowSampler(
-                        request.params, request.ids, self.tokenizer.vocab_size, self.model.device, request.index
-                    )
-                except Exception as error:
-                    if isinstance(error, OutOfMemoryError) and self._rows:  # rows will come free
-                        return
-                    self._fail(request, error)
-                else:
-                    self._rows.append(_Row(request, group, len(self._rows), sampler))
-                    request.clock.started = time.perf_counter()
-            self._queue.popleft()
+    # One step
 
-    def _wake(self) -> None:
-        """Rows that wait for their group: copy its prompt from a row that has it, or compute it themselves."""
-        for row in self._rows:
-            if not row.waiting:
-                continue
-            peers = [r for r in self._rows if r.group is row.group and not r.waiting]
-            donor = next((r for r in peers if r.position >= len(row.request.ids)), None)
-            if donor is not None and row.group.logits is not None:
-                try:
-                    self._join(donor, [row])
-                except Exception as error:
-                    self._blame([row], error)
-                else:
-                    self._advance([row], row.group.logits)
-            elif not peers:
-                row.position, row.pending = 0, list(row.request.ids)
-
-    def _join(self, donor: _Row, rows: list[_Row]) -> None:
-        for row in rows:
-            length = len(row.request.ids)
-            self._slots.copy(donor.slot, row.slot, length)
-            row.position = length
-
-    # The forward
-
-    def _prefill_groups(self) -> list[tuple[list[_Row], list[int]]]:
-        """Rows with several pending tokens and how many of them to feed now: at most `prefill_chunk` in all."""
-        groups: list[tuple[list[_Row], list[int]]] = []
-        budget = self.prefill_chunk
-        for row in self._rows:
-            if len(row.pending) > 1 and budget > 0 and not row.request.done:
-                size = min(len(row.pending), budget)
-                budget -= size
-                if groups:
-                    rows, sizes = groups[-1]
-                    padded = max(*sizes, size) * (len(rows) + 1)
-                    if len(rows) < self.prefill_rows and padded <= self.prefill_chunk:
-                        rows.append(row)
-                        sizes.append(size)
-                        continue
-                groups.append(([row], [size]))
-        return groups
-
-    def _run(self, rows: list[_Row], sizes: list[int]) -> None:
-        """Feed each row its next tokens and, where none is left to feed, choose the one that follows."""
-        kept: list[tuple[_Row, int]] = []
-        for row, size in zip(rows, sizes, strict=True):
+    def _launch(self) -> _Flight | None:
+        """Plan a step and start it; None: there is nothing to do."""
+        plan = self.scheduler.plan()
+        if plan is None:
+            return None
+        for row in plan.preempted:
+            self._displace(self._live[row.id])
+        for row in plan.admitted:
+            self._bind(self._live[row.id])
+        self.runner.place(plan.new_blocks)
+        if plan.changed:
+            samples = [self._live[row.id] for row in plan.decode]
+            self._decoding = samples, [i for i, item in enumerate(samples) if item.observed]
+        if not plan.decode and not plan.chunks:
+            return None
+        lost: list[Sample] = []
+        while True:
             try:
-                self._slots.reserve(len(self._rows), row.position + size)
-                kept.append((row, size))
+                return self._run(plan, lost)
             except Exception as error:
-                self._fail(row.request, error)
-        if not kept:
-            return
-        rows, sizes = [row for row, _ in kept], [size for _, size in kept]
-        try:
-            logits = self._forward(rows, sizes)
-        except Exception as error:
-            self._blame(rows, error)
-            return
-        ended: list[int] = []
-        for i, (row, size) in enumerate(kept):
-            if size == len(row.pending):
-                ended.append(i)
-            else:
-                row.pending, row.position = row.pending[size:], row.position + size
-        if ended:
-            self._advance([rows[i] for i in ended], logits if len(ended) == len(rows) else logits[ended])
+                there = [item for item in self._members(plan) if item not in lost and not item.request.done]
+                lost += self._blame(there, error)
+                if len(lost) >= len(self._members(plan)):
+                    return None
 
-    def _forward(self, rows: list[_Row], sizes: list[int]) -> torch.Tensor:
-        """Logits [B, rows of head] after the last token fed to each row."""
-        device = self.model.device
-        width = max(sizes)
-        pads = [width - size for size in sizes]
-        fed = [row.pending[:size] for row, size in zip(rows, sizes, strict=True)]
-        ids = torch.tensor([f + [0] * pad for f, pad in zip(fed, pads, strict=True)], device=device)
-        places = [
-            [*range(row.position, row.position + size), *[-1] * pad]
-            for row, size, pad in zip(rows, sizes, pads, strict=True)
+    def _members(self, plan: Plan) -> list[Sample]:
+        return self._decoding[0] + [self._live[chunk.seq.id] for chunk in plan.chunks]
+
+    def _run(self, plan: Plan, lost: list[Sample]) -> _Flight | None:
+        """One forward and the choice of its tokens, without the samples in `lost`."""
+        samples, followed = self._decoding
+        routed = any(item.request.keep_routes for item in samples)
+        if isinstance(self.picker, DevicePicker) and not plan.chunks and not lost and not routed:
+            replayed = self.picker.replay(self.runner, samples, plan.changed)
+            if replayed is not None:
+                return self._flight_of(samples, followed, *replayed)
+        samples = [item for item in samples if item not in lost]
+        chunks = [chunk for chunk in plan.chunks if self._live[chunk.seq.id] not in lost]
+        if not samples and not chunks:
+            return None
+        fed = [
+            Fed(c.seq.slot, c.start, [*c.seq.tokens[c.start : c.start + c.size - len(c.extra)], *c.extra])
+            for c in chunks
         ]
-        cache = self._slots.view([row.slot for row in rows])
-        hidden = self.model.hidden(ids, torch.tensor(places, device=device), cache)
-        for b, row in enumerate(rows):
-            if row.request.params.prompt_logprobs is not None and row.position < len(row.request.ids):
-                self._read_prompt(row, hidden[b, : sizes[b]])
-        if width > 1:
-            last = torch.tensor(sizes, device=device) - 1
-            hidden = hidden[torch.arange(len(rows), device=device), last].unsqueeze(1)
-        return self.model.head(hidden)[:, 0]
+        owners = [self._live[chunk.seq.id] for chunk in chunks]
+        members, sizes = samples + owners, [1] * len(samples) + [chunk.size for chunk in chunks]
+        routes = None
+        if any(item.request.keep_routes for item in members):
+            routes = self.runner.route_record(sum(sizes))
+        hidden = self.runner.forward([item.row.slot for item in samples], fed, self.picker, routes)
+        if routes is not None:
+            keep_routes([item.request for item in members], sizes, routes)
+        ends = list(itertools.accumulate(sizes))
+        places = list(range(len(samples)))
+        for item, chunk, end in zip(owners, chunks, ends[len(samples) :], strict=True):
+            if item.request.params.prompt_logprobs is not None and chunk.start < len(item.request.ids):
+                states = hidden[end - chunk.size : end]
+                read_prompt(item.request, chunk.start, states, self.runner.logits, self.vocab_size)
+            for token in chunk.extra:
+                if not item.request.done:
+                    self._push(item, token)
+            if chunk.last and not item.request.done:
+                places.append(end - 1)
+                samples = [*samples, item]
+        if not places:
+            return None
+        logits = self.runner.logits(hidden if len(places) == len(hidden) else hidden[places])
+        picked = self.picker.pick(logits, samples)
+        return self._flight_of(samples, [i for i, item in enumerate(samples) if item.observed], picked, logits)
 
-    def _read_prompt(self, row: _Row, hidden: torch.Tensor) -> None:
-        """Log-probabilities of the prompt tokens that follow the states [T, h] at `row.position` and on."""
-        found = row.group.prompt_logprobs
-        del found[row.position + 1 :]  # a repeated step
-        found[:] = found or [None]
-        following = row.request.ids[row.position + 1 : row.position + 1 + len(hidden)]
-        for start in range(0, len(following), _HEAD_CHUNK):
-            ids = following[start : start + _HEAD_CHUNK]
-            logits = self.model.head(hidden[start : start + len(ids)])
-            found.extend(logprobs_of(logits, ids, row.request.params.prompt_logprobs or 0, self.tokenizer.vocab_size))
+    def _flight_of(self, samples: list[Sample], followed: list[int], picked: Picked, logits: Tensor) -> _Flight:
+        places = [i for i in followed if samples[i].request.params.logprobs is not None]
+        numbers = None
+        if places:
+            top = max(samples[i].request.params.logprobs or 0 for i in places)
+            numbers = places, measure(logits[places], picked.ids(logits.device)[places], top, self.vocab_size)
+        return _Flight(samples, followed, picked, numbers)
 
-    def _blame(self, rows: list[_Row], error: Exception) -> None:
-        """A forward failed. Out of memory costs the youngest row of several, which may be enough; else all of them."""
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
-        if memory:
-            error = OutOfMemoryError(
-                f"no memory left for a step over {len(rows)} sequences on {self.model.device}: {text}"
-            )
-            if self.model.device.type == "cuda":
-                torch.cuda.empty_cache()
-            rows = [max(rows, key=lambda row: row.request.id)]
-        for row in rows:
-            self._fail(row.request, error)
+    # What came of it
 
-    # The token that follows
+    def _drain(self) -> None:
+        """Read the step that is under way, if any."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            self._land(flight)
 
-    def _advance(self, rows: list[_Row], logits: torch.Tensor) -> None:
-        """Choose and record the next token of rows whose pending tokens have all been fed; logits [B, rows of head]."""
-        try:
-            rows, logits = self._spread(rows, logits)
-            forced = [row.request.stream.forced() for row in rows]
-            tokens = self._choose(rows, logits, forced)
-        except Exception as error:
-            self._blame(rows, error)
-            return
-        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            if isinstance(token, Qwen3Error):
-                self._fail(row.request, token)
-            else:
-                self._commit(row, token, forced[i] is not None, logits[i : i + 1])
+    def _land(self, flight: _Flight) -> None:
+        """Record a step's tokens: one by one where the host follows, else only of samples that have ended."""
+        samples = flight.samples
+        entries: dict[int, TokenLogprob] = {}
+        if flight.logprobs is not None:
+            places, numbers = flight.logprobs
+            found = read_logprobs(numbers, [samples[i].request.params.logprobs or 0 for i in places])
+            entries = dict(zip(places, found, strict=True))
+        followed: Sequence[int] = flight.followed
+        if self.overlap:
+            for i, code in flight.picked.ended():
+                item = samples[i]
+                if not item.observed and not item.request.done:
+                    self._know(item, flight.picked)
+                    self._end_blind(item, code)
+        else:
+            followed = range(len(samples))
+        if followed:
+            read = flight.picked.read()
+            for i in followed:
+                (token, code), item = read[i], samples[i]
+                if item.request.done:
+                    continue
+                if isinstance(token, Qwen3Error):
+                    self._fail(item, token)
+                else:
+                    self._record(item, token, code, entries.get(i))
+        if not self.overlap:
+            self.picker.advance([item for item in samples if not item.request.done])
 
-    def _spread(self, rows: list[_Row], logits: torch.Tensor) -> tuple[list[_Row], torch.Tensor]:
-        """A prompt that has just been computed serves the rows of its group that wait for it, too."""
-        source = list(range(len(rows)))
-        for i, row in enumerate(list(rows)):
-            if row.position < len(row.request.ids) and row.group.logits is None:
-                row.group.logits = logits[i : i + 1].clone()
-                late = [r for r in self._rows if r.waiting and r.group is row.group and not r.request.done]
-                self._join(row, late)
-                rows = rows + late
-                source += [i] * len(late)
-        return rows, logits if len(source) == len(logits) else logits[source]
-
-    def _choose(self, rows: list[_Row], logits: torch.Tensor, forced: list[int | None]) -> Sequence[int | Qwen3Error]:
-        free = [i for i, token in enumerate(forced) if token is None]
-        chosen = sample(
-            logits if len(free) == len(rows) else logits[free],
-            [rows[i].sampler for i in free],
-            [len(rows[i].request.output) for i in free],
-            [sorted(rows[i].request.stream.banned()) for i in free],
-        )
-        sampled = iter(chosen)
-        return [next(sampled) if token is None else token for token in forced]
-
-    def _commit(self, row: _Row, token: int, forced: bool, logits: torch.Tensor) -> None:
-        """Record one token, and the forced ones after it, which need no logits and are fed together with it."""
-        request = row.request
-        row.torn = True
-        row.position += len(row.pending)
-        row.pending = []
-        top = request.params.logprobs
+    def _record(self, item: Sample, token: int, code: int, entry: TokenLogprob | None) -> None:
+        """Record one token and tell the scheduler."""
+        request = item.request
+        item.torn = True
+        before = len(request.output)
         try:
             if not request.clock.first_token:
                 request.clock.first_token = time.perf_counter()
-                request.prompt_logprobs = list(row.group.prompt_logprobs)
-            self._push(row, token)
-            if top is not None:
-                recorded = request.output[-1]
-                entry = logprobs_of(logits, [recorded], top, self.tokenizer.vocab_size)[0]
-                entry.forced = forced or recorded != token
+            forced = item.reader.forced() is not None
+            if code & REPLACED and self.tokenizer is not None:
+                token = next(iter(self.tokenizer.eos_ids))
+            self._push(item, token)
+            if entry is not None:
+                entry.forced = forced or request.output[before] != token
                 request.logprobs.append(entry)
-            else:  # log-probabilities need each token's own logits: then forced tokens are fed one by one
-                while not request.done and (following := request.stream.forced()) is not None:
-                    self._push(row, following)
+            if not request.done:
+                self.scheduler.commit(item.row, request.output[len(item.row.tokens) - len(request.ids) :])
+                if not self.overlap and entry is None and (following := item.reader.queued):
+                    self.scheduler.propose(item.row, following)  # forced: needs no logits
         except Exception as error:
-            self._fail(request, error)
-        row.torn = False
+            self._fail(item, error)
+        item.torn = False
 
-    def _push(self, row: _Row, token: int) -> None:
-        request = row.request
-        events = request.stream.push(token)
-        recorded = request.output[-1]  # the stream may put the closing text in the place of an early end
-        row.pending.append(recorded)
-        row.sampler.record(recorded)
+    def _push(self, item: Sample, token: int) -> None:
+        request, stream = item.request, item.request.stream
+        if stream is None:
+            recorded = item.reader.push(token)
+            request.tokens.append(recorded)
+            item.sampler.record(recorded)
+            if item.reader.done is not None:
+                self._end(item, item.reader.done)
+            return
+        events = stream.push(token)
+        if not self.overlap:
+            item.sampler.record(request.output[-1])  # the stream may put the closing text in the place of an early end
         if not request.clock.first_answer and any(isinstance(e, (TextDelta, ToolCallDelta)) for e in events):
             request.clock.first_answer = time.perf_counter()
         self._deliver(request, events)
-        if request.stream.done:
-            self._end(request, request.stream.done)
+        if stream.done:
+            self._end(item, stream.done)
         elif len(request.output) >= request.max_tokens:
-            self._finish(request, "length")
+            self._finish(item, "length")
+
+    def _know(self, item: Sample, picked: Picked | None = None) -> None:
+        """Fetch what the device knows of a sample that the host does not follow."""
+        if isinstance(self.picker, DevicePicker) and not item.observed and item.row.slot:
+            request = item.request
+            request.tokens[:], item.reader = self.picker.fetch(item, picked)
+            known = len(item.row.tokens) - len(request.ids)
+            self.scheduler.commit(item.row, request.tokens[known:])
+
+    def _end_blind(self, item: Sample, code: int) -> None:
+        if code == FAILED:
+            self._fail(item, failure())
+        else:
+            item.request.clock.first_token = item.request.clock.first_token or time.perf_counter()
+            self._end(item, "length" if code == FULL else "stop")
 
     # Going out
 
@@ -427,35 +537,92 @@ class Engine:
                 event = replace(event, warnings=warnings, reason=reason or event.reason)
             request.events.append(event)
 
-    def _finish(self, request: Request, reason: str) -> None:
-        self._deliver(request, request.stream.close(reason))
-        self._end(request, reason)
+    def _finish(self, item: Sample, reason: str) -> None:
+        if item.request.stream is not None:
+            self._deliver(item.request, item.request.stream.close(reason))
+        self._end(item, reason)
 
-    def _fail(self, request: Request, error: Exception) -> None:
+    def _fail(self, item: Sample, error: Exception) -> None:
+        request = item.request
         if not request.done:
             request.error = error
-            self._deliver(request, request.stream.close("cancelled"), reason="error")
-            self._end(request, "error")
+            if request.stream is not None:
+                self._deliver(request, request.stream.close("cancelled"), reason="error")
+            self._end(item, "error")
 
-    def _end(self, request: Request, reason: str) -> None:
+    def _end(self, item: Sample, reason: str) -> None:
         self._ended = True
-        request.clock.finished = time.perf_counter()
-        request.finish_reason = reason
+        item.request.clock.finished = time.perf_counter()
+        item.request.finish_reason = reason
+        self._unbind(item)
+        self.scheduler.finish(item.row)
 
-    def _tidy(self) -> None:
-        """Drop finished rows and close the gaps, so that the rows are slots 0 … n-1 again."""
-        if any(request.done for request, _ in self._queue):
-            self._queue = deque(entry for entry in self._queue if not entry[0].done)
-        if any(row.request.done for row in self._rows):
-            self._rows = [row for row in self._rows if not row.request.done]
-            if not self._rows:
-                self._slots.clear()
-        if all(row.slot < len(self._rows) for row in self._rows):
-            return
-        taken = {row.slot for row in self._rows}
-        for hole in range(len(self._rows)):
-            if hole not in taken:
-                last = max(self._rows, key=lambda row: row.slot)
-                if last.position:
-                    self._slots.copy(last.slot, hole, last.position)
-                last.slot = hole
+    # In and out of slots
+
+    def _bind(self, item: Sample) -> None:
+        """A sample got a slot: its state goes there."""
+        request, row = item.request, item.row
+        request.clock.started = request.clock.started or time.perf_counter()
+        if not request.output:
+            request.cached_tokens = row.cached_tokens
+            if request.stream is not None:
+                request.stream.cached_tokens = row.cached_tokens
+        if request.experts:
+            self.runner.set_experts(row.slot, request.experts)
+            item.expert_slot = row.slot
+        self.picker.bind(item)
+
+    def _displace(self, item: Sample) -> None:
+        """A sample lost its slot and waits again; what only the device knows of it is fetched while it is there."""
+        self._unbind(item)
+        if not item.request.done:
+            self._know(item)
+            if not item.observed and item.reader.done is not None:
+                self._end(item, item.reader.done)
+
+    def _unbind(self, item: Sample) -> None:
+        if item.expert_slot:
+            self.runner.set_experts(item.expert_slot, 0)
+            item.expert_slot = 0
+
+    # When something goes wrong
+
+    def _blame(self, members: list[Sample], error: Exception) -> list[Sample]:
+        """A step failed: who pays. Lack of memory costs its youngest sample, and steps become smaller; else all."""
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+            error = OutOfMemoryError(
+                f"no memory left for a step over {len(members)} sequences on {self.model.device}: {text}"
+            )
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.scheduler.token_budget = max(self.max_batch + BLOCK, self.scheduler.token_budget // 2)
+            members = [max(members, key=lambda item: item.request.id)]
+        self.scheduler.pool.forget()  # the plan offered blocks that were never filled
+        for item in members:
+            self._fail(item, error)
+        return members
+
+    def _recover(self) -> None:
+        """A step was interrupted. What the samples have said is true; all else is made anew."""
+        self._flight = None
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
+        for item in list(self._live.values()):
+            if item.torn:
+                self._fail(item, Qwen3Error("interrupted while a token was being recorded"))
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Start a fresh schedule with an empty cache: unfinished samples are computed again from their tokens."""
+        waiting = [item for item in self._live.values() if not item.request.done]
+        for item in waiting:
+            self._know(item)
+            self._unbind(item)
+        self.scheduler = self._fresh_scheduler()
+        self.scheduler.max_queue = None
+        for item in waiting:
+            item.row = self._row(item.request)
+            self.scheduler.add(item.row)
+        self.scheduler.max_queue = self.max_queue
+        self._decoding = ([], [])

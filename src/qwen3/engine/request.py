@@ -6,7 +6,10 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from qwen3.chat import Event, TokenStream
+from qwen3.engine.machine import Machine
 from qwen3.engine.params import SamplingParams
 from qwen3.engine.sampler import TokenLogprob
 
@@ -27,32 +30,47 @@ class Request:
     """Filled in by the caller.
 
     ids: the prompt. params: resolved (no None among the published defaults). stream: the token state machine, fresh,
-    built on the same ids (stop strings, end ids and min_tokens are its business). index: which of the `n` samples of a
-    request this is; it enters the noise key, and sample 0 is what n=1 would give. warnings: what was already noticed;
-    the engine appends, and the Finish event carries them before the stream's own.
+    built on the same ids (stop strings, end ids and min_tokens are its business); None: tokens only, for rollouts and
+    measurements: no text, no events but Finish, `output` appears when the request has ended. index: which of the `n`
+    samples of a request this is; it enters the noise key, and sample 0 is what n=1 would give. machine: the rules of a
+    request without a stream (thinking budget and so on); None: it ends at end ids and `max_tokens`. warnings: what was
+    already noticed; the engine appends, and the Finish event carries them before the stream's own.
+
+    priority: lower goes first, and may push aside a higher one. tenant: who asks: tenants of equal priority get equal
+    shares, and never each other's cached prompts. adapter: name of the adapter the weights are used with, None: none.
+    experts: experts per token, 0: the model's own number. keep_routes: record in `routes` the experts each token took.
     """
 
     ids: list[int]
     params: SamplingParams
-    stream: TokenStream
+    stream: TokenStream | None = None
     index: int = 0
+    machine: Machine | None = None
     warnings: list[str] = field(default_factory=list)
     abandoned: bool = False  # set it from anywhere: the next step cancels
+    priority: int = 0
+    tenant: str = ""
+    adapter: str | None = None
+    experts: int = 0
+    keep_routes: bool = False
 
     # Filled in by the engine.
     id: int = -1
     max_tokens: int = 0  # params.max_tokens cut to what the context leaves
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    routes: list[Tensor] = field(default_factory=list)  # parts [layers, tokens, k] int16, in order of position
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache
     finish_reason: str | None = None
     error: Exception | None = None
     clock: Clock = field(default_factory=Clock)
     events: deque[Event] = field(default_factory=deque)  # not yet taken
+    tokens: list[int] = field(default_factory=list)  # the output of a request without a stream
 
     @property
     def output(self) -> list[int]:
-        """Every generated id, forced ones included. The stream's own list: not to be changed."""
-        return self.stream.output_ids
+        """Every generated id, forced ones included. Not to be changed."""
+        return self.tokens if self.stream is None else self.stream.output_ids
 
     @property
     def done(self) -> bool:

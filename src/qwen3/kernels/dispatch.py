@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qwen3.errors import UsageError
-from qwen3.kernels import fused, reference, reference_engine
+from qwen3.kernels import cpu, fp8, fused, reference, reference_engine, reference_moe
 from qwen3.kernels.plan import StepPlan
 
 Kernel = Callable[..., Any]
@@ -172,6 +172,13 @@ def attend(
     return _pick("attend", qkv.device.type)[1](qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
 
 
+def decode_inputs(
+    rows: Tensor, last_token: Tensor, position: Tensor, tables: Tensor, embedding: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See `reference_engine.decode_inputs`."""
+    return _pick("decode_inputs", rows.device.type)[1](rows, last_token, position, tables, embedding)
+
+
 def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> Tensor:
     """See `reference_moe.uniform_logits`."""
     return _pick("uniform_logits", ids.device.type)[1](ids, positions, layer, experts)
@@ -180,8 +187,12 @@ def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> 
 _ANYWHERE = ("cpu", "cuda", "mps", "xpu", "meta", "privateuseone")
 for _name in ("linear", "rms_norm", "qk_norm_rope", "silu_mul", "attention", "route", "experts"):
     register(_name, "reference", getattr(reference, _name), _ANYWHERE)
-for _name in ("fused_linear", "rope_cache", "paged_attention", "attend"):
+for _name in ("fused_linear", "rope_cache", "paged_attention", "attend", "decode_inputs"):
     register(_name, "reference", getattr(reference_engine, _name), _ANYWHERE)
+register("uniform_logits", "reference", reference_moe.uniform_logits, _ANYWHERE)
+register("fp8_linear", "reference", fp8.fp8_linear, _ANYWHERE)
+for _name, _function in cpu.OPERATIONS.items():
+    register(_name, "cpu", _function, ("cpu",))
 if fused.has_onednn():
     register("linear", "torch", fused.linear, ("cpu",))
 register("qk_norm_rope", "torch", fused.qk_norm_rope)

@@ -16,9 +16,10 @@ class StepPlan:
 
     Tensors are int32 on the device. positions [N]; slots [N]: where each token's key and value go; tables [R, MB]: the
     rows' blocks; starts [R + 1]: each row's first token; lengths [R]: keys of a row, this step's included; cos_sin
-    [P, D] float32: cosines, then sines, of each position, rounded to the model's dtype. max_query: tokens of the longest
-    row among the chunks (0: none); max_length: no length is above it. experts [N]: experts per token where it is not the
-    model's number. invariant: results may not depend on what else is in the batch, bit for bit.
+    [P, D] float32: cosines, then sines, of each position, rounded to the model's dtype. max_query: tokens of the
+    longest chunk (0: there is none); max_length: no length is above it; chunks: (tokens, length) of each row behind the
+    decode rows, on the host. experts [N]: experts per token where it is not the model's number. invariant: results may
+    not depend on what else is in the batch, bit for bit.
     """
 
     positions: Tensor
@@ -30,5 +31,6 @@ class StepPlan:
     decode: int
     max_query: int
     max_length: int
+    chunks: tuple[tuple[int, int], ...] = ()
     invariant: bool = False
     experts: Tensor | None = None

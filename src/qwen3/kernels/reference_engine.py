@@ -1,7 +1,7 @@
 """What an engine step is made of, in plain PyTorch over a flat batch and a paged cache. Slow, obviously right.
 
-Shapes: N tokens, R rows, h hidden, H query heads, KV key heads, D head size. Caches of one layer: [blocks, 16, KV, D] in
-the model's dtype or float8_e4m3fn (scale 1, clamped to its range on the way in). See `plan.StepPlan` for the rest.
+Shapes: N tokens, R rows, h hidden, H query heads, KV key heads, D head size. Caches of one layer: [blocks, 16, KV, D]
+in the model's dtype or float8_e4m3fn (scale 1, clamped to its range on the way in). `plan.StepPlan` has the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwen3.kernels import reference
-from qwen3.kernels.plan import StepPlan
+from qwen3.kernels.plan import BLOCK, StepPlan
 
 
 def fused_linear(
@@ -70,7 +70,7 @@ def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def paged_attention(q: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-    """q [N, H, D] -> [N, H, D]: a row with n queries and `length` keys lets query i see the first length - n + 1 + i."""
+    """q [N, H, D] -> [N, H, D]: a row with n queries and `length` keys lets query i see length - n + 1 + i."""
     out = torch.empty_like(q)
     kv_heads, dim = k_cache.shape[-2:]
     starts, lengths = plan.starts.tolist(), plan.lengths.tolist()
@@ -103,3 +103,17 @@ def attend(
     """`rope_cache`, then `paged_attention`: [N, (H + 2·KV)·D] -> [N, H·D]."""
     q = rope_cache(qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
     return paged_attention(q, plan, k_cache, v_cache).flatten(1)
+
+
+def decode_inputs(
+    rows: Tensor, last_token: Tensor, position: Tensor, tables: Tensor, embedding: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What a step over one token of each row reads from the samples' state.
+
+    rows int32 [R]: samples' slots; last_token, position int32 [slots + 1], tables int32 [slots + 1, MB]: their state;
+    embedding [V, h]. Returns the step's embeddings [R, h], ids [R], positions [R], cache slots [R], lengths [R] and
+    tables [R, MB].
+    """
+    ids, positions, own = last_token[rows], position[rows], tables[rows]
+    block = own.gather(1, (positions // BLOCK).long().unsqueeze(1))[:, 0]
+    return F.embedding(ids, embedding), ids, positions, block * BLOCK + positions % BLOCK, positions + 1, own

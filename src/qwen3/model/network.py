@@ -7,7 +7,7 @@ Source: Qwen3 Technical Report (arXiv 2505.09388, section 2) and transformers' `
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
 from qwen3.model.cache import KVCache
 from qwen3.model.rope import Rotary
+from qwen3.model.step import Stepper
 
 # (layer, q [B, T, H, D], k [B, T, KV, D], v [B, T, KV, D]) -> [B, H, T, D]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -40,6 +41,11 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Nothing: see the class."""
+
+    @property
+    def engine_weight(self) -> Any:
+        """What the engine's `fused_linear` takes."""
+        return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         return kernels.linear(x, self.weight)
@@ -107,6 +113,11 @@ class Experts(nn.Module):
         count, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * width, hidden, device=device, dtype=dtype))
         self.down_proj = nn.Parameter(torch.empty(count, hidden, width, device=device, dtype=dtype))
+
+    @property
+    def engine_weights(self) -> tuple[Any, Any]:
+        """What the engine's `experts` takes."""
+        return self.gate_up_proj, self.down_proj
 
 
 class SparseMLP(nn.Module):
@@ -179,6 +190,10 @@ class Qwen3(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.embed_tokens.weight.dtype
+
+    def stepper(self, *, uniform_routing: bool = False) -> Stepper:
+        """The engine's forward over these parameters."""
+        return Stepper(self, uniform_routing=uniform_routing)
 
     def new_cache(self, rows: int, max_len: int) -> KVCache:
         """An empty cache on the model's device, in its dtype."""

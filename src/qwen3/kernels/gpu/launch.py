@@ -7,12 +7,16 @@ outside Python's lock), so that the first real step finds every kernel ready.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+PDL = os.environ.get("TRITON_INTERPRET") != "1"
+"""Programmatic dependent launch: a kernel may start while its predecessor ends. The interpreter has no such thing."""
 
 Job = tuple[Any, Any, tuple[Any, ...], dict[str, Any]]
 _noted: dict[Any, Job] | None = None

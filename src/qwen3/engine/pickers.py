@@ -1,0 +1,192 @@
+"""Who chooses the tokens of a step: the host (any device, the reference) or the GPU itself.
+
+Both keep, for each slot, the last token and the position of the sample that has it, as tensors on the model's device;
+the next step reads them there. Slot 0 is the padding rows'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwen3 import kernels
+from qwen3.engine.device_sampler import DeviceSampler
+from qwen3.engine.machine import Machine
+from qwen3.engine.request import Request
+from qwen3.engine.runner import Graph, Runner
+from qwen3.engine.sampler import RowSampler, sample
+from qwen3.engine.scheduler import Sequence as Row
+from qwen3.errors import CorruptFileError, Qwen3Error
+
+RUNNING, ENDED, FULL, FAILED = 0, 1, 2, 3
+"""Codes beside a picked token, to which REPLACED may be added."""
+
+
+@dataclass(eq=False)
+class Sample:
+    """A request that is queued or runs. `row` is what the scheduler knows of it, `reader` what its tokens mean."""
+
+    request: Request
+    row: Row
+    sampler: RowSampler
+    reader: Any  # TokenStream or Machine: forced(), banned(), push()
+    torn: bool = False  # between the first and the last change that one token makes
+    expert_slot: int = 0  # where its number of experts per token is written, 0: nowhere
+
+    @property
+    def observed(self) -> bool:
+        """Whether the host follows it token by token."""
+        return self.request.stream is not None
+
+
+class Picked:
+    """Tokens chosen in a step, one for each of its samples."""
+
+    def __init__(self, tokens: list[tuple[int | Qwen3Error, int]]) -> None:
+        self._tokens = tokens
+
+    def read(self) -> list[tuple[int | Qwen3Error, int]]:
+        """(token, or what went wrong; code) of each sample."""
+        return self._tokens
+
+    def ended(self) -> list[tuple[int, int]]:
+        """(place, code) of the samples that the picker itself ended."""
+        return []
+
+    def ids(self, device: torch.device) -> Tensor:
+        """The tokens, int64 on the device; 0 where something went wrong."""
+        return torch.tensor([0 if isinstance(token, Qwen3Error) else token for token, _ in self._tokens], device=device)
+
+
+class HostPicker:
+    """The reference: the samples' own readers say what is forced and what is banned, `sampler.sample` chooses."""
+
+    def __init__(self, slots: int, device: torch.device) -> None:
+        self.last_token = torch.zeros(slots + 1, dtype=torch.int32, device=device)
+        self.position = torch.zeros(slots + 1, dtype=torch.int32, device=device)
+
+    def bind(self, item: Sample) -> None:
+        """Nothing: `advance` writes the slot's state once the sample has a token."""
+
+    def pick(self, logits: Tensor, samples: Sequence[Sample]) -> Picked:
+        forced = [item.reader.forced() for item in samples]
+        free = [i for i, token in enumerate(forced) if token is None]
+        chosen = sample(
+            logits if len(free) == len(samples) else logits[free],
+            [samples[i].sampler for i in free],
+            [len(samples[i].request.output) for i in free],
+            [sorted(samples[i].reader.banned()) for i in free],
+        )
+        sampled = iter(chosen)
+        return Picked([(next(sampled) if token is None else token, RUNNING) for token in forced])
+
+    def advance(self, samples: Sequence[Sample]) -> None:
+        """After their tokens were recorded: what each sample feeds next, and where."""
+        if samples:
+            slots = torch.tensor([item.row.slot for item in samples])
+            last = [item.row.tokens[-1] for item in samples]
+            place = [len(item.row.tokens) - 1 for item in samples]
+            self.last_token[slots] = torch.tensor(last, dtype=torch.int32, device=self.last_token.device)
+            self.position[slots] = torch.tensor(place, dtype=torch.int32, device=self.position.device)
+
+
+class _DevicePicked(Picked):
+    """`out` int32 [rows, 2] on the device: tokens and codes of the first `count` rows. Copied to the host meanwhile."""
+
+    def __init__(self, out: Tensor, count: int) -> None:
+        self._out, self._count = out, count
+        self._host = torch.empty(out.shape, dtype=out.dtype, pin_memory=True)
+        self._host.copy_(out, non_blocking=True)
+        self.done = torch.cuda.Event()
+        self.done.record()
+
+    def _rows(self) -> np.ndarray:
+        self.done.synchronize()
+        return self._host.numpy()[: self._count]
+
+    def read(self) -> list[tuple[int | Qwen3Error, int]]:
+        return [(failure() if code & 3 == FAILED else token, code) for token, code in self._rows().tolist()]
+
+    def ended(self) -> list[tuple[int, int]]:
+        codes = self._rows()[:, 1] & 3
+        return [(i, int(codes[i])) for i in codes.nonzero()[0].tolist()]
+
+    def ids(self, device: torch.device) -> Tensor:
+        return self._out[: self._count, 0].long()
+
+
+class DevicePicker:
+    """The GPU: `DeviceSampler` picks inside the step's own graph, and the host reads tokens when it finds time."""
+
+    def __init__(self, slots: int, vocab_size: int, device: torch.device, max_len: int) -> None:
+        self.sampler = DeviceSampler(slots, vocab_size, device, max_len=max_len)
+        self.last_token, self.position = self.sampler.last_token, self.sampler.position
+        self.device = device
+        self._side = torch.cuda.Stream(device)
+        self._rows: tuple[Graph | None, int] = (None, 0)
+
+    def bind(self, item: Sample) -> None:
+        request, row = item.request, item.row
+        machine = item.reader
+        if request.stream is not None:
+            machine = Machine.of(request.stream, request.params, request.max_tokens)
+        self.sampler.bind(
+            row.slot,
+            request.params,
+            machine,
+            prompt_ids=request.ids,
+            stream_key=item.sampler.stream_key,
+            max_tokens=request.max_tokens,
+            output=request.output,
+            position=len(row.tokens) - 1,
+        )
+
+    def sample(self, logits: Tensor, rows: Tensor, out: Tensor) -> None:
+        self.sampler.sample(logits, rows, out)
+
+    def pick(self, logits: Tensor, samples: Sequence[Sample]) -> Picked:
+        slots = torch.tensor([item.row.slot for item in samples], dtype=torch.int32)
+        out = torch.zeros(len(samples), 2, dtype=torch.int32, device=self.device)
+        self.sample(logits, slots.pin_memory().to(self.device, non_blocking=True), out)
+        return _DevicePicked(out, len(samples))
+
+    def replay(self, runner: Runner, samples: Sequence[Sample], changed: bool) -> tuple[Picked, Tensor] | None:
+        """One decode step by its graph; None: no graph has so many rows. changed: others than in the last replay."""
+        graph = runner.graph(len(samples), self)
+        if graph is None:
+            return None
+        if changed or self._rows != (graph, len(samples)):
+            slots = torch.zeros(graph.size, dtype=torch.int32)
+            slots[: len(samples)] = torch.tensor([item.row.slot for item in samples], dtype=torch.int32)
+            graph.rows.copy_(slots.pin_memory(), non_blocking=True)
+            self._rows = graph, len(samples)
+        graph.graph.replay()
+        return _DevicePicked(graph.out, len(samples)), graph.logits
+
+    def fetch(self, item: Sample, picked: Picked | None) -> tuple[list[int], Machine]:
+        """Output and state of a sample that the host does not follow; with `picked`, as of that step, which another
+        one that is still running need not delay (a sample that has ended changes no more)."""
+        if not isinstance(picked, _DevicePicked):
+            return self.sampler.snapshot(item.row.slot)
+        self._side.wait_event(picked.done)
+        with torch.cuda.stream(self._side):
+            return self.sampler.snapshot(item.row.slot)
+
+
+def make_picker(slots: int, vocab_size: int, device: torch.device, max_len: int) -> HostPicker | DevicePicker:
+    """The device's own where it has one."""
+    if device.type == "cuda" and kernels.chosen("cuda")["decode_inputs"] == "gpu":
+        return DevicePicker(slots, vocab_size, device, max_len)
+    return HostPicker(slots, device)
+
+
+def failure() -> Qwen3Error:
+    """Why a row that the device reports has no token."""
+    return CorruptFileError(
+        "no token could be sampled: all are forbidden, or the model's logits are not numbers (see `qwen3 verify`)"
+    )

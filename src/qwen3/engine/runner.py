@@ -1,0 +1,236 @@
+"""One model on one device: its paged KV cache, a step's tensors, and the CUDA graphs of decode steps.
+
+What the host and the device say to each other in a step: the host names slots (where a running sample's state is) and
+brings the ids of prompt chunks; last tokens and positions of decoding samples are on the device already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwen3 import kernels
+from qwen3.kernels import BLOCK, StepPlan
+from qwen3.model.step import Stepper
+
+_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+class State(Protocol):
+    """What a sampler keeps for each slot. int32 [slots + 1] on the runner's device, 0 being the padding rows'."""
+
+    last_token: Tensor
+    position: Tensor
+
+    def sample(self, logits: Tensor, rows: Tensor, out: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A chunk of a sample: `ids` go to positions `start` … of the sample in `slot`."""
+
+    slot: int
+    start: int
+    ids: Sequence[int]
+
+
+@dataclass
+class Graph:
+    """A captured decode step of `size` rows. The tensors are its inputs and outputs."""
+
+    size: int
+    graph: torch.cuda.CUDAGraph
+    rows: Tensor  # int32 [size]
+    logits: Tensor  # [size, rows of the head]
+    out: Tensor  # int32 [size, 2]
+
+
+class Runner:
+    """Caches of `blocks` blocks, tables for `max_rows` samples of up to `max_len` tokens."""
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        device: torch.device,
+        *,
+        max_rows: int,
+        max_len: int,
+        blocks: int,
+        kv_dtype: torch.dtype,
+        invariant: bool = False,
+    ) -> None:
+        config = stepper.config
+        self.stepper, self.device, self.max_len, self.invariant = stepper, device, max_len, invariant
+        self.cos_sin = stepper.cos_sin(max_len)
+        shape = (config.num_hidden_layers, blocks, BLOCK, config.num_key_value_heads, config.head_dim)
+        # Not filled: no kernel reads a slot that was not written, but for block 0. Pages come as they are used.
+        self.k_cache = torch.empty(shape, dtype=kv_dtype, device=self.device)
+        self.v_cache = torch.empty(shape, dtype=kv_dtype, device=self.device)
+        self.k_cache[:, 0].zero_()
+        self.v_cache[:, 0].zero_()
+        self.tables = torch.zeros(max_rows + 1, -(-max_len // BLOCK), dtype=torch.int32, device=self.device)
+        self.expert_counts = torch.full(
+            (max_rows + 1,), config.num_experts_per_tok, dtype=torch.int32, device=self.device
+        )
+        self.custom_experts = 0  # samples whose number of experts per token is not the model's
+        self._graphs: dict[tuple[int, bool], Graph] = {}
+        self._pool: tuple[int, int] | None = None
+
+    def upload(self, values: np.ndarray) -> Tensor:
+        """A host array on the device, without waiting for it."""
+        found = torch.from_numpy(values)
+        if self.device.type == "cuda":
+            return found.pin_memory().to(self.device, non_blocking=True)
+        return found.to(self.device)
+
+    def _send(self, *groups: Sequence[Sequence[int] | np.ndarray]) -> list[Tensor]:
+        """Each group of arrays as one int32 tensor on the device: a single copy, each tensor aligned to 16 bytes."""
+        sizes = [sum(map(len, group)) for group in groups]
+        starts = np.cumsum([0, *(-(-size // 4) * 4 for size in sizes)])
+        packed = np.zeros(starts[-1], dtype=np.int32)
+        for group, start, size in zip(groups, starts[:-1], sizes, strict=True):
+            if size:
+                np.concatenate(group, out=packed[start : start + size], casting="unsafe")
+        sent = self.upload(packed)
+        return [sent[start : start + size] for start, size in zip(starts[:-1].tolist(), sizes, strict=True)]
+
+    def place(self, blocks: Sequence[tuple[int, int, int]]) -> None:
+        """Write (slot, index, block) entries into the block tables."""
+        if blocks:
+            entries = self.upload(np.asarray(blocks, dtype=np.int64))
+            where = entries[:, 0] * self.tables.shape[1] + entries[:, 1]
+            self.tables.view(-1).index_copy_(0, where, entries[:, 2].to(torch.int32))
+
+    def forward(
+        self, decode: Sequence[int], chunks: Sequence[Fed], state: State, routes: Tensor | None = None
+    ) -> Tensor:
+        """States [N, h] after one step: a token of each slot in `decode`, then the chunks' tokens."""
+        ids, plan = self._lay_out(decode, chunks, state)
+        return self.stepper.hidden(ids, plan, self.k_cache, self.v_cache, routes=routes)
+
+    def _lay_out(self, decode: Sequence[int], chunks: Sequence[Fed], state: State) -> tuple[Tensor, StepPlan]:
+        sizes = [len(chunk.ids) for chunk in chunks]
+        count, total = len(decode), sum(sizes)
+        ends = [chunk.start + n for chunk, n in zip(chunks, sizes, strict=True)]
+        row_ids, start, ids, positions, lengths, owners = self._send(
+            [[*decode, *(chunk.slot for chunk in chunks)]],
+            [np.arange(count + 1), count + np.cumsum(sizes, dtype=np.int64)],
+            [chunk.ids for chunk in chunks],
+            [np.arange(chunk.start, end) for chunk, end in zip(chunks, ends, strict=True)],
+            [ends],
+            [np.repeat(np.arange(len(sizes)), sizes)],
+        )
+        own = self.tables[row_ids]
+        if total:
+            blocks = own[count:].view(-1)[owners.long() * own.shape[1] + (positions // BLOCK).long()]
+            slots = blocks * BLOCK + positions % BLOCK
+        else:
+            slots = positions
+        if count:
+            first = kernels.decode_inputs(
+                row_ids[:count], state.last_token, state.position, self.tables, self.stepper.embedding
+            )
+            ids, positions, slots, lengths = (
+                torch.cat(pair) for pair in zip(first[1:5], (ids, positions, slots, lengths), strict=True)
+            )
+        experts = None
+        if self.custom_experts:
+            experts = self.expert_counts[row_ids]
+            experts = torch.cat([experts[:count], experts[count:][owners.long()]])
+        return ids, StepPlan(
+            positions=positions,
+            slots=slots,
+            tables=own,
+            starts=start,
+            lengths=lengths,
+            cos_sin=self.cos_sin,
+            decode=count,
+            max_query=max(sizes, default=0),
+            max_length=self.max_len,
+            chunks=tuple(zip(sizes, ends, strict=True)),
+            invariant=self.invariant,
+            experts=experts,
+        )
+
+    def set_experts(self, slot: int, count: int) -> None:
+        """Experts per token of the sample in `slot`; 0, when it leaves: the model's number."""
+        self.expert_counts[slot] = count or self.stepper.config.num_experts_per_tok
+        self.custom_experts += 1 if count else -1
+
+    def route_record(self, tokens: int) -> Tensor:
+        """Room for the experts that each of a step's tokens takes in each layer: int16 [L, N, k]; -1: none."""
+        config = self.stepper.config
+        shape = (config.num_hidden_layers, tokens, config.num_experts_per_tok)
+        return torch.full(shape, -1, dtype=torch.int16, device=self.device)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.stepper.logits(hidden, invariant=self.invariant)
+
+    # Decode steps as graphs
+
+    def graph(self, rows: int, state: State) -> Graph | None:
+        """The graph that runs `rows` decoding samples, captured now if need be; None: more rows than any graph has."""
+        size = next((bucket for bucket in _BUCKETS if bucket >= rows), None)
+        if size is None:
+            return None
+        key = (size, self.custom_experts > 0)
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(size, state)
+        return self._graphs[key]
+
+    def warm(self, state: State) -> None:
+        """Compile, in parallel, what a first prompt and a lone decoding sample need: a dry run of both. On slot 0, whose
+        block is scratch."""
+        from qwen3.kernels.gpu.launch import collect, compile_all
+
+        rows = torch.zeros(1, dtype=torch.int32, device=self.device)
+        out = torch.zeros(1, 2, dtype=torch.int32, device=self.device)
+        with collect() as jobs:
+            hidden = self.forward((), [Fed(0, 0, [0] * 128)], state)
+            state.sample(self.logits(hidden[-1:]), rows, out)
+            self._decode(rows, torch.arange(2, dtype=torch.int32, device=self.device), state, out)
+        compile_all(jobs)
+
+    def _capture(self, size: int, state: State) -> Graph:
+        from qwen3.kernels.gpu.launch import collect, compile_all
+
+        rows = torch.zeros(size, dtype=torch.int32, device=self.device)  # slot 0: nobody's state changes
+        out = torch.zeros(size, 2, dtype=torch.int32, device=self.device)
+        starts = torch.arange(size + 1, dtype=torch.int32, device=self.device)
+        with collect() as jobs:
+            self._decode(rows, starts, state, out)
+        compile_all(jobs)
+        self._decode(rows, starts, state, out)  # libraries allocate their workspaces before the capture
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            logits = self._decode(rows, starts, state, out)
+        self._pool = graph.pool()
+        return Graph(size, graph, rows, logits, out)
+
+    def _decode(self, rows: Tensor, starts: Tensor, state: State, out: Tensor) -> Tensor:
+        """One token of every row, from the samples' state back into it; logits [R, rows of the head]."""
+        x, ids, positions, slots, lengths, tables = kernels.decode_inputs(
+            rows, state.last_token, state.position, self.tables, self.stepper.embedding
+        )
+        plan = StepPlan(
+            positions=positions,
+            slots=slots,
+            tables=tables,
+            starts=starts,
+            lengths=lengths,
+            cos_sin=self.cos_sin,
+            decode=len(rows),
+            max_query=0,
+            max_length=self.max_len,
+            invariant=self.invariant,
+            experts=self.expert_counts[rows] if self.custom_experts else None,
+        )
+        hidden = self.stepper.hidden(ids, plan, self.k_cache, self.v_cache, embedded=x)
+        logits = self.logits(hidden)
+        state.sample(logits, rows, out)
+        return logits
