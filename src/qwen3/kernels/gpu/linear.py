@@ -69,7 +69,7 @@ def _gemv(
     WHOLE: tl.constexpr = K % BLOCK_K == 0
     ahead = _tuple(_load(base, col[None, :], K, WHOLE))
     for i in tl.static_range(1, min(AHEAD, STEPS)):
-        ahead = (*ahead, _load(base + i * BLOCK_K, col[None, :] + i * BLOCK_K, K, WHOLE))
+        ahead = ahead + _tuple(_load(base + i * BLOCK_K, col[None, :] + i * BLOCK_K, K, WHOLE))
     if PDL:
         gdc_wait()
     # Sums of 8 neighbours stay within a thread, so that few registers are kept from step to step.
@@ -84,7 +84,7 @@ def _gemv(
         ahead = ahead[1:]
         if i + AHEAD < STEPS:
             at = (i + AHEAD) * BLOCK_K
-            ahead = (*ahead, _load(base + at, col[None, :] + at, K, WHOLE))
+            ahead = ahead + _tuple(_load(base + at, col[None, :] + at, K, WHOLE))
         total += tl.sum(tl.reshape(now.to(tl.float32) * row[None, :], (BLOCK_N, BLOCK_K // 8, 8)), 2)
     out = tl.sum(total, 1)
     if norm is not None:
