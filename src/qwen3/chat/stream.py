@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from qwen3.chat.events import Event, Finish, ReasoningDelta, TextDelta, ThinkingReport, ToolCallDelta, Usage
 from qwen3.chat.policy import ThinkingPolicy
@@ -34,6 +35,27 @@ EARLY_STOP = (
 """What is forced at the thinking budget: 24 official tokens. Source: Qwen3's documentation on thinking budgets."""
 
 REASONS = ("stop", "length", "cancelled")
+
+
+class Decisions(NamedTuple):
+    """What decides the next token and the end of a stream, stop strings apart: its state now, and its rules as ids."""
+
+    state: str
+    done: str | None
+    used: int  # tokens sampled inside thinking
+    count: int  # tokens after the prompt
+    queue: tuple[int, ...]  # forced next
+    budget: int | None
+    early_stop: tuple[int, ...]
+    close_think: tuple[int, ...]
+    think: int
+    end_think: int
+    tool_call: int
+    end_tool_call: int
+    include_tools: bool
+    eos: frozenset[int]
+    stop_ids: frozenset[int]
+    min_tokens: int
 
 
 class TokenStream:
@@ -121,6 +143,11 @@ class TokenStream:
         """The token that must come next, or None: sample one."""
         return self._queue[0] if self._queue and self.done is None else None
 
+    @property
+    def queued(self) -> tuple[int, ...]:
+        """All tokens that must come next, in order."""
+        return tuple(self._queue) if self.done is None else ()
+
     def banned(self) -> frozenset[int]:
         """Ids that must not be sampled next: those that would end the generation before `min_tokens`."""
         return self._eos | self._stop_ids if len(self.output_ids) < self._min_tokens else frozenset()
@@ -163,6 +190,28 @@ class TokenStream:
         """How the thinking went so far."""
         mode = "on" if self._opened and not self.policy.off else "off"
         return ThinkingReport(mode, self.policy.budget, self._used, self._forced, self._ended_by)
+
+    def decisions(self) -> Decisions:
+        """State and rules as integers, for a machine that decides without the text."""
+        control, encode = self._control, self._tokenizer.encode
+        return Decisions(
+            self.state,
+            self.done,
+            self._used,
+            len(self.output_ids),
+            tuple(self._queue),
+            self.policy.budget,
+            tuple(encode(EARLY_STOP)),
+            tuple(encode(CLOSE_THINK)),
+            control.think,
+            control.end_think,
+            control.tool_call,
+            control.end_tool_call,
+            self._include_tools,
+            self._eos,
+            self._stop_ids,
+            self._min_tokens,
+        )
 
     # Inside
 

@@ -122,22 +122,27 @@ def logprobs_of(logits: torch.Tensor, ids: Sequence[int], top: int, vocab_size: 
     return out
 
 
+def check_ids(params: SamplingParams, vocab_size: int) -> None:
+    """Raises UsageError if parameters are not resolved, or name a token that the vocabulary does not have."""
+    for name in ("temperature", "top_p", "top_k", "min_p"):
+        if getattr(params, name) is None:
+            raise UsageError(f"SamplingParams.{name} is None; call SamplingParams.resolved(mode) first")
+    for name, largest in (
+        ("logit_bias", max(params.logit_bias or {}, default=0)),
+        ("stop_token_ids", max(params.stop_ids, default=0)),
+    ):
+        if largest >= vocab_size:
+            raise UsageError(f"{name} names token {largest}, but the vocabulary ends at {vocab_size - 1}")
+
+
 class RowSampler:
     """What the sampler keeps for one running sample: resolved parameters, its noise key, penalty counts when needed."""
 
     def __init__(
         self, params: SamplingParams, prompt_ids: Sequence[int], vocab_size: int, device: torch.device, index: int = 0
     ) -> None:
-        for name in ("temperature", "top_p", "top_k", "min_p"):
-            if getattr(params, name) is None:
-                raise UsageError(f"SamplingParams.{name} is None; call SamplingParams.resolved(mode) first")
+        check_ids(params, vocab_size)
         bias = params.logit_bias or {}
-        for name, largest in (
-            ("logit_bias", max(bias, default=0)),
-            ("stop_token_ids", max(params.stop_ids, default=0)),
-        ):
-            if largest >= vocab_size:
-                raise UsageError(f"{name} names token {largest}, but the vocabulary ends at {vocab_size - 1}")
         self.params = params
         self.vocab_size = vocab_size
         self.seed = secrets.randbits(64) if params.seed is None else params.seed & _MASK64

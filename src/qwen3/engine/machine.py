@@ -1,0 +1,137 @@
+"""The token machine of one sample without its text: what the device decides by itself, step after step.
+
+`chat.TokenStream` is the rule; `Machine` is its projection on integers (phase, thinking count, budget, forced queue,
+ends), which the sampler kernel carries out in the same words. Given the same tokens, `Machine` and `TokenStream` record
+the same ids and end at the same one. Only stop strings are missing: text is the host's business, which ends such a
+request one step late.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from qwen3.chat.stream import TokenStream
+from qwen3.engine.params import SamplingParams
+from qwen3.errors import UsageError
+
+PHASES = ("start", "thinking", "answer", "tool_call")
+UNLIMITED = 2**31 - 1
+
+
+@dataclass
+class Machine:
+    """State and rules of one sample.
+
+    phase: one of PHASES. used: tokens sampled inside thinking; budget: how many may be (None: any number). queue: ids
+    that come next, whatever the logits say. count: tokens recorded so far. done: why it ended, None while it runs.
+
+    early_stop: forced at the budget; close_think: forced at a budget of 0, and where an end comes inside thinking (its
+    first id is recorded in the place of the end). think, end_think, tool_call, end_tool_call: the tags; -1 for the
+    last two makes them ordinary tokens. eos: ends that thinking turns into close_think; stop_ids: ends anywhere.
+    """
+
+    phase: str = "start"
+    used: int = 0
+    budget: int | None = None
+    queue: deque[int] = field(default_factory=deque)
+    count: int = 0
+    done: Literal["stop", "length"] | None = None
+    early_stop: tuple[int, ...] = ()
+    close_think: tuple[int, ...] = ()
+    think: int = -1
+    end_think: int = -1
+    tool_call: int = -1
+    end_tool_call: int = -1
+    eos: frozenset[int] = frozenset()
+    stop_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    max_tokens: int = UNLIMITED
+
+    @classmethod
+    def of(cls, stream: TokenStream, params: SamplingParams, max_tokens: int | None = None) -> Machine:
+        """The machine of a stream as it stands: fresh, or after some output (a sample that comes back).
+
+        max_tokens: what the context leaves; None: `params.max_tokens`. ignore_eos and min_tokens are the stream's.
+        """
+        s = stream.decisions()
+        limit = max_tokens if max_tokens is not None else params.max_tokens
+        tools = (s.tool_call, s.end_tool_call) if s.include_tools else (-1, -1)
+        machine = cls(
+            phase=s.state if s.state in PHASES else "answer",
+            used=s.used,
+            budget=s.budget,
+            queue=deque(s.queue),
+            count=s.count,
+            early_stop=s.early_stop,
+            close_think=s.close_think,
+            think=s.think,
+            end_think=s.end_think,
+            tool_call=tools[0],
+            end_tool_call=tools[1],
+            eos=s.eos,
+            stop_ids=s.stop_ids,
+            min_tokens=s.min_tokens,
+            max_tokens=UNLIMITED if limit is None else limit,
+        )
+        if s.done is not None:
+            machine.done = "length" if s.done == "length" else "stop"
+        elif machine.count >= machine.max_tokens:
+            machine.done = "length"
+        return machine
+
+    def forced(self) -> int | None:
+        """The id that must come next, or None: sample one."""
+        return self.queue[0] if self.queue and self.done is None else None
+
+    @property
+    def queued(self) -> tuple[int, ...]:
+        """All ids that must come next, in order."""
+        return tuple(self.queue) if self.done is None else ()
+
+    def banned(self) -> frozenset[int]:
+        """Ids that must not be sampled next: ends, before `min_tokens`."""
+        return self.eos | self.stop_ids if self.count < self.min_tokens else frozenset()
+
+    def push(self, token: int) -> int:
+        """Take the next token; the id that is recorded and fed to the model. After the end: nothing happens.
+
+        Raises UsageError if another token was forced.
+        """
+        if self.done is not None:
+            return token
+        forced = bool(self.queue)
+        if forced and token != self.queue[0]:
+            raise UsageError(f"token {token} was pushed where {self.queue[0]} is forced")
+        free_end = not forced and self.count >= self.min_tokens
+        stopped = free_end and (token in self.eos or token in self.stop_ids)
+        if free_end and token in self.eos and self.phase == "thinking":
+            self.queue.extend(self.close_think)
+            token, forced, stopped = self.queue[0], True, False
+        if forced:
+            self.queue.popleft()
+        self.count += 1
+        if not stopped:
+            self._step(token, forced)
+        if stopped:
+            self.done = "stop"
+        elif self.count >= self.max_tokens:
+            self.done = "length"
+        return token
+
+    def _step(self, token: int, forced: bool) -> None:
+        if self.phase == "thinking":
+            if token == self.end_think:
+                self.phase = "answer"
+            else:
+                self.used += not forced
+        elif self.phase == "tool_call":
+            if token == self.end_tool_call:
+                self.phase = "answer"
+        elif token == self.think:
+            self.phase = "thinking"
+        elif token != self.end_think:  # a closing tag without an opening one is dropped
+            self.phase = "tool_call" if token == self.tool_call else "answer"
+        if self.phase == "thinking" and not self.queue and self.budget is not None and self.used >= self.budget:
+            self.queue.extend(self.early_stop if self.budget else self.close_think)

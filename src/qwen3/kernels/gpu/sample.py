@@ -1,0 +1,437 @@
+"""Sampling without a sort, in two kernels: every chunk of the vocabulary, then every row.
+
+`_chunks` reads the logits once. A row that draws from the whole distribution finds each chunk's best token there (noise
+included); the others only learn the largest logit of every 64 columns. `_rows` then needs few of a row's columns: a
+lower bound of the k-th logit is found among the groups' maxima, and only groups that reach it are read again. What does
+not fit (hundreds of ties, a nucleus of many tokens, a large top_k) is found by bisection over the whole row. At the end
+the row's token machine (`engine.machine.Machine`) moves on by one token.
+
+A row's numbers depend on nothing but itself. The plain twin is `engine.sampler.sample`; noise and rules are the same,
+in float32 here.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from qwen3.kernels.gpu.launch import PDL, launch
+
+GROUP = tl.constexpr(64)
+FEW = tl.constexpr(128)  # groups, and candidates, that are looked at closely
+MAX_K = 96  # the largest top_k that takes this way
+ENDS, TEXT, WIDTH = tl.constexpr(40), tl.constexpr(136), tl.constexpr(392)  # where a packed row's lists begin; its size
+GREEDY, FREE, TOP_K, NUCLEUS, WIDE = map(tl.constexpr, range(5))  # kinds of rows; WIDE: a top_k above MAX_K
+START, THINKING, ANSWER, TOOL_CALL = map(tl.constexpr, range(4))  # as machine.PHASES
+
+# Columns of a slot's packed row, int32 (floats by their bits). The first eight are its state, which moves on in
+# `state` [8, slots]; the others do not change while the sample runs. From ENDS on: ids that end it (eos first), from
+# TEXT on: ids to force (the early stop, the closing, what is queued at the start).
+LAST, POSITION, COUNT, PHASE, USED, AT, END, DONE = map(tl.constexpr, range(8))
+KIND, K, SCALE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE, KEY_LOW, KEY_HIGH = map(tl.constexpr, range(8, 18))
+MIN_TOKENS, MAX_TOKENS, BUDGET, THINK, END_THINK, CALL, END_CALL, EOS_COUNT = map(tl.constexpr, range(18, 26))
+ENDS_COUNT, EARLY_END, CLOSE_END, BIAS_ROW, COUNTS_ROW, MASK_ROW, LOGPROB_ROW = map(tl.constexpr, range(26, 33))
+# `tables` [4] int64, addresses: biases float32, counts int16 (bit 15: in the prompt), allowed bits, log-probabilities.
+BIASES, COUNTS, MASKS, LOGPROBS = map(tl.constexpr, range(4))
+
+INF = tl.constexpr(float("inf"))
+BIG = tl.constexpr(2**31 - 1)
+LOWEST = tl.constexpr(-2139095040)  # _ordered of the lowest finite float32
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _number(p):
+    return tl.load(p).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _scramble(x):
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+if PDL:
+
+    @triton.jit
+    def _log2(x):
+        return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+else:  # the interpreter knows no assembly
+
+    @triton.jit
+    def _log2(x):
+        return tl.log2(x)
+
+
+@triton.jit
+def _exponential(ids, low, high, step):
+    """Exponential noise -log(u) of `ids` at a step, u = (hash + 1/2) / 2^32 as in `sampler.gumbel`; exact at both ends."""
+    x = (high.to(tl.uint32, bitcast=True).to(tl.uint64) << 32) | low.to(tl.uint32, bitcast=True).to(tl.uint64)
+    x = (x ^ step.to(tl.uint64)) + 0x9E3779B97F4A7C15  # `sampler.mix64`
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    x = x ^ (x >> 31)
+    x = _scramble(_scramble(ids.to(tl.uint32, bitcast=True) ^ x.to(tl.uint32)) + (x >> 32).to(tl.uint32))
+    late = x >= 0xF0000000
+    u = (tl.where(late, x ^ 0xFFFFFFFF, x).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    series = u * (1.0 + u * (0.5 + u * (0.33333334 + u * (0.25 + u * 0.2))))  # -log(1 - u), u < 1/16
+    return tl.where(late, series, _log2(u) * -0.6931471805599453)
+
+
+@triton.jit
+def _ordered(x):
+    """float32 -> int32 with the same order; no NaN."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _mean(a, b):
+    return (a & b) + ((a ^ b) >> 1)
+
+
+@triton.jit
+def _edits(p, tables, vocab, padded):
+    """What changes a row's logits, loaded before it is needed."""
+    bias, counts, mask = tl.load(p + BIAS_ROW), tl.load(p + COUNTS_ROW), tl.load(p + MASK_ROW)
+    return p, tables, vocab, padded, bias, counts, mask, tl.load(p + MIN_TOKENS)
+
+
+@triton.jit
+def _edit(x, cols, step, edits):
+    """What the sampler sees of logits x at cols: bias, penalties, bans; NaN is +inf, what cannot be sampled -inf."""
+    p, tables, vocab, padded, bias, counts, mask, min_tokens = edits
+    x = tl.where(x != x, INF, x)
+    x = tl.where(cols < vocab, x, -INF)
+    if bias + counts + mask > 0:
+        if bias > 0:
+            table = tl.multiple_of(tl.load(tables + BIASES).to(tl.pointer_type(tl.float32)), 16)
+            x += tl.load(table + bias.to(tl.int64) * padded + cols)
+        if counts > 0:
+            table = tl.multiple_of(tl.load(tables + COUNTS).to(tl.pointer_type(tl.int16)), 16)
+            seen = tl.load(table + counts.to(tl.int64) * padded + cols).to(tl.int32)
+            times = (seen & 0x7FFF).to(tl.float32)
+            repetition = _number(p + REPETITION)
+            y = tl.where(x > 0, tl.div_rn(x, tl.zeros_like(x) + repetition), x * repetition)
+            y = y - _number(p + FREQUENCY) * times - tl.where(times > 0, _number(p + PRESENCE), 0.0)
+            x = tl.where(seen != 0, y, x)
+        if mask > 0:
+            table = tl.load(tables + MASKS).to(tl.pointer_type(tl.int32)) + mask.to(tl.int64) * (padded // 32)
+            x = tl.where(((tl.load(table + cols // 32) >> (cols % 32)) & 1) != 0, x, -INF)
+    if step < min_tokens:
+        i = tl.load(p + ENDS_COUNT) - 1
+        while i >= 0:
+            x = tl.where(cols == tl.load(p + ENDS + i), -INF, x)
+            i -= 1
+    return x
+
+
+@triton.jit
+def _read(row, cols, live, step, edits):
+    return _edit(tl.load(row + cols, mask=live & (cols < edits[2]), other=-INF).to(tl.float32), cols, step, edits)
+
+
+@triton.jit
+def _chunks(
+    logits, stride, rows, params, state, tables, part, groups, columns, vocab, padded, slots,
+    CHUNK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Program (c, r): chunk c of row r. part [R, 6, C] float32: largest logit; best noisy weight and its id; the sum of
+    exp; largest raw logit, sum of exp of raw logits. groups [R, C · CHUNK / GROUP]: largest logit of each group."""
+    c = tl.program_id(0)
+    r = tl.program_id(1).to(tl.int64)
+    chunks = tl.num_programs(0)
+    slot = tl.load(rows + r).to(tl.int64)
+    p = params + slot * WIDTH
+    s = state + slot
+    kind, scale, asked = tl.load(p + KIND), _number(p + SCALE), tl.load(p + LOGPROB_ROW)
+    low, high = tl.load(p + KEY_LOW), tl.load(p + KEY_HIGH)
+    edits = _edits(p, tables, vocab, padded)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    cols = c * CHUNK + tl.arange(0, CHUNK)
+    raw = tl.load(logits + r * stride + cols, mask=cols < columns, other=-INF).to(tl.float32)
+    step, done = tl.load(s + COUNT * slots), tl.load(s + DONE * slots)
+    at, end = tl.load(s + AT * slots), tl.load(s + END * slots)
+    here = part + r * 6 * chunks + c
+    if (done == 0) & (asked > 0):
+        top = tl.max(raw, 0)
+        tl.store(here + 4 * chunks, top)
+        tl.store(here + 5 * chunks, tl.sum(tl.exp2((raw - tl.where(top == -INF, 0.0, top)) * LOG2E), 0))
+    if (done == 0) & (at >= end):
+        x = _edit(raw, cols, step, edits)
+        top = tl.max(x, 0)
+        base = tl.where(top == -INF, 0.0, top)
+        tl.store(here, top)
+        if kind == FREE:
+            # Gumbel-max in another guise: the largest logit / T - log(e) is the smallest e · exp(-logit / T).
+            race = _exponential(cols, low, high, step) * tl.exp2((base - x) * scale)
+            best = tl.min(race, 0)
+            tl.store(here + chunks, best)
+            winner = tl.min(tl.where(race == best, cols, BIG), 0)
+            tl.store(here + 2 * chunks, winner.to(tl.float32, bitcast=True))
+        else:
+            first = groups + (r * chunks + c) * (CHUNK // GROUP)
+            tl.store(first + tl.arange(0, CHUNK // GROUP), tl.max(tl.reshape(x, (CHUNK // GROUP, GROUP)), 1))
+            if kind == NUCLEUS:
+                tl.store(here + 3 * chunks, tl.sum(tl.exp2((x - base) * scale), 0))
+
+
+@triton.jit
+def _above(few, n, v, least, top, scale):
+    """Of each v [FEW], over the candidates above it that are at least `least`: the sum of exp, a count if scale is 0."""
+    sums = tl.zeros((FEW,), tl.float32)
+    begin = 0
+    while begin < tl.minimum(n, FEW):
+        j = begin + tl.arange(0, 32)
+        other = tl.load(few + 2 * FEW + j, mask=j < n, other=0).to(tl.float32, bitcast=True)
+        weight = tl.where((j < n) & (other >= least), tl.exp2((other - top) * scale), 0.0)
+        sums += tl.sum(tl.where(other[None, :] > v[:, None], weight[None, :], 0.0), 1)
+        begin += 32
+    return sums
+
+
+@triton.jit
+def _among_few(row, near, few, top, total, how, step, edits, GROUPS: tl.constexpr):
+    """The token by the row's few best columns, -1 where these do not suffice. near [GROUPS]: the groups' maxima."""
+    kind, k, scale, top_p, min_p, low, high = how
+    token = -1
+    keys = _ordered(near)
+    want = tl.where(kind == TOP_K, k, 64)
+    low_key = _ordered(tl.min(tl.where(near == -INF, INF, near), 0))
+    high_key = _ordered(top) + 1
+    n = tl.sum((keys >= low_key).to(tl.int32), 0)
+    middle = _mean(low_key, high_key)
+    while (n > want + 16) & (middle != low_key):  # at least `want` columns reach low_key, fewer reach high_key
+        m = tl.sum((keys >= middle).to(tl.int32), 0)
+        low_key = tl.where(m >= want, middle, low_key)
+        high_key = tl.where(m >= want, high_key, middle)
+        n = tl.where(m >= want, m, n)
+        middle = _mean(low_key, high_key)
+    if n <= FEW:
+        reached = keys >= low_key
+        tl.store(few + tl.cumsum(reached.to(tl.int32), 0) - 1, tl.arange(0, GROUPS), mask=reached)
+        tl.debug_barrier()
+        begin = 0
+        found = 0
+        while begin < n:
+            j = begin + tl.arange(0, 32)
+            cols = tl.load(few + j, mask=j < n, other=0)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+            x = _read(row, cols, (j < n)[:, None], step, edits)
+            inside = (_ordered(x) >= low_key) & (j < n)[:, None]
+            each = tl.sum(inside.to(tl.int32), 1)
+            place = (found + tl.cumsum(each, 0) - each)[:, None] + tl.cumsum(inside.to(tl.int32), 1) - 1
+            inside = inside & (place < FEW)
+            tl.store(few + FEW + place, cols, mask=inside)
+            tl.store(few + 2 * FEW + place, x.to(tl.int32, bitcast=True), mask=inside)
+            found += tl.sum(each, 0)
+            begin += 32
+        tl.debug_barrier()
+        n = found
+        i = tl.arange(0, FEW)
+        ids = tl.load(few + FEW + i, mask=i < n, other=0)
+        v = tl.where(i < n, tl.load(few + 2 * FEW + i, mask=i < n, other=0).to(tl.float32, bitcast=True), -INF)
+        # Every rule is a threshold on values: a token stays by what is above it, so that equal logits share one fate.
+        kth = tl.min(tl.where((i < n) & (_above(few, n, v, -INF, top, 0.0) < k), v, INF), 0)
+        weight = tl.where(v >= kth, tl.exp2((v - top) * scale), 0.0)
+        total = tl.where(kind == TOP_K, tl.sum(weight, 0), total)
+        keep = (v >= kth) & (_above(few, n, v, kth, top, scale) < top_p * total) & (weight >= min_p)
+        complete = (kind == TOP_K) | (tl.sum(((i < n) & (keep == 0)).to(tl.int32), 0) > 0)
+        if (n <= FEW) & complete:
+            race = tl.where(keep, _exponential(ids, low, high, step) * tl.exp2((top - v) * scale), INF)
+            token = tl.min(tl.where(race == tl.min(race, 0), ids, BIG), 0)
+    return token
+
+
+@triton.jit
+def _among_all(row, top, how, step, edits, CHUNK: tl.constexpr):
+    """The token by bisection: for the k-th logit, then (after the sum of exp) for the nucleus' last; then the draw."""
+    kind, k, scale, top_p, min_p, low, high = how
+    vocab = edits[2]
+    low_key = _ordered(top) * 0 + LOWEST
+    high_key = _ordered(top) + 1
+    counting = (kind != NUCLEUS).to(tl.int32)
+    summing = 1 - counting
+    target = k.to(tl.float32)
+    busy = 1
+    while busy > 0:
+        middle = tl.where(summing > 0, low_key, _mean(low_key, high_key))
+        sums = tl.zeros((CHUNK,), tl.float32)
+        start = vocab * 0
+        while start < vocab:
+            cols = start + tl.arange(0, CHUNK)
+            x = _read(row, cols, cols >= 0, step, edits)
+            sums += tl.where(_ordered(x) >= middle, tl.where(counting > 0, 1.0, tl.exp2((x - top) * scale)), 0.0)
+            start += CHUNK
+        found = tl.sum(sums, 0)
+        if summing > 0:
+            target = found * top_p
+            busy = (top_p < 1).to(tl.int32)
+            high_key = _ordered(top) + 1
+            summing = 0
+        else:
+            low_key = tl.where(found >= target, middle, low_key)
+            high_key = tl.where(found >= target, high_key, middle)
+            if (_mean(low_key, high_key) == low_key) | ((counting > 0) & (found == target)):
+                busy = counting
+                summing = counting
+                counting = 0
+    best = tl.full((CHUNK,), INF, tl.float32)
+    ids = tl.full((CHUNK,), BIG, tl.int32)
+    start = vocab * 0
+    while start < vocab:
+        cols = start + tl.arange(0, CHUNK)
+        x = _read(row, cols, cols >= 0, step, edits)
+        keep = (_ordered(x) >= low_key) & (tl.exp2((x - top) * scale) >= min_p)
+        race = tl.where(keep, _exponential(cols, low, high, step) * tl.exp2((top - x) * scale), INF)
+        ids = tl.where(race < best, cols, ids)
+        best = tl.minimum(race, best)
+        start += CHUNK
+    return tl.min(tl.where(best == tl.min(best, 0), ids, BIG), 0)
+
+
+@triton.jit
+def _rows(
+    logits, stride, rows, params, state, tables, part, groups, few, history, out, out_stride, vocab, padded, slots,
+    length, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, WIDE_OUT: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Program r: the token of row r, and its machine's next state."""
+    r = tl.program_id(0).to(tl.int64)
+    slot = tl.load(rows + r).to(tl.int64)
+    p = params + slot * WIDTH
+    s = state + slot
+    kind = tl.load(p + KIND)
+    low, high = tl.load(p + KEY_LOW), tl.load(p + KEY_HIGH)
+    how = kind, tl.load(p + K), _number(p + SCALE), _number(p + TOP_P), _number(p + MIN_P), low, high
+    edits = _edits(p, tables, vocab, padded)
+    max_tokens, budget = tl.load(p + MAX_TOKENS), tl.load(p + BUDGET)
+    early_end, close_end = tl.load(p + EARLY_END), tl.load(p + CLOSE_END)
+    think, end_think = tl.load(p + THINK), tl.load(p + END_THINK)
+    call, end_call = tl.load(p + CALL), tl.load(p + END_CALL)
+    asked = tl.load(p + LOGPROB_ROW).to(tl.int64)
+    e = tl.arange(0, 128)
+    ends = tl.load(p + ENDS + e, mask=e < tl.load(p + ENDS_COUNT), other=-1)
+    eos_count = tl.load(p + EOS_COUNT)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    token, position, step = tl.load(s), tl.load(s + POSITION * slots), tl.load(s + COUNT * slots)
+    phase, used = tl.load(s + PHASE * slots), tl.load(s + USED * slots)
+    at, end, done = tl.load(s + AT * slots), tl.load(s + END * slots), tl.load(s + DONE * slots)
+    replaced = 0
+    if done == 0:
+        row = logits + r * stride
+        part += r * 6 * CHUNKS
+        i = tl.arange(0, triton.next_power_of_2(CHUNKS))
+        forced = at < end
+        if forced:
+            token = tl.load(p + TEXT + at)
+        else:
+            tops = tl.load(part + i, mask=i < CHUNKS, other=-INF)
+            top = tl.max(tops, 0)
+            if top == INF:
+                token = -1
+            elif top == -INF:
+                token = -2
+            elif kind == FREE:
+                race = tl.load(part + CHUNKS + i, mask=i < CHUNKS, other=INF) * tl.exp2((top - tops) * how[2])
+                token = tl.load(part + 2 * CHUNKS + tl.argmin(race, 0)).to(tl.int32, bitcast=True)
+            else:
+                GROUPS: tl.constexpr = CHUNKS * (CHUNK // GROUP)
+                SLOTS: tl.constexpr = triton.next_power_of_2(GROUPS)
+                g = tl.arange(0, SLOTS)
+                near = tl.load(groups + r * GROUPS + g, mask=g < GROUPS, other=-INF)
+                if kind == GREEDY:
+                    j = tl.argmax(near, 0) * GROUP + tl.arange(0, GROUP)
+                    token = tl.min(tl.where(_read(row, j, j >= 0, step, edits) == top, j, BIG), 0)
+                else:
+                    token = -1
+                    if kind != WIDE:
+                        sums = tl.load(part + 3 * CHUNKS + i, mask=(i < CHUNKS) & (kind == NUCLEUS), other=0.0)
+                        total = tl.sum(sums * tl.exp2((tops - top) * how[2]), 0)
+                        token = _among_few(row, near, few + r * 3 * FEW, top, total, how, step, edits, SLOTS)
+                    if token < 0:
+                        token = _among_all(row, top, how, step, edits, CHUNK)
+        if token < 0:
+            done = 3
+            tl.store(s + DONE * slots, done)
+        else:
+            # From here on: `engine.machine.Machine.push`.
+            free_end = (at >= end) & (step >= edits[7])
+            is_eos = tl.sum(((ends == token) & (e < eos_count)).to(tl.int32), 0) > 0
+            stopped = free_end & (tl.sum((ends == token).to(tl.int32), 0) > 0)
+            if free_end & is_eos & (phase == THINKING):
+                replaced = 1
+                stopped = False
+                at = early_end
+                end = close_end
+                token = tl.load(p + TEXT + at)
+            sampled = at >= end
+            at += 1 - sampled.to(tl.int32)
+            if stopped == 0:
+                if phase == THINKING:
+                    used += ((token != end_think) & sampled).to(tl.int32)
+                    phase = tl.where(token == end_think, ANSWER, THINKING)
+                elif phase == TOOL_CALL:
+                    phase = tl.where(token == end_call, ANSWER, TOOL_CALL)
+                elif token != end_think:
+                    phase = tl.where(token == think, THINKING, tl.where(token == call, TOOL_CALL, ANSWER))
+                if (phase == THINKING) & (at >= end) & (budget >= 0) & (used >= budget):
+                    at = tl.where(budget > 0, 0, early_end)
+                    end = tl.where(budget > 0, early_end, close_end)
+            done = tl.where(stopped, 1, tl.where(step + 1 >= max_tokens, 2, 0))
+            tl.store(s, token)
+            tl.store(s + POSITION * slots, position + 1)
+            tl.store(s + COUNT * slots, step + 1)
+            tl.store(s + PHASE * slots, phase)
+            tl.store(s + USED * slots, used)
+            tl.store(s + AT * slots, at)
+            tl.store(s + END * slots, end)
+            tl.store(s + DONE * slots, done)
+            tl.store(history + slot * length + step, token ^ -replaced, mask=step < length)
+            if edits[5] > 0:
+                place = tl.load(tables + COUNTS).to(tl.pointer_type(tl.int16)) + edits[5].to(tl.int64) * padded + token
+                seen = tl.load(place).to(tl.int32)
+                tl.store(place, (seen + ((seen & 0x7FFF) < 0x7FFF).to(tl.int32)).to(tl.int16))
+            if asked > 0:
+                tops = tl.load(part + 4 * CHUNKS + i, mask=i < CHUNKS, other=-INF)
+                top = tl.max(tops, 0)
+                sums = tl.load(part + 5 * CHUNKS + i, mask=i < CHUNKS, other=0.0)
+                total = tl.log2(tl.sum(sums * tl.exp2((tops - top) * LOG2E), 0)) * LN2
+                logprob = tl.load(row + token).to(tl.float32) - top - total
+                table = tl.load(tables + LOGPROBS).to(tl.pointer_type(tl.float32))
+                tl.store(table + asked * length + step, logprob, mask=step < length)
+                if WIDE_OUT:
+                    tl.store(out + r * out_stride + 2, logprob.to(tl.int32, bitcast=True))
+    tl.store(out + r * out_stride, token)
+    tl.store(out + r * out_stride + 1, done + 4 * replaced)
+
+
+def sample(
+    logits: Tensor, rows: Tensor, out: Tensor, params: Tensor, state: Tensor, tables: Tensor, history: Tensor,
+    vocab: int, chunk: int,
+) -> None:  # fmt: skip
+    """One token for each row of logits [R, columns >= vocab]; rows [R] int32: their slots. See `DeviceSampler.sample`.
+
+    params [slots, WIDTH] int32, state [8, slots] int32, tables [4] int64, history [slots, length] int32; chunk: columns
+    of one program, a power of two from 64 on; rows of the tables are padded to it. No slot twice, unless it is done.
+    """
+    count, columns = logits.shape
+    chunks = triton.cdiv(columns, chunk)
+    sizes = [count * 6 * chunks, count * chunks * (chunk // GROUP.value), count * 3 * FEW.value]
+    part, groups, few = torch.empty(sum(sizes), dtype=torch.int32, device=logits.device).split(sizes)
+    part, groups = part.view(torch.float32), groups.view(torch.float32)
+    slots, length = history.shape
+    given = logits, logits.stride(0), rows, params, state, tables, part, groups
+    padded = triton.cdiv(vocab, chunk) * chunk
+    options = {"CHUNK": chunk, "PDL": PDL} | ({"launch_pdl": True} if PDL else {})
+    launch(_chunks, (chunks, count), *given, columns, vocab, padded, slots, **options, num_warps=4)
+    launch(
+        _rows, (count,), *given, few, history, out, out.stride(0), vocab, padded, slots, length,
+        CHUNKS=chunks, WIDE_OUT=out.shape[1] > 2, **options, num_warps=8,
+    )  # fmt: skip
