@@ -130,9 +130,9 @@ def fused_linear(
 ) -> Tensor:
     """See `reference_engine.fused_linear`."""
     if norm is not None:
-        if x.dtype == torch.float32 and len(x) == 1 and eps > 0 and not invariant:
+        if x.shape[0] == 1 and x.dtype == torch.float32 and eps > 0 and not invariant:
             row = x[0]
-            scale = (torch.dot(row, row).item() / len(row) + eps) ** -0.5
+            scale = (torch.dot(row, row).item() / x.shape[1] + eps) ** -0.5
             x = torch.addcmul(_ZERO, x, norm, value=scale)
         else:
             x = F.rms_norm(x, (x.shape[1],), norm, eps)
@@ -147,7 +147,7 @@ def fused_linear(
 
 def _linear(x: Tensor, weight: Tensor, invariant: bool) -> Tensor:
     """x [M, K] @ weight [N, K]ᵀ, a fresh tensor."""
-    rows = len(x)
+    rows = x.shape[0]
     if rows == 0 or x.dtype != weight.dtype:
         return F.linear(x, weight)
     if x.dtype == torch.float32:
@@ -172,7 +172,7 @@ def _few(x: Tensor, weight: Tensor) -> Tensor:
 
 def _unpacked(x: Tensor, weight: Tensor) -> Tensor:
     """F.linear, but one bfloat16 row past oneDNN, which would copy the weights into its layout: 1.6 times as fast."""
-    if len(x) > 1 or x.dtype != torch.bfloat16 or not torch._C._get_mkldnn_enabled():
+    if x.shape[0] > 1 or x.dtype != torch.bfloat16 or not torch._C._get_mkldnn_enabled():
         return fused.linear(x, weight)
     torch._C._set_mkldnn_enabled(False)
     try:
@@ -227,12 +227,11 @@ def _step(plan: StepPlan, block: int) -> _Step:
 
 
 class _Heads(NamedTuple):
-    """QK-norm's constants: weights of all query and key heads · √D [H + KV, D], √(D · eps), the halves swapped."""
+    """QK-norm's constants: weights of all query and key heads · √D [H + KV, D], √(D · eps)."""
 
     key: tuple[int, ...]
     weight: Tensor
     floor: Tensor
-    swap: Tensor
 
 
 def _heads(q_weight: Tensor, k_weight: Tensor, heads: int, kv_heads: int, eps: float) -> _Heads:
@@ -242,8 +241,7 @@ def _heads(q_weight: Tensor, k_weight: Tensor, heads: int, kv_heads: int, eps: f
     if held is None or held.key != key:
         dim = q_weight.shape[0]
         weight = torch.cat((q_weight.detach().expand(heads, dim), k_weight.detach().expand(kv_heads, dim)))
-        swap = torch.arange(dim, device="cpu").roll(dim // 2)
-        held = _Heads(key, weight.float() * dim**0.5, torch.tensor(math.sqrt(dim * eps), device="cpu"), swap)
+        held = _Heads(key, weight.float() * dim**0.5, torch.tensor(math.sqrt(dim * eps), device="cpu"))
         q_weight._qwen3_heads = held  # type: ignore[attr-defined]
     return held
 
@@ -263,11 +261,11 @@ def rope_cache(
     dim, both = k_cache.shape[-1], heads + kv_heads
     step = _step(plan, k_cache.shape[1])
     norm = _heads(q_weight, k_weight, heads, kv_heads, eps)
-    parts = qkv.view(len(qkv), both + kv_heads, dim)
+    parts = qkv.view(qkv.shape[0], both + kv_heads, dim)
     qk = parts[:, :both].float()
     length = torch.hypot(torch.linalg.vector_norm(qk, dim=-1, keepdim=True), norm.floor)
     qk = (qk * norm.weight).div_(length)
-    turned = (qk * step.cos).addcmul_(qk.index_select(-1, norm.swap), step.sin).to(qkv.dtype)
+    turned = (qk * step.cos).addcmul_(qk.roll(dim // 2, -1), step.sin).to(qkv.dtype)
     for cache, new in ((k_cache, turned[:, heads:]), (v_cache, parts[:, both:])):
         if cache.dtype != new.dtype:
             new = saturated(new, cache.dtype)
@@ -318,7 +316,7 @@ def _one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _chunk(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """n queries [n, H, D]: the last n keys are their own and seen causally, those before by all; the two are merged."""
-    before = k.shape[2] - len(q)
+    before = k.shape[2] - q.shape[0]
     rows = q.transpose(0, 1).unsqueeze(0)
     flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     own, own_weight = flash(rows, k[:, :, before:], v[:, :, before:], 0.0, True)
@@ -343,7 +341,7 @@ def attend(
 ) -> Tensor:
     """See `reference_engine.attend`."""
     q = rope_cache(qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
-    return paged_attention(q, plan, k_cache, v_cache).reshape(len(q), -1)
+    return paged_attention(q, plan, k_cache, v_cache).reshape(q.shape[0], -1)
 
 
 def experts(
@@ -357,7 +355,7 @@ def experts(
     invariant: bool = False,
 ) -> Tensor:
     """See `reference.experts`; experts are multiplied as they are, since a second copy would rarely fit."""
-    if invariant and len(x) > 1:
+    if invariant and x.shape[0] > 1:
         rows = zip(*(t.split(1) for t in (x, weights, chosen)), strict=True)
         out = torch.cat([experts(one, gate_up, down, scale, own) for one, scale, own in rows])
         return out if residual is None else residual + out
