@@ -239,7 +239,7 @@ def matrix_tiles(m: int, n: int, k: int) -> list[Tile]:
             seen[tile.rows, tile.split] += 1
             best.append(tile)
     best = best[:6]
-    return [*best, best[1]._replace(ahead=128)]
+    return [*best, best[1]._replace(ahead=0)]
 
 
 def sweep_work(names: list[str]) -> list[tuple[str, int, int, int, list[bool], list[Tile]]]:

@@ -120,12 +120,13 @@ def _gemm(
     w_at = weight + rows[:, None] * K + k[None, :]
     x_at = x + m.to(tl.int64)[None, :] * stride + k[:, None]
     if PDL:
-        # What the pipeline asks for first comes into the L2 cache while the kernel before this one ends.
-        chunk = tl.minimum(begin + tl.arange(0, AHEAD // 128) * 128, K - 128)
-        tl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], 256; mov.u32 $0, 0;", "=r,l",
-            [(weight + rows[:, None] * K + chunk[None, :]).to(tl.uint64)], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
+        if AHEAD > 0:
+            # What the pipeline asks for first comes into the L2 cache (64 bytes each) while the kernel before ends.
+            chunk = tl.minimum(begin + tl.arange(0, AHEAD // 32) * 32, K - 16)
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l",
+                [(weight + rows[:, None] * K + chunk[None, :]).to(tl.uint64)], dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
         gdc_wait()
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     squares = tl.zeros((BLOCK_K, BLOCK_M), tl.float32)
@@ -180,7 +181,7 @@ class Tile(NamedTuple):
     """How a product is cut: rows and columns of the weight in a step, and how many warps a program has.
 
     split 0: `_gemv`, which asks for `depth` steps ahead. Else `_gemm`: `depth` pipeline stages, K in `split` slices,
-    the first `ahead` columns of a slice (a power of two, 128 or more) prefetched into the L2 cache.
+    the first `ahead` columns of a slice (a power of two, 32 or more, or 0) prefetched into the L2 cache.
     """
 
     rows: int
@@ -324,7 +325,7 @@ def run(
         BLOCK_M=block_m,
         SPLIT=tile.split,
         DEPTH=tile.depth,
-        AHEAD=max(128, tile.ahead),
+        AHEAD=tile.ahead,
         num_warps=tile.warps,
         **meta,
     )
