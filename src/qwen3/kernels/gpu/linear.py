@@ -281,7 +281,7 @@ def fused_linear(
         return reference_engine.fused_linear(
             *(x, weight), norm=norm, eps=eps, residual=residual, silu=silu, out_dtype=out_dtype, invariant=invariant
         )
-    if norm is not None and (invariant or m > MOST_ROWS or (m > 1 and x.dtype == torch.float16)):
+    if norm is not None and (invariant or m > MOST_ROWS or x.dtype == torch.float16):
         x, norm = (
             elementwise.rms_norm(x, norm, eps),
             None,
@@ -321,7 +321,7 @@ def run(
         _gemm,
         # Programs that run together share weights (up to 16 neighbours) and rows of x.
         (triton.cdiv(tiles, groups), triton.cdiv(n, tile.rows) * tile.split, groups),
-        *(x, weight, norm, residual, y, parts, arrived, m, x.stride(0), eps),
+        *(x, weight, norm, residual, y, parts, arrived, m, x.stride(0) if m > 1 else k, eps),
         BLOCK_M=block_m,
         SPLIT=tile.split,
         DEPTH=tile.depth,
