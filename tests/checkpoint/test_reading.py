@@ -292,7 +292,7 @@ def test_quantized(dense: Path) -> None:
     config = json.loads((dense / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "awq", "bits": 4}
     (dense / "config.json").write_text(json.dumps(config))
-    refused(dense, "'awq', and quantized checkpoints are not supported", ConfigError)
+    refused(dense, "'awq', and of quantized checkpoints only FP8", ConfigError)
     with pytest.raises(ConfigError, match="awq"):
         load_model(dense)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qwen3 import kernels
 from qwen3.kernels import fp8 as plain
 from qwen3.kernels import reference
 from qwen3.kernels.fp8 import FP8, Fp8Weight, quantize_fp8
@@ -114,9 +115,21 @@ def test_an_fp8_weight_moves_and_stays(rng: torch.Generator) -> None:
 def test_the_twin_of_a_linear_layer(rng: torch.Generator) -> None:
     x, weight, norm = normal(rng, 3, 64), quantize_fp8(normal(rng, 32, 64)), 1 + 0.3 * normal(rng, 64)
     out = plain.fp8_linear(x, weight, norm=norm, eps=EPS, silu=True)
-    wanted = reference.silu_mul(reference.rms_norm(x, norm, EPS) @ plain.dense(weight, x.dtype).t())
+    wanted = reference.silu_mul(reference.rms_norm(x, norm, EPS) @ weight.dequantize().t())
     assert distance(out, wanted) < 1e-3
-    assert plain.dense(norm, torch.float32) is norm
+
+
+def test_in_the_networks_own_operations(rng: torch.Generator) -> None:
+    weight, x = quantize_fp8(normal(rng, 32, 64)), normal(rng, 3, 64, dtype=torch.float32)
+    wanted = x @ weight.dequantize(torch.float32).t()
+    with torch.no_grad():
+        assert distance(kernels.linear(x, weight), wanted) < 1e-5
+    up, down = quantize_fp8(normal(rng, 4, 32, 64)), quantize_fp8(normal(rng, 4, 64, 16))
+    shares, chosen = torch.full((3, 2), 0.5, device=DEVICE), torch.tensor([[0, 3], [1, 3], [2, 0]], device=DEVICE)
+    with kernels.use("reference"):
+        out = kernels.experts(x, up, down, shares, chosen)
+        same = kernels.experts(x, up.dequantize(x.dtype), down.dequantize(x.dtype), shares, chosen)
+    assert torch.equal(out, same)
 
 
 # The kernels

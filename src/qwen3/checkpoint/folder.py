@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3.checkpoint.header import Header, read_header, read_json
@@ -70,19 +71,53 @@ def read_headers(folder: str | Path) -> list[Header]:
     return headers
 
 
-def check_not_quantized(folder: Path) -> None:
-    """ConfigError when `config.json` (if there is one) says that the weights are quantized."""
+@dataclass(frozen=True)
+class Fp8Format:
+    """What `quantization_config` says of an FP8 checkpoint. `skip`: names of modules that are not quantized."""
+
+    skip: tuple[str, ...] = ()
+    block: int = 128
+
+
+# the only value of each that is read; where a key is absent it is meant
+_FP8 = {
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "weight_block_size": [128, 128],
+    "activation_scheme": "dynamic",
+    "scale_fmt": "float",
+    "expert_dtype": "fp8",
+    "modules_to_convert": None,
+    "dequantize": False,
+}
+
+
+def stored_format(folder: Path) -> Fp8Format | None:
+    """How `config.json` says the weights are quantized: None if they are not (or if there is no such file).
+
+    Raises ConfigError for any quantization but FP8 in blocks of 128 × 128, naming the method or the key.
+    """
     config = folder / "config.json"
     if not config.exists():
-        return
+        return None
     data = read_json(config)
-    quantization = data.get("quantization_config") if isinstance(data, dict) else None
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    found = data.get("quantization_config") if isinstance(data, dict) else None
+    if not found:
+        return None
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    if method != "fp8":
         raise ConfigError(
-            f"{config}: quantization_config says {method or 'quantized'!r}, and quantized checkpoints are not "
-            "supported yet; use the repository with bfloat16 weights"
+            f"{config}: quantization_config says {method or 'quantized'!r}, and of quantized checkpoints only FP8 ones "
+            "are supported yet; use the repository with bfloat16 or FP8 weights"
         )
+    skip = found.get("modules_to_not_convert") or []
+    for key, value in found.items():
+        if key != "modules_to_not_convert" and (key not in _FP8 or value != _FP8[key]):
+            wanted = f"only {_FP8[key]!r} is supported" if key in _FP8 else "which is not known"
+            raise ConfigError(f"{config}: quantization_config.{key[:60]} is {str(value)[:60]!r}, {wanted}")
+    if not isinstance(skip, list) or not all(isinstance(name, str) for name in skip):
+        raise ConfigError(f"{config}: quantization_config.modules_to_not_convert must be a list of module names")
+    return Fp8Format(tuple(skip))
 
 
 def read_manifest(folder: str | Path) -> dict[str, tuple[int, str]] | None:

@@ -28,7 +28,7 @@ from qwen3.checkpoint.download import (
     describe_failure,
     download,
 )
-from qwen3.checkpoint.folder import UNSAFE_SUFFIXES, check_not_quantized, find_weight_files
+from qwen3.checkpoint.folder import UNSAFE_SUFFIXES, find_weight_files, stored_format
 from qwen3.checkpoint.resolved import Resolved, weights_sha256
 from qwen3.config import ModelConfig
 from qwen3.errors import ModelNotFoundError, Qwen3Error, RemoteError, UnsafeFileError, UsageError
@@ -130,7 +130,7 @@ def _download(hub: Hub, repo: str, listing: Listing, root: Path, progress: Progr
     # the small files say whether this is a model for us, before any of the big ones moves
     _download_all(hub, repo, [file for file in small if file in missing], root, snapshot, _uncounted)
     ModelConfig.from_pretrained(snapshot)
-    check_not_quantized(snapshot)
+    stored_format(snapshot)
 
     files = [file for file in weights if file in missing]
     total = sum(file.size for file in weights)

@@ -46,12 +46,18 @@ def check_fits(
     device: str | torch.device | None = None,
     *,
     extra: int = 0,
+    fp8: int = 0,
     name: str = "the model",
 ) -> None:
-    """Raises OutOfMemoryError with the numbers when the weights and `extra` bytes (a KV cache, say) do not fit."""
+    """Raises OutOfMemoryError with the numbers when the weights and `extra` bytes (a KV cache, say) do not fit.
+
+    fp8: how many of the weights are kept in one byte each.
+    """
     need, free = required_bytes(config, dtype) + extra, available_bytes(device)
+    need -= fp8 * (dtype_bytes(dtype or getattr(torch, config.dtype)) - 1)
     if free is not None and need > free:
         dtype_name = config.dtype if dtype is None else str(dtype).removeprefix("torch.")
+        dtype_name += f", {fp8:,} of them in FP8" if fp8 else ""
         cache = f" and {extra:,} bytes of working memory" if extra else ""
         raise OutOfMemoryError(
             f"{name} needs {need:,} bytes ({gigabytes(need)}: {config.num_parameters():,} weights in {dtype_name}"

@@ -7,6 +7,7 @@ a file into the views fills the parameters, and writing the views out gives the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -80,6 +81,14 @@ def official_views(config: ModelConfig, params: Mapping[str, Tensor]) -> dict[st
     if not config.tie_word_embeddings:
         out[HEAD] = params["lm_head.weight"].detach()
     return dict(sorted(out.items()))
+
+
+def fused_name(official: str) -> str:
+    """Our parameter that holds the official tensor of this name."""
+    name = official.removeprefix("model.")
+    name = re.sub(r"\.self_attn\.[qkv]_proj\.", ".self_attn.qkv_proj.", name)
+    name = re.sub(r"\.(gate|up)_proj\.weight$", ".gate_up_proj.weight", name)
+    return re.sub(r"\.experts\.\d+\.(\w+)\.weight$", r".experts.\1", name)
 
 
 def official_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

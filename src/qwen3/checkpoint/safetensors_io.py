@@ -18,15 +18,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from qwen3.checkpoint.folder import check_not_quantized, read_headers
+from qwen3.checkpoint.folder import Fp8Format, read_headers, stored_format
+from qwen3.checkpoint.fp8 import SCALE, convert, fp8_names, fp8_weights, scale_shape, scales_of
 from qwen3.checkpoint.header import TensorEntry, stamp
 from qwen3.checkpoint.journal import finish_interrupted_save
 from qwen3.checkpoint.memory import check_fits
-from qwen3.checkpoint.names import EMBED, HEAD, official_views
+from qwen3.checkpoint.names import EMBED, HEAD, fused_name, official_views
 from qwen3.config import ModelConfig
 from qwen3.errors import CorruptFileError
+from qwen3.kernels.fp8 import FP8, Fp8Weight
 
-TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+_PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+TORCH_DTYPES = {**_PLAIN, "F8_E4M3": FP8}
 CHUNK_BYTES = 4 << 20
 # several reads in flight fill a fast disk; each thread holds at most one chunk
 _READERS = min(4, os.cpu_count() or 1)
@@ -38,6 +41,8 @@ class HasConfig(Protocol):
     config: ModelConfig
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
 
     def get_submodule(self, target: str) -> nn.Module: ...
 
@@ -71,21 +76,26 @@ def load_weights(
     `device`, `dtype`: where and as what; None keeps the parameter's own (for meta parameters: the CPU, their dtype).
     Floating-point tensors of another dtype are converted chunk by chunk. All headers, names and shapes, and whether it
     all fits into memory, are checked before the first allocation, so that a refused checkpoint leaves the model as it
-    was. Peak memory is the weights plus a few 4 MB chunks.
+    was. Peak memory is the weights plus a few 4 MB chunks. Where the model holds Fp8Weights, they take over FP8 weights
+    as they are and quantize others; where it does not, FP8 weights are dequantized.
 
-    Raises CorruptFileError listing every missing, extra, misshapen or non-float tensor; ConfigError for a quantized
-    checkpoint; UnsafeFileError, ModelNotFoundError as `find_weight_files`; OutOfMemoryError with the numbers.
+    Raises CorruptFileError listing every missing, extra, misshapen or non-float tensor; ConfigError for checkpoints in
+    another quantization; UnsafeFileError, ModelNotFoundError as `find_weight_files`; OutOfMemoryError with the numbers.
     """
     started, folder = time.perf_counter(), Path(folder)
     if folder.suffix == ".gguf":
         raise CorruptFileError(f"{folder} is a GGUF file, which this release does not read yet; use safetensors")
     finish_interrupted_save(folder)
-    check_not_quantized(folder)
+    stored = stored_format(folder)
     headers = read_headers(folder)
     entries = {name: entry for header in headers for name, entry in header.tensors.items()}
-    params = dict(model.named_parameters())
-    views = official_views(model.config, params)
-    check_complete(folder, entries, {name: tuple(view.shape) for name, view in views.items()}, model.config)
+    params, held = dict(model.named_parameters()), fp8_weights(model)
+
+    def all_views() -> dict[str, Tensor]:
+        return official_views(model.config, params | {name: weight.data for name, weight in held.items()})
+
+    views = all_views()
+    check_complete(folder, entries, {name: tuple(view.shape) for name, view in views.items()}, model.config, stored)
 
     target = None if device is None else _device(device)
 
@@ -94,21 +104,25 @@ def load_weights(
 
     new = [name for name, p in params.items() if must_move(p)]
     if new:
-        first = params[new[0]]
-        check_fits(model.config, dtype or first.dtype, target or _home(first), name=str(folder))
+        first, small = params[new[0]], sum(weight.data.numel() for weight in held.values())
+        check_fits(model.config, dtype or first.dtype, target or _home(first), fp8=small, name=str(folder))
         for name in new:
             old = params[name]
             fresh = torch.empty(old.shape, dtype=dtype or old.dtype, device=target or _home(old))
             path, _, leaf = name.rpartition(".")
             params[name] = nn.Parameter(fresh, requires_grad=old.requires_grad)
             setattr(model.get_submodule(path), leaf, params[name])
-        views = official_views(model.config, params)
+    for weight in held.values():
+        if weight.data.is_meta or target not in (None, weight.device):
+            weight.to_empty(device=target or _home(weight.data))
+    views = all_views()
 
     with ExitStack() as stack:
         files = {header.file: stack.enter_context(header.file.open("rb")).fileno() for header in headers}
         jobs = sorted((entries[name].file, entries[name].begin, name) for name in views)
         with ThreadPoolExecutor(_READERS) as pool:
-            work = [pool.submit(_fill, files[file], entries[name], views[name]) for file, _, name in jobs]
+            weights = {name: held.get(fused_name(name)) for name in views}
+            work = [pool.submit(_load, files, entries, name, views[name], weights[name]) for _, _, name in jobs]
             tied = pool.submit(check_tied_copy, entries, model.config)
             try:
                 for job in work:
@@ -133,10 +147,20 @@ def load_weights(
 
 
 def check_complete(
-    folder: Path, entries: dict[str, TensorEntry], wanted: dict[str, tuple[int, ...]], config: ModelConfig
+    folder: Path,
+    entries: dict[str, TensorEntry],
+    wanted: dict[str, tuple[int, ...]],
+    config: ModelConfig,
+    stored: Fp8Format | None = None,
 ) -> None:
-    """Compares a checkpoint's tensors with `wanted` (official name → shape); CorruptFileError lists all differences."""
+    """Compares a checkpoint's tensors with `wanted` (official name → shape); CorruptFileError lists all differences.
+
+    stored: what config.json says of FP8 weights; their scales are wanted then too.
+    """
+    in_fp8 = set() if stored is None else fp8_names(config, stored)
     wanted_here = dict(wanted)
+    if stored is not None:
+        wanted_here |= {name + SCALE: scale_shape(wanted[name], stored) for name in sorted(in_fp8)}
     if config.tie_word_embeddings and HEAD in entries:
         wanted_here[HEAD] = wanted[EMBED]  # the official 0.6B stores a copy
     problems = [f"missing {name} {list(shape)}" for name, shape in wanted_here.items() if name not in entries]
@@ -147,8 +171,9 @@ def check_complete(
             continue
         if entry.shape != shape:
             problems.append(f"{name} has shape {list(entry.shape)} instead of {list(shape)}")
-        if entry.dtype not in TORCH_DTYPES:
-            problems.append(f"{name} is stored as {entry.dtype}, but weights must be {', '.join(TORCH_DTYPES)}")
+        allowed = ("F8_E4M3",) if name in in_fp8 else tuple(_PLAIN)
+        if entry.dtype not in allowed:
+            problems.append(f"{name} is stored as {entry.dtype}, but it must be {', '.join(allowed)}")
     if problems:
         raise CorruptFileError(f"{folder}: the weights do not match config.json: {'; '.join(problems)}")
 
@@ -162,6 +187,26 @@ def read_chunks(fd: int, entry: TensorEntry, chunk_bytes: int = CHUNK_BYTES) -> 
         _read_into(fd, part, position, entry)
         yield part.view(TORCH_DTYPES[entry.dtype])
         position += len(part)
+
+
+def _load(
+    files: dict[Path, int], entries: dict[str, TensorEntry], name: str, view: Tensor, weight: Fp8Weight | None
+) -> None:
+    """One official tensor, with its scales if it has any, into its place; `weight`: whose data that is part of."""
+    entry, scale_entry = entries[name], entries.get(name + SCALE)
+    fd = files[entry.file]
+    if weight is None and scale_entry is None:
+        _fill(fd, entry, view)
+    elif weight is not None and scale_entry is not None and weight.block == 128:
+        _fill(fd, entry, view)
+        _fill(files[scale_entry.file], scale_entry, scales_of(weight, view))
+    else:
+        scale = None
+        if scale_entry is not None:
+            scale = torch.empty(scale_entry.shape, dtype=torch.float32, device="cpu")
+            _fill(files[scale_entry.file], scale_entry, scale)
+        bytes_of_rows = 128 * view.shape[1] * TORCH_DTYPES[entry.dtype].itemsize
+        convert(read_chunks(fd, entry, max(1, CHUNK_BYTES // bytes_of_rows) * bytes_of_rows), scale, view, weight)
 
 
 def _fill(fd: int, entry: TensorEntry, view: Tensor) -> None:

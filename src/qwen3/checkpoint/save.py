@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qwen3.checkpoint.folder import INDEX, MANIFEST, SINGLE, read_manifest
+from qwen3.checkpoint.fp8 import fp8_weights
 from qwen3.checkpoint.journal import JOURNAL, commit, staging
 from qwen3.checkpoint.names import official_views
 from qwen3.checkpoint.safetensors_io import CHUNK_BYTES, HasConfig, byte_view
@@ -56,13 +57,15 @@ def save_checkpoint(
     A kill at any point leaves the old folder or the new one. Same weights, same bytes.
 
     Raises CorruptFileError naming a tensor that has NaN or infinite values (nothing is written then), UsageError for
-    wrong arguments, Qwen3Error when the disk is full or the folder cannot be written.
+    wrong arguments or FP8 weights, Qwen3Error when the disk is full or the folder cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give a folder to save into")
     if not max_shard_bytes >= 1:
         raise UsageError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1")
+    if fp8_weights(model):
+        raise UsageError(f"{folder}: a model with FP8 weights cannot be saved yet; load it without quantization")
     views = official_views(model.config, dict(model.named_parameters()))
     for name, view in views.items():
         if view.is_meta or view.dtype not in _DTYPE_NAMES:

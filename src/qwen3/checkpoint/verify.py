@@ -8,7 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen3.checkpoint.folder import MANIFEST, UNSAFE_SUFFIXES, check_not_quantized, find_weight_files, read_manifest
+from qwen3.checkpoint.folder import (
+    MANIFEST,
+    UNSAFE_SUFFIXES,
+    Fp8Format,
+    find_weight_files,
+    read_manifest,
+    stored_format,
+)
 from qwen3.checkpoint.header import Header, read_header, read_json
 from qwen3.checkpoint.journal import JOURNAL, finish_interrupted_save
 from qwen3.checkpoint.resolved import blob_name
@@ -92,9 +99,12 @@ class _Check:
     def run(self) -> None:
         self.attempt("files", finish_interrupted_save, self.folder)
         config: ModelConfig | None = self.attempt("config", ModelConfig.from_pretrained, self.folder)
-        quantized = config is not None and config.quantization_config is not None
-        if quantized:
-            self.attempt("config", check_not_quantized, self.folder)
+        stored: Fp8Format | None = None
+        if config is not None and config.quantization_config:
+            stored = self.attempt("config", stored_format, self.folder)
+            readable = stored is not None
+        else:
+            readable = config is not None
         weights: list[Path] = self.attempt("files", find_weight_files, self.folder) or []
         self.strays(weights)
         self.hashes(weights)
@@ -102,8 +112,8 @@ class _Check:
         self.report.files = len(headers)
         self.report.tensors = sum(len(header.tensors) for header in headers)
         self.report.bytes = sum(header.size for header in headers)
-        if config is not None and not quantized and weights and len(headers) == len(weights):
-            self.tensors(config)
+        if config is not None and readable and weights and len(headers) == len(weights):
+            self.tensors(config, stored)
         for header in headers:
             self.values(header)
         if config is not None:
@@ -176,7 +186,7 @@ class _Check:
                 self.progress(f"hashing {file.name}", done, size)
         return state.hexdigest()
 
-    def tensors(self, config: ModelConfig) -> None:
+    def tensors(self, config: ModelConfig, stored: Fp8Format | None) -> None:
         from qwen3.checkpoint.folder import read_headers
         from qwen3.checkpoint.names import official_shapes
         from qwen3.checkpoint.safetensors_io import check_complete, check_tied_copy
@@ -186,7 +196,7 @@ class _Check:
             return
         entries = {name: entry for header in headers for name, entry in header.tensors.items()}
         before = len(self.report.findings)
-        self.attempt("tensors", check_complete, self.folder, entries, official_shapes(config), config)
+        self.attempt("tensors", check_complete, self.folder, entries, official_shapes(config), config, stored)
         if len(self.report.findings) == before:
             self.attempt("tensors", check_tied_copy, entries, config)
 

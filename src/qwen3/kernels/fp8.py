@@ -1,8 +1,7 @@
 """Weights in float8_e4m3fn (4 exponent bits, 3 of mantissa, largest 448) with float32 scales, and their plain twins.
 
-Two layouts: one scale per output row (ours), and one per 128 × 128 block (Qwen's FP8 checkpoints, whose files call it
-`weight_scale_inv`). In both a weight is its FP8 value times its scale. Activations are quantized on the fly, one scale
-per token, or per token and 128 inputs to go with blocks.
+One scale per output row (ours), or per 128 × 128 block (Qwen's FP8 checkpoints: `weight_scale_inv`); a weight is its
+FP8 value times its scale. Activations are quantized on the fly: per token, with blocks per token and 128 inputs.
 """
 
 from __future__ import annotations
@@ -60,6 +59,13 @@ class Fp8Weight(nn.Module):
     def __getitem__(self, expert: int) -> Fp8Weight:
         return Fp8Weight(self.data[expert], self.scale[expert], self.block)
 
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), how: dict[str, Any] | None = None
+    ) -> Any:
+        """In PyTorch's own functions (`F.linear`, say) it acts as the weight it stands for, in the input's dtype."""
+        return function(*(a.dequantize(args[0].dtype) if isinstance(a, cls) else a for a in args), **(how or {}))
+
     def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """The weight itself, computed in float32 and rounded to `dtype`."""
         scale = self.scale
@@ -116,8 +122,3 @@ def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
 def fp8_linear(x: Tensor, weight: Fp8Weight, **how: Any) -> Tensor:
     """`reference_engine.fused_linear` with the weight dequantized to x's dtype; x is not quantized."""
     return reference_engine.fused_linear(x, weight.dequantize(x.dtype), **how)
-
-
-def dense(weight: Tensor | Fp8Weight, dtype: torch.dtype) -> Tensor:
-    """A weight as a tensor, whichever form it has."""
-    return weight.dequantize(dtype) if isinstance(weight, Fp8Weight) else weight

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from pathlib import Path
 
 import torch
 
 from qwen3.checkpoint import available_bytes, finish_interrupted_save, load_weights
-from qwen3.checkpoint.folder import check_not_quantized
+from qwen3.checkpoint.folder import stored_format
+from qwen3.checkpoint.fp8 import hold_fp8, parameters_to_hold
 from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
 from qwen3.model.network import Qwen3
@@ -47,25 +49,51 @@ def default_dtype(config: ModelConfig, device: torch.device | str) -> torch.dtyp
     return torch.float32 if free is None or config.weight_bytes("float32") <= free else torch.bfloat16
 
 
+def has_fp8(device: torch.device | str) -> bool:
+    """Whether this device multiplies FP8: NVIDIA GPUs from compute capability 8.9."""
+    device = torch.device(device)
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def load_model(
-    path: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None
+    path: str | Path,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    *,
+    quantization: str | None = None,
 ) -> Qwen3:
     """Loads a Hugging Face folder (`config.json`, safetensors) for inference; no tokenizer files are needed.
 
-    device None: CUDA if present, else CPU. dtype None: see `default_dtype`. Raises ModelNotFoundError, ConfigError,
-    CorruptFileError, UnsafeFileError or OutOfMemoryError with one line that names the file, key or tensor.
+    device None: CUDA if present, else CPU. dtype None: see `default_dtype`. quantization "fp8": the projections (all
+    but embedding, head and router) are kept in FP8, row by row quantized while they are read. None: as the checkpoint
+    has them, except that FP8 weights become `dtype`, with a warning, on a device that cannot multiply FP8.
+
+    Raises ModelNotFoundError, ConfigError, CorruptFileError, UnsafeFileError or OutOfMemoryError with one line that
+    names the file, key or tensor; UsageError for a wrong argument.
     """
     folder = Path(path)
     finish_interrupted_save(folder)
     config = ModelConfig.from_pretrained(folder)
-    check_not_quantized(folder)
+    stored = stored_format(folder)
     target = best_device() if device is None else torch.device(device)
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise UsageError(f"dtype {dtype!r} is not supported (expected {', '.join(DTYPES)})")
         dtype = DTYPES[dtype]
+    if quantization not in (None, "fp8"):
+        raise UsageError(f"quantization {quantization!r} is not supported (expected 'fp8', or None)")
     wanted = default_dtype(config, target) if dtype is None else dtype
     model = Qwen3(config, device="meta", dtype=wanted)
+    if quantization == "fp8" or (stored is not None and has_fp8(target)):
+        names, uneven = parameters_to_hold(config, stored)
+        hold_fp8(model, names, 0 if stored is None else stored.block)
+        if uneven:
+            more = f" and of {len(uneven) - 1} more" if len(uneven) > 1 else ""
+            problem = f"the parts of {min(uneven)}{more} are no whole blocks of FP8; they become {wanted}"
+            warnings.warn(f"{folder}: {problem}", stacklevel=2)
+    elif stored is not None:
+        problem = f"the weights are FP8, which {target} cannot multiply; they become {wanted}"
+        warnings.warn(f"{folder}: {problem}", stacklevel=2)
     load_weights(model, folder, device=target, dtype=wanted)
     model.rotary.to(target)
     return model.eval()
