@@ -18,8 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from qwen3.errors import UsageError
-from qwen3.kernels.gpu.launch import launch
+from qwen3.kernels.gpu.launch import PDL, launch
 from qwen3.kernels.gpu.moe_tables import INVARIANT, One, Run, Tile, choose
+
+_PDL = {"PDL": PDL, "launch_pdl": PDL}
 
 
 @triton.jit
@@ -66,7 +68,7 @@ def route(logits: Tensor, top_k: int, normalise: bool, counts: Tensor | None = N
     meta = {"WIDTH": triton.next_power_of_2(experts), "SLOTS": triton.next_power_of_2(top_k)}
     if tokens:
         launch(_route, (tokens,), logits.contiguous(), counts, weights, chosen, E=experts, TOP=top_k,
-               NORMALISE=normalise, **meta, **_pdl(logits), num_warps=1)  # fmt: skip
+               NORMALISE=normalise, **meta, **_PDL, num_warps=1)  # fmt: skip
     return weights, chosen
 
 
@@ -98,7 +100,7 @@ def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> 
     out = torch.empty(len(ids), experts, dtype=torch.float32, device=ids.device)
     if len(ids):
         launch(_uniform, (len(ids),), ids, positions, out, layer, E=experts, WIDTH=triton.next_power_of_2(experts),
-               **_pdl(ids), num_warps=1)  # fmt: skip
+               **_PDL, num_warps=1)  # fmt: skip
     return out
 
 
@@ -247,22 +249,25 @@ def _gemm(
     SWAP: weights are the left operand, so that a few pairs fill a narrow right one. FP8: 0, 1 (scale per row), 128.
     """
     if PDL:
+        # As in `_one_gate_up` and `_one_down`. One program always waits, so that kernels still end in their order.
+        if GATED or tl.program_id(0) == 0:
+            tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     slot = tl.program_id(0) // (N // BN)
     lane = tl.arange(0, BM)
     if LISTED:
-        info = tl.load(tiles + slot)
+        info = tl.load(tiles + slot, cache_modifier=".cg")
         if info & 65535 == 0:
             return
         expert = info // 65536
-        pair = tl.load(order + slot * BM + lane, mask=lane < (info & 65535), other=-1)
+        pair = tl.load(order + slot * BM + lane, mask=lane < (info & 65535), other=-1, cache_modifier=".cg")
     else:
         expert = slot
         if BY_PAIR:
-            expert = tl.load(chosen + slot)
+            expert = tl.load(chosen + slot, cache_modifier=".cg")
         rank = tl.arange(0, SLOTS)[None, :]
-        picks = tl.load(chosen + lane[:, None] * TOP + rank, mask=(lane < tokens)[:, None] & (rank < TOP), other=-1)
+        at = chosen + lane[:, None] * TOP + rank
+        picks = tl.load(at, mask=(lane < tokens)[:, None] & (rank < TOP), other=-1, cache_modifier=".cg")
         pair = tl.max(tl.where(picks == expert, lane[:, None] * TOP + rank, -1), 1)
         first = tl.min(tl.where(pair < 0, tokens * TOP, pair), 0)
         if BY_PAIR:
@@ -282,6 +287,8 @@ def _gemm(
     high: tl.constexpr = (N + 127) // 128
     source = x + (pair // TOP if GATED else pair).to(tl.int64) * K
     base = w + expert.to(tl.int64) * N * K + row * K
+    if PDL and not GATED:
+        tl.extra.cuda.gdc_wait()
     acc = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.float32)
     for start in range(0, K, BK):
         k = start + tl.arange(0, BK)
@@ -341,11 +348,6 @@ def _combine(parts, chosen, residual, out, H: tl.constexpr, TOP: tl.constexpr, B
     tl.store(out + token * H + n, y.to(out.dtype.element_ty))
 
 
-def _pdl(x: Tensor) -> dict[str, Any]:
-    on = x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
-    return {"PDL": on, "launch_pdl": True} if on else {"PDL": False}
-
-
 def _fit(block: int, size: int, name: str) -> int:
     """The largest power of two up to `block` that divides `size`; UsageError if 16 does not."""
     if size % 16:
@@ -402,14 +404,13 @@ def run(
     act = x.new_empty(tokens * top, m)
     if residual is not None:
         residual = residual.contiguous()
-    pdl = _pdl(x)
     if isinstance(gate, One) and isinstance(low, One) and tokens == 1:
         bn, bk = _fit(gate.bn, m, "moe_intermediate_size"), _fit(gate.bk, h, "hidden_size")
         launch(_one_gate_up, (m // bn, top), x, wide, wide_scale, chosen, act, M=m, K=h, BN=bn, BK=bk, FP8=fp8,
-               AHEAD=gate.ahead, num_warps=gate.warps, **pdl)  # fmt: skip
+               AHEAD=gate.ahead, num_warps=gate.warps, **_PDL)  # fmt: skip
         bn, bk = _fit(low.bn, h, "hidden_size"), _fit(low.bk, m, "moe_intermediate_size")
         launch(_one_down, (h // bn,), act, tall, tall_scale, weights, chosen, residual, out, M=m, H=h, TOP=top, BN=bn,
-               BK=bk, FP8=fp8, AHEAD=low.ahead, num_warps=low.warps, **pdl)  # fmt: skip
+               BK=bk, FP8=fp8, AHEAD=low.ahead, num_warps=low.warps, **_PDL)  # fmt: skip
         return out
     if isinstance(gate, One) or isinstance(low, One):
         raise UsageError("One is a tile for one token, and for both products")
@@ -434,8 +435,8 @@ def run(
         launch(_gemm, (slots * (N // bn),), a, w, scale, weights, chosen, order, tiles, to, tokens, GATED=a is x,
                N=N, K=K, TOP=top, SLOTS=triton.next_power_of_2(top), LISTED=bool(gate.bm), BY_PAIR=by_pair,
                SWAP=tile.swap, FP8=fp8, BM=bm, BN=bn, BK=bk, num_warps=tile.warps, num_stages=tile.stages,
-               **pdl)  # fmt: skip
+               **_PDL)  # fmt: skip
     block = _fit(1024, h, "hidden_size")
     launch(_combine, (tokens, h // block), parts, chosen, residual, out, H=h, TOP=top, BLOCK=block,
-           num_warps=4, **pdl)  # fmt: skip
+           num_warps=4, **_PDL)  # fmt: skip
     return out

@@ -1,0 +1,294 @@
+"""Checks and times the expert kernels on this GPU; the measured tiles go into src/qwen3/kernels/gpu/moe_tables.py.
+
+PYTHONPATH=src OUT=folder python tools/tune/moe.py [seconds to spend, default 50]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from qwen3.kernels import reference_moe
+from qwen3.kernels.fp8 import Fp8Weight, quantize_fp8
+from qwen3.kernels.gpu import launch, moe, moe_tables
+from qwen3.kernels.gpu.moe_tables import INVARIANT, One, Tile, seconds
+
+E, TOP = 128, 8
+SHAPES = {"30B-A3B": (2048, 768), "235B-A22B": (4096, 1536)}
+READ = 3.1e12
+BEGIN = time.monotonic()
+LIMIT = float(sys.argv[1]) if len(sys.argv) > 1 else 50.0
+report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": []}
+
+ONE_GATE = [
+    One(4, 512, 4, 4),
+    One(4, 1024, 4, 2),
+    One(8, 512, 4, 2),
+    One(8, 512, 8, 2),
+    One(2, 1024, 2, 2),
+    One(2, 2048, 4, 1),
+]
+ONE_LOW = [
+    One(4, 256, 4, 24),
+    One(4, 256, 4, 12),
+    One(2, 256, 2, 24),
+    One(8, 256, 8, 12),
+    One(8, 256, 8, 24),
+    One(4, 256, 4, 6),
+]
+DENSE = [
+    Tile(0, 64, 128, 4, 4, True), Tile(0, 64, 64, 4, 6, True), Tile(0, 128, 64, 4, 5, True),
+    Tile(0, 32, 256, 4, 3, True),
+    Tile(0, 64, 128, 4, 3, True), Tile(0, 128, 128, 8, 3, True), Tile(0, 64, 256, 4, 3, True),
+    Tile(0, 64, 128, 4, 4, False),
+    Tile(0, 128, 64, 4, 4, False),
+]  # fmt: skip
+LISTED = [
+    Tile(64, 128, 64, 4, 4, False), Tile(64, 64, 128, 4, 3, False), Tile(32, 64, 128, 4, 4, True),
+    Tile(32, 128, 64, 4, 4, True), Tile(64, 64, 128, 4, 3, True), Tile(16, 64, 128, 4, 4, True),
+]  # fmt: skip
+MANY = [
+    Tile(128, 256, 64, 8, 3, False), Tile(128, 128, 64, 4, 3, False), Tile(128, 128, 64, 8, 4, False),
+    Tile(64, 256, 64, 4, 3, False), Tile(128, 256, 64, 8, 3, True), Tile(128, 128, 64, 4, 3, True),
+]  # fmt: skip
+EIGHT_DENSE = [tile for tile in DENSE if tile.swap]
+
+
+def section(work: Callable[..., None], *args: Any) -> None:
+    if time.monotonic() - BEGIN > LIMIT:
+        print("skipped for time:", work.__name__, args[:1])
+        return
+    start = time.monotonic()
+    try:
+        work(*args)
+    except Exception:
+        traceback.print_exc(limit=4)
+        print("FAILED", work.__name__, args[:1])
+    torch.cuda.synchronize()
+    print(f"# {work.__name__} {args[:1]} {time.monotonic() - start:.1f} s", flush=True)
+
+
+def weights_of(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    h, m = SHAPES[name]
+    gate_up = torch.empty(E, 2 * m, h, device="cuda", dtype=torch.bfloat16).normal_(0, h**-0.5)
+    return gate_up, torch.empty(E, h, m, device="cuda", dtype=torch.bfloat16).normal_(0, m**-0.5)
+
+
+def batch(tokens: int, h: int, seed: int) -> tuple[torch.Tensor, ...]:
+    ids = torch.randint(0, 10000, (tokens,), device="cuda", dtype=torch.int32)
+    positions = torch.full_like(ids, seed)
+    weights, chosen = moe.route(moe.uniform_logits(ids, positions, seed, E), TOP, True)
+    return torch.randn(tokens, h, device="cuda").bfloat16(), weights, chosen
+
+
+def truth(x: torch.Tensor, gate_up: Any, down: Any, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    out = torch.zeros_like(x, dtype=torch.float32)
+    for expert in chosen.unique().tolist():
+        token, slot = (chosen == expert).nonzero(as_tuple=True)
+        if expert < 0:
+            continue
+        wide, tall = gate_up[expert], down[expert]
+        if isinstance(wide, Fp8Weight):
+            wide, tall = wide.dequantize(torch.float32), tall.dequantize(torch.float32)
+        gate, up = F.linear(x[token].float(), wide.float()).chunk(2, -1)
+        out.index_add_(0, token, F.linear(F.silu(gate) * up, tall.float()) * weights[token, slot].float()[:, None])
+    return out
+
+
+def error(out: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((out.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def check_small() -> None:
+    for tokens in (1, 7, 4096):
+        logits = torch.randn(tokens, E, device="cuda") * 2
+        counts = torch.randint(1, TOP + 1, (tokens,), device="cuda", dtype=torch.int32)
+        for given in (None, counts):
+            weights, chosen = moe.route(logits, TOP, True, given)
+            wanted, picks = reference_moe.route(logits, TOP, True, given)
+            assert chosen.long().equal(picks), "route: chosen"
+            torch.testing.assert_close(weights, wanted, rtol=1e-4, atol=1e-6)
+        ids = torch.randint(0, 151936, (tokens,), device="cuda", dtype=torch.int32)
+        for layer in (0, 1, 16, 47):
+            got = moe.uniform_logits(ids, ids // 3, layer, E)
+            assert got.equal(reference_moe.uniform_logits(ids, ids // 3, layer, E)), "uniform_logits"
+    print("route and uniform_logits ok")
+
+
+def check(name: str, gate_up: torch.Tensor, down: torch.Tensor) -> None:
+    h = down.shape[1]
+    for kind in ("bf16", "fp8", "fp8-128"):
+        wide, tall = (gate_up, down) if kind == "bf16" else packed(gate_up, down, 128 if kind == "fp8-128" else 0)
+        line = []
+        for tokens in (1, 2, 9, 32, 64, 100, 700, 3000):
+            x, weights, chosen = batch(tokens, h, tokens)
+            if tokens % 2 == 0:
+                chosen[:, 5:], weights[:, 5:] = -1, 0
+            residual = torch.randn_like(x)
+            wanted = truth(x, wide, tall, weights, chosen) + residual.float()
+            for invariant in (False, True):
+                found = error(
+                    moe.experts(x, wide, tall, weights, chosen, residual=residual, invariant=invariant), wanted
+                )
+                line.append(f"{tokens}{'i' if invariant else ''}:{found:.4f}{'' if found < 6e-3 else '!!'}")
+        print(name, kind, *line)
+    x, weights, chosen = batch(700, h, 1)
+    whole = moe.experts(x, gate_up, down, weights, chosen, invariant=True)
+    same = all(
+        moe.experts(x[a:b], gate_up, down, weights[a:b], chosen[a:b], invariant=True).equal(whole[a:b])
+        for a, b in ((0, 1), (31, 32), (100, 164), (3, 500))
+    )
+    again = moe.experts(x, gate_up, down, weights, chosen)
+    print(name, "invariant bitwise", same, "| default tiles give the same bits", again.equal(whole),
+          "| repeats", again.equal(moe.experts(x, gate_up, down, weights, chosen)),
+          "| dense same bits",
+          moe.experts(x[:32], gate_up, down, weights[:32], chosen[:32]).equal(whole[:32]))  # fmt: skip
+
+
+def packed(gate_up: torch.Tensor, down: torch.Tensor, block: int) -> tuple[Fp8Weight, Fp8Weight]:
+    """Expert by expert: the float32 in between would not fit at once."""
+
+    def stack(weight: torch.Tensor) -> Fp8Weight:
+        parts = [quantize_fp8(one, block) for one in weight]
+        data = torch.stack([part.data.view(torch.uint8) for part in parts]).view(torch.float8_e4m3fn)
+        return Fp8Weight(data, torch.stack([part.scale for part in parts]), block)
+
+    return stack(gate_up), stack(down)
+
+
+def sweep(name: str, wide: Any, tall: Any, kind: str, tokens: int, gates: list[Any], lows: list[Any]) -> None:
+    """All gate tiles with the first down tile that goes with them, then all down tiles with the best gate tile."""
+    h, m = SHAPES[name]
+    sets = [batch(tokens, h, seed) for seed in range(6 if tokens < 1000 else 1)]
+    residual = torch.randn_like(sets[0][0])
+
+    def go(gate: Any, low: Any) -> None:
+        for x, weights, chosen in sets:
+            moe.run(x, wide, tall, weights, chosen, residual, gate, low)
+
+    def mates(tile: Any, others: list[Any]) -> list[Any]:
+        return [other for other in others if isinstance(tile, One) or other.bm == tile.bm]
+
+    with launch.collect() as jobs:
+        for gate in gates:
+            for low in mates(gate, lows):
+                go(gate, low)
+    launch.compile_all(jobs)
+    calls = 2 if tokens < 1000 else 1
+
+    def timed(gate: Any, low: Any) -> float:
+        try:
+            return seconds(go, (gate, low), 5, calls) / len(sets)
+        except Exception as problem:
+            print("failed", gate, low, str(problem)[:200])
+            return float("inf")
+
+    first = {gate: timed(gate, mates(gate, lows)[0]) for gate in gates}
+    found = {}
+    for gate in sorted(first, key=first.__getitem__)[: 1 if tokens < 100 else 2]:
+        for low in mates(gate, lows):
+            found[gate, low] = timed(gate, low)
+    (gate, low), best = min(found.items(), key=lambda item: item[1])
+    size = 1 if isinstance(wide, Fp8Weight) else 2
+    distinct = sum(len(chosen.unique()) for _, _, chosen in sets) / len(sets)
+    floor = max(distinct * 3 * h * m * size / READ, tokens * TOP * 6 * h * m / 8e14)
+    row = {"model": name, "kind": kind, "tokens": tokens, "distinct": distinct,
+           "us": best * 1e6, "floor_us": floor * 1e6,
+           "gb_s": distinct * 3 * h * m * size / best / 1e9, "tflop_s": tokens * TOP * 6 * h * m / best / 1e12,
+           "gate": gate, "low": low, "gates": [(tile, first[tile] * 1e6) for tile in gates],
+           "lows": [(*pair, value * 1e6) for pair, value in found.items()]}  # fmt: skip
+    report["rows"].append(row)
+    print(name, kind, tokens, "| gates", *(f"{tuple(tile)}:{first[tile] * 1e6:.1f}" for tile in gates))
+    print("   lows", *(f"{tuple(pair[1])}:{value * 1e6:.1f}" for pair, value in found.items()))
+
+
+def torch_grouped(name: str, gate_up: torch.Tensor, down: torch.Tensor, tokens: int) -> None:
+    """The same through PyTorch's grouped product, with and without what has to be done around it."""
+    h, m = SHAPES[name]
+    x, _, chosen = batch(tokens, h, 1)
+    order = chosen.flatten().argsort(stable=True)
+    offs = chosen.flatten().long().bincount(minlength=E).cumsum(0).int()
+    rows = x[order // TOP]
+    wide, tall = gate_up.transpose(1, 2), down.transpose(1, 2)
+    act = torch.randn(len(rows), m, device="cuda").bfloat16()
+    first = seconds(lambda *_: torch._grouped_mm(rows, wide, offs), (), 5, 1)
+    second = seconds(lambda *_: torch._grouped_mm(act, tall, offs), (), 5, 1)
+    gather = seconds(lambda *_: x[order // TOP], (), 5, 1)
+    work = 2 * tokens * TOP * m * h / 1e12
+    print(f"torch grouped_mm {name} {tokens}: gate/up {2 * work / first:.0f} TFLOP/s, down {work / second:.0f}, "
+          f"together {(first + second) * 1e6:.0f} us, gather {gather * 1e6:.0f} us")  # fmt: skip
+    report[f"grouped_mm {name} {tokens}"] = [first, second, gather]
+
+
+def small_times() -> None:
+    for tokens in (1, 32, 16384):
+        logits = torch.randn(tokens, E, device="cuda")
+        ids = torch.arange(tokens, device="cuda", dtype=torch.int32)
+        one = seconds(lambda *_: moe.route(logits, TOP, True), (), 5, 20) * 1e6  # noqa: B023
+        two = seconds(lambda *_: moe.uniform_logits(ids, ids, 3, E), (), 5, 20) * 1e6  # noqa: B023
+        print(f"route {tokens}: {one:.2f} us, uniform_logits {two:.2f} us")
+        report[f"route {tokens}"] = one
+
+
+def profile(name: str, wide: Any, tall: Any, tokens: int) -> None:
+    """Time of each kernel with the tiles of the table."""
+    x, weights, chosen = batch(tokens, SHAPES[name][0], 1)
+    moe.experts(x, wide, tall, weights, chosen)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        for _ in range(5):
+            moe.experts(x, wide, tall, weights, chosen)
+        torch.cuda.synchronize()
+    events = [event for event in seen.key_averages() if event.device_time_total]
+    print("profile", name, tokens, *(f"{event.key[:24]}:{event.device_time_total / 5:.1f}" for event in events))
+
+
+def main() -> None:
+    section(check_small)
+    section(small_times)
+    for name in SHAPES:
+        gate_up, down = weights_of(name)
+        section(check, name, gate_up, down)
+        if name != "30B-A3B":
+            section(sweep, name, gate_up, down, "bf16", 32, DENSE[:5], DENSE[:5])
+            section(sweep, name, gate_up, down, "bf16", 1, ONE_GATE[:4], ONE_LOW[:4])
+            section(sweep, name, gate_up, down, "bf16", 4096, MANY[:3], MANY[:3])
+            continue
+        section(sweep, name, gate_up, down, "bf16", 32, DENSE, DENSE)
+        section(sweep, name, gate_up, down, "bf16", 1, ONE_GATE, ONE_LOW)
+        section(sweep, name, gate_up, down, "bf16", 16384, MANY, MANY)
+        section(torch_grouped, name, gate_up, down, 16384)
+        section(sweep, name, gate_up, down, "bf16", 256, LISTED, LISTED)
+        section(sweep, name, gate_up, down, "bf16", 8, DENSE[:5], DENSE[:5])
+        section(sweep, name, gate_up, down, "bf16", 64, DENSE[:5] + LISTED[:3], DENSE[:5] + LISTED[:3])
+        for tokens in (1, 32, 256, 16384):
+            section(profile, name, gate_up, down, tokens)
+        section(sweep, name, gate_up, down, "bf16", 4096, MANY[:4], MANY[:4])
+        section(torch_grouped, name, gate_up, down, 4096)
+        wide, tall = packed(gate_up, down, 128)
+        for tokens, tiles in ((32, EIGHT_DENSE[:5]), (256, [tile for tile in LISTED if tile.swap])):
+            section(sweep, name, wide, tall, "fp8-128", tokens, tiles, tiles)
+        wide, tall = packed(gate_up, down, 0)
+        section(sweep, name, wide, tall, "fp8", 256, [tile for tile in LISTED if tile.swap], LISTED[2:])
+        section(sweep, name, wide, tall, "fp8", 1, ONE_GATE[:4], ONE_LOW[:4])
+        section(sweep, name, wide, tall, "fp8", 4096, MANY[4:], MANY[4:])
+        del gate_up, down, wide, tall
+    for row in report["rows"]:
+        print(f"{row['model']:10} {row['kind']:8} {row['tokens']:6} {row['distinct']:6.1f} experts {row['us']:9.1f} us "
+              f"{row['gb_s']:6.0f} GB/s {row['tflop_s']:5.0f} TFLOP/s  {row['floor_us'] / row['us']:4.0%} of floor  "
+              f"{tuple(row['gate'])} {tuple(row['low'])}")  # fmt: skip
+    print({key: value for key, value in moe_tables._known.items() if key}.keys(), INVARIANT)
+    out = Path(os.environ.get("OUT", "."))
+    (out / "moe.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
