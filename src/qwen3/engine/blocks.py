@@ -1,31 +1,28 @@
 """The paged KV memory as numbers: which blocks are free, in use, or idle but worth keeping (the prefix cache).
 
-A block holds the keys and values of `block_size` consecutive tokens, in all layers. Full blocks whose tokens are known
-form a tree: below a root for every KV identity (everything that changes keys and values: tenant salt, weights version,
-adapter, …), a child for each tuple of token ids that follows. A path from the root therefore is the whole prefix, compared
-exactly: there are no hash collisions, and each block is hashed once. Every operation costs O(1) a block.
+A block holds keys and values of `block_size` consecutive tokens, in all layers. Full blocks whose tokens are known
+form a tree: under a root for each KV identity (all that changes keys and values: tenant salt, weights version, adapter,
+…), a child for each tuple of ids that follows. A path is the whole prefix, compared exactly: no hash collisions, and
+each block is hashed once. Every operation costs O(1) a block. Two invariants carry the rest:
 
-Two invariants carry the rest:
-* free + used + cached == blocks - 1 (block 0 is scratch for padding). Used: somebody refers to it. Cached: nobody does,
-  but a node does.
-* A live node's ancestors are alive: a node leaves together with everything below it. Sequences let go of their last block
-  first, so in the order of last use leaves come before their parents and rarely anything is below.
+* free + used + cached == blocks - 1 (block 0 is scratch, for padding). Used: somebody refers to it; cached: only nodes.
+* A live node's ancestors are alive: a node leaves with all below it. Sequences let go of their last block first, so in
+  the order of last use leaves come before their parents, and rarely is anything below.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable
+from collections import OrderedDict
+from collections.abc import Hashable
 
 from qwen3.errors import UsageError
 
 
 class Node:
-    """A full block in the prefix tree. `step`: the plan that computes it; later plans may read it.
+    """A full block in the prefix tree, computed by plan `step` (later plans may read it).
 
-    A root has block 0, no parent and the identity as its key. A dead node (evicted, forgotten) has neither parent nor
-    children: nothing can be found below it, and nothing can be registered there.
-    """
+    A root has block 0, no parent and the identity as key. Nothing is found or registered below a dead node (evicted,
+    forgotten): it has neither parent nor children."""
 
     __slots__ = ("alive", "block", "children", "key", "parent", "step")
 
@@ -39,10 +36,7 @@ class Node:
 
 
 class BlockPool:
-    """`blocks` blocks of `block_size` tokens, numbered from 0; block 0 is never given out.
-
-    Raises UsageError when there is not at least one block to give.
-    """
+    """`blocks` blocks of `block_size` tokens; block 0 is never given out. Raises UsageError if there is no other."""
 
     def __init__(self, blocks: int, *, block_size: int = 16) -> None:
         if blocks < 2 or block_size < 1:
@@ -53,7 +47,7 @@ class BlockPool:
         self._nodes: list[Node | None] = [None] * blocks
         self._free = list(range(blocks - 1, 0, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()  # cached blocks, least recently used first
-        self._roots: dict[Hashable, Node] = {}
+        self.roots: dict[Hashable, Node] = {}  # by identity, of those under which anything is cached
 
     @property
     def free(self) -> int:
@@ -69,13 +63,8 @@ class BlockPool:
 
     @property
     def available(self) -> int:
-        """How many blocks `take` can give: free ones and cached ones."""
+        """How many blocks `take` can give."""
         return len(self._free) + len(self._idle)
-
-    @property
-    def identities(self) -> tuple[Hashable, ...]:
-        """The KV identities that something is cached under."""
-        return tuple(self._roots)
 
     def take(self) -> int:
         """A block of one's own: a free one, else the least recently used cached one. 0: there is none."""
@@ -98,7 +87,7 @@ class BlockPool:
         return block
 
     def release(self, blocks: list[int]) -> None:
-        """One reference less to each block of a sequence (or of its tail): it becomes cached if a node has it, else free."""
+        """One reference less to each block of a sequence, or of its tail: without any it is cached or free."""
         references, nodes = self.references, self._nodes
         for block in reversed(blocks):  # the leaf first: it will be evicted before its parent
             references[block] -= 1
@@ -108,19 +97,14 @@ class BlockPool:
                 else:
                     self._idle[block] = None
 
-    def find(self, identity: Hashable) -> Node | None:
-        """The root of an identity, if anything is cached under it."""
-        return self._roots.get(identity)
-
     def root(self, identity: Hashable) -> Node:
-        """The root of an identity, to register below at once (an empty root does not outlive its last child)."""
-        return self._roots.setdefault(identity, Node(None, identity, 0, 0))
+        """The root of an identity, to register below at once (it does not outlive its last child)."""
+        return self.roots.setdefault(identity, Node(None, identity, 0, 0))
 
     def register(self, parent: Node, ids: tuple[int, ...], block: int, step: int) -> Node:
-        """`block`, in use by the caller, holds (after plan `step`) the tokens `ids` that follow `parent`. -> their node.
+        """`block`, in use by the caller, holds the tokens `ids` after `parent` once plan `step` has run. -> their node.
 
-        If another block holds the same, that one stays the node's when it is in use; an idle one is freed for ours.
-        """
+        If another block holds the same, it stays the node's while it is in use; an idle one is freed for ours."""
         if not parent.alive:
             return parent
         node = parent.children.get(ids)
@@ -137,7 +121,7 @@ class BlockPool:
 
     def forget(self, identity: Hashable | None = None) -> None:
         """Nothing computed so far under `identity` (None: under any) will be found again. Blocks in use stay in use."""
-        roots = [root for root in self._roots.values() if identity is None or root.key == identity]
+        roots = [root for root in self.roots.values() if identity is None or root.key == identity]
         for node in [child for root in roots for child in root.children.values()]:
             self._unlink(node)
 
@@ -147,7 +131,7 @@ class BlockPool:
         assert parent is not None
         del parent.children[node.key]
         if parent.parent is None and not parent.children:
-            del self._roots[parent.key]
+            del self.roots[parent.key]
         below = [node]
         while below:
             node = below.pop()
@@ -159,32 +143,3 @@ class BlockPool:
             if not self.references[node.block]:
                 del self._idle[node.block]
                 self._free.append(node.block)
-
-    def check(self, tables: Iterable[list[int]]) -> None:
-        """Raises AssertionError unless everything fits together; `tables`: the block lists of all holders. For tests."""
-        held = Counter(block for table in tables for block in table)
-        assert held == Counter({b: n for b, n in enumerate(self.references) if n}), "references differ from the tables"
-        free, idle = set(self._free), set(self._idle)
-        assert len(free) == self.free
-        assert not (free & idle or free & held.keys() or idle & held.keys() or 0 in free | idle | held.keys())
-        assert self.free + len(held) + self.cached == self.blocks - 1
-        assert self.used == len(held)
-        seen: dict[int, Node] = {}
-        for identity, root in self._roots.items():
-            assert root.alive
-            assert root.key == identity
-            assert root.children
-            below = [root]
-            while below:
-                node = below.pop()
-                for key, child in node.children.items():
-                    assert child.alive
-                    assert child.parent is node
-                    assert child.key == key
-                    assert len(key) == self.block_size  # type: ignore[arg-type]
-                    assert child.block not in seen
-                    seen[child.block] = child
-                    below.append(child)
-        assert seen == {block: node for block, node in enumerate(self._nodes) if node is not None}
-        assert idle <= seen.keys(), "a cached block that cannot be found"
-        assert not free & seen.keys()
