@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import warnings
 from pathlib import Path
 
@@ -10,9 +9,10 @@ import torch
 
 from qwen3.checkpoint import available_bytes, finish_interrupted_save, load_weights
 from qwen3.checkpoint.folder import stored_format
-from qwen3.checkpoint.fp8 import hold_fp8, parameters_to_hold
+from qwen3.checkpoint.fp8 import fp8_weights, hold_fp8, parameters_to_hold
 from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
+from qwen3.model import cpu_probe
 from qwen3.model.network import Qwen3
 
 SMALL_MODEL = 100_000_000  # parameters; see `default_dtype`
@@ -25,10 +25,8 @@ def best_device() -> torch.device:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively (AVX512_BF16 or AMX on x86; ARM is taken not to)."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    """Whether this CPU multiplies bfloat16 natively, and it works (see `cpu_probe`)."""
+    return cpu_probe.advertised() and cpu_probe.works()
 
 
 def default_dtype(config: ModelConfig, device: torch.device | str) -> torch.dtype:
@@ -83,6 +81,8 @@ def load_model(
     if quantization not in (None, "fp8"):
         raise UsageError(f"quantization {quantization!r} is not supported (expected 'fp8', or None)")
     wanted = default_dtype(config, target) if dtype is None else dtype
+    if target.type == "cpu" and wanted == torch.bfloat16 and cpu_probe.advertised() and not cpu_probe.works():
+        raise UsageError("dtype bfloat16 does not work on this processor, though it says so; take dtype float32")
     model = Qwen3(config, device="meta", dtype=wanted)
     if quantization == "fp8" or (stored is not None and has_fp8(target)):
         names, uneven = parameters_to_hold(config, stored)
@@ -97,3 +97,13 @@ def load_model(
     load_weights(model, folder, device=target, dtype=wanted)
     model.rotary.to(target)
     return model.eval()
+
+
+def quantize_model(model: Qwen3) -> Qwen3:
+    """Turns the projections of a model in memory into FP8, as `load_model(quantization="fp8")` does; returns it.
+
+    One parameter after the other: peak memory is the model's and a few float32 copies of one matrix.
+    """
+    if not fp8_weights(model):
+        hold_fp8(model, parameters_to_hold(model.config, None)[0], 0)
+    return model
