@@ -8,7 +8,6 @@ become known `lag` plans late, as in the engine.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable
 from typing import Any
 
 from qwen3.engine.blocks import BlockPool
@@ -124,15 +123,8 @@ class World:
         self.admissions: list[int] = []
         self.last_decode: list[Sequence] = []
 
-    def add(
-        self, tokens: list[int], outputs: int = 20, ends_at: int = 10**9, renamed: int | None = None, **fields: Any
-    ) -> Sequence:
-        seq = Sequence(
-            id=len(self.rows) if renamed is None else renamed,
-            tokens=tokens,
-            max_total=len(tokens) + outputs,
-            **fields,
-        )
+    def add(self, tokens: list[int], outputs: int = 20, ends_at: int = 10**9, **fields: Any) -> Sequence:
+        seq = Sequence(len(self.rows), tokens, len(tokens) + outputs, **fields)
         self.scheduler.add(seq)
         self.rows[seq.id] = Row(seq, min(ends_at, seq.max_total))
         return seq
@@ -225,14 +217,14 @@ class World:
             assert c.seq.computed == c.start + c.size or c.seq.status is Status.DECODE
         targets = [(slot, index) for slot, index, _ in plan.new_blocks]
         assert len(set(targets)) == len(targets), "one table entry written twice"
-        written = {}  # nobody writes where another may read
-        for seq in [*plan.decode, *(c.seq for c in plan.chunks)]:
-            written[seq.id] = seq
-        for c in plan.chunks:
-            for block in c.seq.blocks[c.start // B : -(-(c.start + c.size) // B)]:
-                assert self.pool.references[block] == 1
+        for c in plan.chunks:  # nobody writes where another may read
+            assert all(self.pool.references[b] == 1 for b in c.seq.blocks[c.start // B : -(-(c.start + c.size) // B)])
         for seq in plan.decode:
             assert self.pool.references[seq.blocks[(seq.computed - 1) // B]] == 1
+        for seq in plan.admitted:  # nobody overtakes
+            for other in self.scheduler.waiting.values():
+                assert seq.priority <= other.priority
+                assert seq.share is not other.share or seq.arrival < other.arrival
 
     # What becomes known
 
@@ -282,13 +274,14 @@ class World:
             self.step()
         raise AssertionError(f"not done after {limit} plans: {[r.seq for r in self.rows.values()]}")
 
-    def expected(self, seq: Sequence, prompt: list[int], hashable_identity: Hashable = None) -> list[int]:
-        """What a sequence alone in the world would have said."""
-        content = hash(("root", seq.identity))
-        for token in prompt:
-            content = chain(content, token)
-        ids = list(prompt)
-        while len(ids) < len(seq.tokens):
-            ids.append(sampled(content, self.vocab))
-            content = chain(content, ids[-1])
-        return ids
+    def check_texts(self) -> None:
+        """Everybody said what it would have said alone in the world, under its own identity."""
+        for row in self.rows.values():
+            seq = row.seq
+            content, ids = hash(("root", seq.identity)), seq.tokens[: seq.prompt_len]
+            for token in ids:
+                content = chain(content, token)
+            while len(ids) < len(seq.tokens):
+                ids.append(sampled(content, self.vocab))
+                content = chain(content, ids[-1])
+            assert ids == seq.tokens, f"{seq!r} said something else"
