@@ -68,9 +68,11 @@ class Runner:
         self.stepper, self.device, self.max_len, self.invariant = stepper, device, max_len, invariant
         self.cos_sin = stepper.cos_sin(max_len)
         shape = (config.num_hidden_layers, blocks, BLOCK, config.num_key_value_heads, config.head_dim)
-        # Not filled: no kernel reads a slot that was not written, but for block 0. Pages come as they are used.
-        self.k_cache = torch.empty(shape, dtype=kv_dtype, device=self.device)
-        self.v_cache = torch.empty(shape, dtype=kv_dtype, device=self.device)
+        # A kernel may load a slot that was never written and give it weight 0: it must not hold NaN. On a CPU pages come
+        # as they are used, and only what was written is read.
+        make = torch.zeros if device.type == "cuda" else torch.empty
+        self.k_cache = make(shape, dtype=kv_dtype, device=device)
+        self.v_cache = make(shape, dtype=kv_dtype, device=device)
         self.k_cache[:, 0].zero_()
         self.v_cache[:, 0].zero_()
         self.tables = torch.zeros(max_rows + 1, -(-max_len // BLOCK), dtype=torch.int32, device=self.device)

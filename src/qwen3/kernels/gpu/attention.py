@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qwen3.kernels.gpu import prefill
-from qwen3.kernels.gpu.launch import PDL, launch
+from qwen3.kernels.gpu.launch import PDL, cdiv, launch, next_power_of_2
 from qwen3.kernels.gpu.prefill import paged_attention
 from qwen3.kernels.plan import BLOCK, StepPlan
 
@@ -48,7 +48,7 @@ def decode_config(rows: int, kv_heads: int, max_length: int) -> DecodeConfig:
         splits, chunk, tile, warps, early = 8, 128, 64, 4, False
     else:
         splits, chunk, tile, warps, early = 4, 512, 64, 4, False
-    splits = min(splits, triton.next_power_of_2(triton.cdiv(max_length, chunk)))
+    splits = min(splits, next_power_of_2(cdiv(max_length, chunk)))
     return DecodeConfig(splits, chunk, tile, warps, early=early)
 
 
@@ -105,9 +105,9 @@ def _rope_cache(
 
 
 @triton.jit
-def _share(length, split, SPLITS: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr):
+def _share(length, split, splits, chunk, TILE: tl.constexpr):
     """Cached keys [begin, end) of a share, and how many shares the row has. The last one has the new token, too."""
-    used = tl.minimum(SPLITS, tl.cdiv(length, CHUNK))
+    used = tl.minimum(splits, tl.cdiv(length, chunk))
     size = tl.cdiv(tl.cdiv(length, used), TILE) * TILE
     return split * size, tl.minimum(split * size + size, length - 1), tl.cdiv(length, size)
 
@@ -131,23 +131,22 @@ def _update(q, k, v, live, m, l, acc, ASM: tl.constexpr):
     return top, l * shrink + tl.sum(p, 1), acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "blocks", "splits", "chunk"])
 def _decode(
     qkv, q_weight, k_weight, cos_sin, positions, slots, tables, lengths, k_cache, v_cache, out, partial, stats,
-    counters, stride, table_stride, blocks, eps,
+    counters, stride, table_stride, blocks, splits, chunk, eps,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
-    SPLITS: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr, MERGE: tl.constexpr,
-    BLOCK: tl.constexpr, EARLY: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
+    TILE: tl.constexpr, STAGES: tl.constexpr, MERGE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (KV head, row, share); GROUP = H / KV query heads in ROWS >= 16 rows of a tile. partial [R, KV, SPLITS,
-    GROUP, D], stats [R, KV, SPLITS, 2, GROUP] (maximum, sum) float32; counters [R·KV] zero before and after.
+    """Program (KV head, row, share); GROUP = H / KV query heads in ROWS >= 16 rows of a tile. partial [R, KV, splits,
+    GROUP, D], stats [R, KV, splits, 2, GROUP] (maximum, sum) float32; counters [R·KV] zero before and after.
 
     EARLY: what may still change before the wait (the plan is written in the same graph) is read twice, and what was
     loaded by it is used only if both agree. Cached keys themselves date from earlier steps.
     """
     head = tl.program_id(0)
     row = tl.program_id(1)
-    split = SPLITS - 1 - tl.program_id(2)  # the first share, which every row has, starts last: it may be short
+    split = splits - 1 - tl.program_id(2)  # the first share, which every row has, starts last: it may be short
     d = tl.arange(0, D)
     g = tl.arange(0, ROWS)
     span = tl.arange(0, TILE)
@@ -161,7 +160,7 @@ def _decode(
     q_other = tl.load(q_weight + pair).to(tl.float32)[None, :]
     if EARLY:
         length = tl.minimum(tl.maximum(tl.load(lengths + row, cache_modifier=".cg"), 1), table_stride * BLOCK)
-        begin, end, used = _share(length, split, SPLITS, CHUNK, TILE)
+        begin, end, used = _share(length, split, splits, chunk, TILE)
         at = begin + span
         live = at < end
         ids = tl.load(table + at // BLOCK, mask=live, other=0, cache_modifier=".cg")
@@ -173,7 +172,7 @@ def _decode(
     if PDL:
         tl.extra.cuda.gdc_wait()
     length = tl.load(lengths + row, cache_modifier=".cg")
-    begin, end, used = _share(length, split, SPLITS, CHUNK, TILE)
+    begin, end, used = _share(length, split, splits, chunk, TILE)
     if split >= used:
         return
     at = begin + span
@@ -233,7 +232,7 @@ def _decode(
         tl.store(result + g[:, None] * D + d[None, :], (acc / l[:, None]).to(out.dtype.element_ty),
                  mask=g[:, None] < GROUP)  # fmt: skip
         return
-    first = (number * SPLITS).to(tl.int64)
+    first = (number * splits).to(tl.int64)
     tl.store(partial + ((first + split) * GROUP + g[:, None]) * D + d[None, :], acc, mask=g[:, None] < GROUP)
     tl.store(stats + (first + split) * (2 * GROUP) + g, m, mask=g < GROUP)
     tl.store(stats + (first + split) * (2 * GROUP) + GROUP + g, l, mask=g < GROUP)
@@ -241,7 +240,7 @@ def _decode(
     if tl.atomic_add(counters + number, 1, sem="acq_rel") != used - 1:
         return
     tl.store(counters + number, 0)
-    GS: tl.constexpr = triton.next_power_of_2(GROUP)
+    GS: tl.constexpr = next_power_of_2(GROUP)
     h = tl.arange(0, GS)
     few = tl.arange(0, MERGE)
     total_m = tl.full((GS,), float("-inf"), tl.float32)
@@ -279,7 +278,7 @@ def rope_cache(
     q = torch.empty((tokens - first, heads, dim), dtype=qkv.dtype, device=qkv.device)
     together = min(8, heads & -heads, kv_heads & -kv_heads)
     rows = 16
-    grid = (triton.cdiv(tokens - first, rows // together), (heads + 2 * kv_heads) // together)
+    grid = (cdiv(tokens - first, rows // together), (heads + 2 * kv_heads) // together)
     launch(
         _rope_cache, grid, qkv, q_weight, k_weight, plan.cos_sin, plan.positions, plan.slots, q,
         q if keys is None else keys, k_cache, v_cache, tokens, first, qkv.stride(0), eps,
@@ -308,15 +307,14 @@ def decode(
     if counters is None:
         counters = _counters[qkv.device] = torch.zeros(_COUNTERS, dtype=torch.int32, device=qkv.device)
     qkv = _flat(qkv)
-    wide = triton.next_power_of_2(group)
+    wide = next_power_of_2(group)
     launch(
         _decode, (kv_heads, rows, config.splits), qkv, q_weight, k_weight, plan.cos_sin, plan.positions, plan.slots,
         plan.tables, plan.lengths, k_cache, v_cache, out, partial, stats, counters, qkv.stride(0),
-        plan.tables.stride(0), len(k_cache), eps,
+        plan.tables.stride(0), len(k_cache), config.splits, config.chunk, eps,
         H=heads, KV=kv_heads, D=dim, SCALE=dim**-0.5 * prefill.LOG2E, GROUP=group, ROWS=max(16, wide),
-        SPLITS=config.splits, CHUNK=config.chunk, TILE=config.tile, STAGES=config.stages,
-        MERGE=max(1, min(triton.next_power_of_2(config.splits), 2048 // (wide * dim))), BLOCK=BLOCK,
-        EARLY=config.early, ASM=PDL, PDL=PDL, num_warps=config.warps, launch_pdl=PDL,
+        TILE=config.tile, STAGES=config.stages, MERGE=max(1, 2048 // (wide * dim)), BLOCK=BLOCK, EARLY=config.early,
+        ASM=PDL, PDL=PDL, num_warps=config.warps, launch_pdl=PDL,
     )  # fmt: skip
 
 

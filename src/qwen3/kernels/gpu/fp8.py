@@ -7,6 +7,8 @@ Twins: `kernels.fp8`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -17,13 +19,14 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from qwen3.kernels import fp8 as plain
 from qwen3.kernels.fp8 import FP8, Fp8Weight
 from qwen3.kernels.gpu import elementwise
-from qwen3.kernels.gpu.launch import launch
+from qwen3.kernels.gpu.launch import PDL, launch, next_power_of_2
 from qwen3.kernels.gpu.linear import workspace
 
 SKINNY_ROWS = 64
 NORM_ROWS = 16  # up to here `_skinny` normalises its input itself: each program does, so it costs per row
 CUBLAS_ROWS = 512  # from here cuBLAS, and a pass of its own for residual or SiLU
 _PROGRAMS = 264  # two on each of an H100's 132 multiprocessors
+_PDL = {"PDL": PDL, "launch_pdl": PDL}
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -80,7 +83,8 @@ def _skinny(
     x, w, scale, norm, residual, out, parts, arrived, M, stride, eps,
     N: tl.constexpr, K: tl.constexpr, SHARE: tl.constexpr,
     NORM: tl.constexpr, RESIDUAL: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     tile, part = tl.program_id(0), tl.program_id(1)
     H: tl.constexpr = BN // 2 if SILU else BN
@@ -91,14 +95,15 @@ def _skinny(
     w_at = w + row.to(tl.int64)[:, None] * K + (first + rk)[None, :]
     x_at = x + tl.minimum(rm, M - 1).to(tl.int64)[:, None] * stride + (first + rk)[None, :]
     if PDL:
-        # the kernel before this one leaves memory idle while it ends: the first weights come into the L2 cache then
         gdc_launch_dependents()
-        ahead = tl.minimum(tl.minimum(SHARE, K - first), 1024) + 0 * row
-        tl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;", "=r,l,r",
-            [(w + row.to(tl.int64) * K + first).to(tl.uint64), ahead],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
+        if AHEAD > 0:
+            # the kernel before this one leaves memory idle while it ends: the first weights come into the L2 cache
+            ahead = tl.minimum(first + tl.arange(0, AHEAD // 64) * 64, K - 16)
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l",
+                [(w + row.to(tl.int64)[:, None] * K + ahead[None, :]).to(tl.uint64)],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
         gdc_wait()
     acc = tl.zeros((BN, BM), tl.float32)
     square = tl.zeros((BM,), tl.float32)
@@ -192,35 +197,56 @@ def _gemm(
     _store(acc, rm, tile, residual, out, M, N, RESIDUAL, SILU, BN)
 
 
+class Tile(NamedTuple):
+    """How a product is cut: weight rows, K of a step, slices of K (`_skinny`) or rows of x (`_gemm`), stages, warps."""
+
+    bn: int
+    bk: int
+    split: int = 1
+    bm: int = 0
+    stages: int = 4
+    warps: int = 4
+    ahead: int = 512  # bytes of each weight row that `_skinny` prefetches
+
+
+def skinny_tile(M: int, N: int, K: int) -> Tile:
+    """Two programs for each multiprocessor, as long as their slices stay long."""
+    return Tile(64, 128, max(1, min(_PROGRAMS // -(-N // 64), K // 512, 8)), stages=5)
+
+
+def gemm_tile(M: int, N: int, K: int) -> Tile:
+    if M <= 64:
+        return INVARIANT
+    small = -(-M // 128) * -(-N // 128) < _PROGRAMS // 2
+    return Tile(64, 128, bm=128) if small else Tile(128, 128, bm=128, warps=8)
+
+
+INVARIANT = Tile(64, 128, bm=64)
+"""The one that makes a row's bits independent of how many rows there are."""
+
+
 def quantize_rows(
     x: Tensor, norm: Tensor | None = None, eps: float = 0.0, *, group: int = 0, silu: bool = False
 ) -> tuple[Tensor, Tensor]:
     """As `kernels.fp8.quantize_rows`, in one kernel. silu: x [M, 2K] holds gate, then up. Scales are column-major."""
     M, K = len(x), x.shape[1] // (2 if silu else 1)
     x = x if x.stride(1) == 1 else x.contiguous()
-    width = triton.next_power_of_2(max(K, group))
+    width = next_power_of_2(max(K, group))
     out = torch.empty(M, K, dtype=FP8, device=x.device)
     scales = torch.empty(-(-K // (group or K)), M, dtype=torch.float32, device=x.device)
-    how = {"NORM": norm is not None, "SILU": silu, "GROUP": group or width, "WIDTH": width, "PDL": x.is_cuda}
+    how = {"NORM": norm is not None, "SILU": silu, "GROUP": group or width, "WIDTH": width}
     args = (x, x if norm is None else norm, out, scales, M, K, x.stride(0), eps)
-    launch(_quantize, (M,), *args, **how, num_warps=min(16, max(1, width // 1024)), **_dependent(x))
+    launch(_quantize, (M,), *args, **how, num_warps=min(16, max(1, width // 1024)), **_PDL)
     return out, scales.t()
 
 
 def fp8_linear(
-    x: Tensor,
-    weight: Fp8Weight,
-    *,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    residual: Tensor | None = None,
-    silu: bool = False,
-    out_dtype: torch.dtype | None = None,
-    invariant: bool = False,
-) -> Tensor:
-    """As `reference_engine.fused_linear`. invariant: activations are quantized and one tile shape serves all sizes.
+    x: Tensor, weight: Fp8Weight, *, norm: Tensor | None = None, eps: float = 0.0, residual: Tensor | None = None,
+    silu: bool = False, out_dtype: torch.dtype | None = None, invariant: bool = False, tile: Tile | None = None,
+) -> Tensor:  # fmt: skip
+    """As `reference_engine.fused_linear`. invariant: activations are quantized and one tile serves all sizes.
 
-    Other types than bfloat16 and float16, and K that is no multiple of 16, go to the reference.
+    Other types than bfloat16 and float16, and K that is no multiple of 16, go to the reference. tile: for tuning.
     """
     M, (N, K) = len(x), weight.shape
     if M == 0 or K % 16 or x.dtype not in (torch.bfloat16, torch.float16):
@@ -229,20 +255,21 @@ def fp8_linear(
     x = x if x.stride(1) == 1 else x.contiguous()
     dtype = out_dtype or x.dtype
     if M > SKINNY_ROWS or invariant:
-        return multiply(*quantize_rows(x, norm, eps, group=weight.block), weight, residual, silu, dtype, invariant)
+        tile = INVARIANT if invariant else tile
+        return multiply(*quantize_rows(x, norm, eps, group=weight.block), weight, residual, silu, dtype, tile)
     if norm is not None and (M > NORM_ROWS or x.dtype == torch.float16):
         x, norm = elementwise.rms_norm(x, norm, eps), None  # (unnormalised, float16 might overflow)
     out = torch.empty(M, N // 2 if silu else N, dtype=dtype, device=x.device)
-    BM, BN, BK = max(16, triton.next_power_of_2(M)), 64, 128
-    tiles, steps = -(-N // BN), -(-K // BK)
-    share = -(-steps // max(1, min(_PROGRAMS // tiles, steps // 4, 8))) * BK
-    split = -(-K // share)
+    tile = tile or skinny_tile(M, N, K)
+    share = -(-K // (tile.bk * tile.split)) * tile.bk
+    split, tiles = -(-K // share), -(-N // tile.bn)
     given = (x if norm is None else norm, out if residual is None else residual.contiguous(), out)
-    args = (x, weight.data, weight.scale, *given, *workspace(x.device), M, x.stride(0), eps)
+    stride = x.stride(0) if M > 1 else K
+    args = (x, weight.data, weight.scale, *given, *workspace(x.device), M, stride, eps)
     how = {"NORM": norm is not None, "RESIDUAL": residual is not None, "SILU": silu, "BLOCK": weight.block}
-    shape = {"N": N, "K": K, "SHARE": share, "SPLIT": split, "EVEN": split * share == K}
-    tile = {"BM": BM, "BN": BN, "BK": BK, "PDL": x.is_cuda, "num_warps": 4, "num_stages": 5}
-    launch(_skinny, (tiles, split), *args, **how, **shape, **tile, **_dependent(x))
+    shape = {"N": N, "K": K, "SHARE": share, "SPLIT": split, "EVEN": split * share == K, "AHEAD": tile.ahead}
+    cut = {"BM": max(8, next_power_of_2(M)), "BN": tile.bn, "BK": tile.bk}
+    launch(_skinny, (tiles, split), *args, **how, **shape, **cut, num_warps=tile.warps, num_stages=tile.stages, **_PDL)
     return out
 
 
@@ -259,23 +286,21 @@ def fp8_mlp(
 
 def multiply(
     x: Tensor, scale: Tensor, weight: Fp8Weight, residual: Tensor | None, silu: bool, dtype: torch.dtype,
-    invariant: bool = False,
+    tile: Tile | None = None,
 ) -> Tensor:  # fmt: skip
     """x FP8 [M, K] and `scale` of `quantize_rows` times weightᵀ on the FP8 tensor cores, as `fp8_linear` -> [M, N]."""
     M, (N, K) = len(x), weight.shape
-    if M >= CUBLAS_ROWS and not invariant and _for_cublas(weight):
+    if M >= CUBLAS_ROWS and tile is None and _for_cublas(weight):
         out = _cublas(x, scale, weight)
         out = elementwise.silu_mul(out) if silu else out
         return (out if residual is None else out.add_(residual)).to(dtype)
     out = torch.empty(M, N // 2 if silu else N, dtype=dtype, device=x.device)
-    BM, BN, warps = (64, 64, 4) if invariant or M <= 64 else (128, 128, 8)
-    if BM == 128 and -(-M // BM) * -(-N // BN) < _PROGRAMS // 2:
-        BN, warps = 64, 4
-    given = (out if residual is None else residual.contiguous(), out)
-    how = {"RESIDUAL": residual is not None, "SILU": silu, "BLOCK": weight.block, "EVEN": K % 128 == 0, "BK": 128}
-    tiles = {"BM": BM, "BN": BN, "BAND": 8, "PDL": x.is_cuda, "num_warps": warps, "num_stages": 4}
-    grid = (-(-M // BM) * -(-N // BN),)
-    launch(_gemm, grid, x, weight.data, scale, weight.scale, *given, M, N=N, K=K, **how, **tiles, **_dependent(x))
+    tile = tile or gemm_tile(M, N, K)
+    args = (x, weight.data, scale, weight.scale, out if residual is None else residual.contiguous(), out, M)
+    how = {"RESIDUAL": residual is not None, "SILU": silu, "BLOCK": weight.block, "EVEN": K % tile.bk == 0}
+    cut = {"N": N, "K": K, "BM": tile.bm, "BN": tile.bn, "BK": tile.bk, "BAND": 8}
+    grid = (-(-M // tile.bm) * -(-N // tile.bn),)
+    launch(_gemm, grid, *args, **how, **cut, num_warps=tile.warps, num_stages=tile.stages, **_PDL)
     return out
 
 
@@ -291,7 +316,3 @@ def _for_cublas(weight: Fp8Weight) -> bool:
     """What cuBLAS asks: multiples of 16; of blocks, whole ones, and their number along K a multiple of 4."""
     N, K = weight.shape
     return N % 128 == 0 and K % 512 == 0 if weight.block else N % 16 == 0 and K % 16 == 0
-
-
-def _dependent(x: Tensor) -> dict[str, bool]:
-    return {"launch_pdl": True} if x.is_cuda else {}

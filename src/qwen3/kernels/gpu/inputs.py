@@ -13,8 +13,8 @@ from qwen3.kernels.plan import BLOCK
 
 @triton.jit
 def _inputs(
-    rows, last_token, position, tables, embedding, x, ids, positions, slots, lengths, own, width, hidden,
-    BLOCK: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
+    rows, last_token, position, tables, embedding, x, ids, positions, slots, lengths, own,
+    WIDTH: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     if PDL:
@@ -24,15 +24,15 @@ def _inputs(
     token = tl.load(last_token + slot)
     here = tl.load(position + slot)
     span = tl.arange(0, TILE)
-    for start in range(0, hidden, TILE):
+    for start in range(0, HIDDEN, TILE):
         at = start + span
-        part = tl.load(embedding + token.to(tl.int64) * hidden + at, mask=at < hidden)
-        tl.store(x + row.to(tl.int64) * hidden + at, part, mask=at < hidden)
-    for start in range(0, here // BLOCK + 1, TILE):
+        part = tl.load(embedding + token.to(tl.int64) * HIDDEN + at, mask=at < HIDDEN)
+        tl.store(x + row.to(tl.int64) * hidden + at, part, mask=at < HIDDEN)
+    for start in range(0, WIDTH, TILE):
         at = start + span
-        part = tl.load(tables + slot.to(tl.int64) * width + at, mask=at < width, other=0)
-        tl.store(own + row.to(tl.int64) * width + at, part, mask=at < width)
-    block = tl.load(tables + slot.to(tl.int64) * width + here // BLOCK)
+        part = tl.load(tables + slot.to(tl.int64) * WIDTH + at, mask=at <= here // BLOCK, other=0)
+        tl.store(own + row.to(tl.int64) * WIDTH + at, part, mask=at < WIDTH)
+    block = tl.load(tables + slot.to(tl.int64) * WIDTH + here // BLOCK)
     tl.store(ids + row, token)
     tl.store(positions + row, here)
     tl.store(slots + row, block * BLOCK + here % BLOCK)
@@ -42,12 +42,13 @@ def _inputs(
 def decode_inputs(
     rows: Tensor, last_token: Tensor, position: Tensor, tables: Tensor, embedding: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `reference_engine.decode_inputs`; of the tables only the entries that a row's length covers are copied."""
+    """As `reference_engine.decode_inputs`; entries of the tables that a row's length does not cover become 0."""
     count, width, hidden = len(rows), tables.shape[1], embedding.shape[1]
     x = embedding.new_empty(count, hidden)
     small = torch.empty(4, count, dtype=torch.int32, device=rows.device)
     own = torch.empty(count, width, dtype=torch.int32, device=rows.device)
-    args = (rows, last_token, position, tables, embedding, x, *small, own, width, hidden)
-    launch(_inputs, (count,), *args, BLOCK=BLOCK, TILE=1024, PDL=PDL, num_warps=4, launch_pdl=PDL)
+    args = (rows, last_token, position, tables, embedding, x, *small, own)
+    shape = {"WIDTH": width, "HIDDEN": hidden, "BLOCK": BLOCK, "TILE": 1024}
+    launch(_inputs, (count,), *args, **shape, PDL=PDL, num_warps=4, launch_pdl=PDL)
     ids, positions, slots, lengths = small
     return x, ids, positions, slots, lengths, own

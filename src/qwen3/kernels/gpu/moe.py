@@ -10,17 +10,17 @@ Three ways through the experts, all with weights read once per step where memory
 # ruff: noqa: RUF005 (Triton adds tuples, it does not unpack them)
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from qwen3.errors import UsageError
-from qwen3.kernels.gpu.launch import PDL, launch
-from qwen3.kernels.gpu.moe_tables import INVARIANT, One, Run, Tile, choose
+from qwen3.kernels.fp8 import Fp8Weight
+from qwen3.kernels.gpu.launch import PDL, cdiv, launch, next_power_of_2
+from qwen3.kernels.gpu.moe_tables import INVARIANT, Run, Tile, choose
 
+Weight = Tensor | Fp8Weight
 _PDL = {"PDL": PDL, "launch_pdl": PDL}
 
 
@@ -65,7 +65,7 @@ def route(logits: Tensor, top_k: int, normalise: bool, counts: Tensor | None = N
     tokens, experts = logits.shape
     weights = torch.empty(tokens, top_k, dtype=logits.dtype, device=logits.device)
     chosen = torch.empty(tokens, top_k, dtype=torch.int32, device=logits.device)
-    meta = {"WIDTH": triton.next_power_of_2(experts), "SLOTS": triton.next_power_of_2(top_k)}
+    meta = {"WIDTH": next_power_of_2(experts), "SLOTS": next_power_of_2(top_k)}
     if tokens:
         launch(_route, (tokens,), logits.contiguous(), counts, weights, chosen, E=experts, TOP=top_k,
                NORMALISE=normalise, **meta, **_PDL, num_warps=1)  # fmt: skip
@@ -99,48 +99,38 @@ def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> 
     """As `reference_moe.uniform_logits`: noise in (0, 1), float32 [N, experts], by id, position and layer."""
     out = torch.empty(len(ids), experts, dtype=torch.float32, device=ids.device)
     if len(ids):
-        launch(_uniform, (len(ids),), ids, positions, out, layer, E=experts, WIDTH=triton.next_power_of_2(experts),
+        launch(_uniform, (len(ids),), ids, positions, out, layer, E=experts, WIDTH=next_power_of_2(experts),
                **_PDL, num_warps=1)  # fmt: skip
     return out
 
 
 @triton.jit
-def _one_gate_up(
-    x, w, scale, chosen, act, M: tl.constexpr, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    FP8: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+def _one_gate_up(x, w, scale, chosen, act, M: tl.constexpr, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+                 FP8: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """One token: silu(gate row · x) · (up row · x) of BN rows of one chosen expert. FP8 as in `_gemm`."""
     slot = tl.program_id(1)
     first = tl.program_id(0) * BN
     n = first + tl.arange(0, BN)
+    k = tl.arange(0, BK)
     if PDL:
         tl.extra.cuda.gdc_wait()
-        # Only now: kernels that follow may read what the router chose before they wait for this one.
+        # Only now: the kernel that follows reads what the router chose before it waits for this one.
         tl.extra.cuda.gdc_launch_dependents()
     expert = tl.load(chosen + slot)
     if expert < 0:
         return
-    k = tl.arange(0, BK)
     row = expert.to(tl.int64) * (2 * M) + n
-    at = w + row[:, None] * K + k[None, :]
-    STEPS: tl.constexpr = K // BK
-    ahead = ()
-    for i in tl.static_range(min(AHEAD, STEPS)):
-        ahead = ahead + (tl.load(at + i * BK), tl.load(at + M * K + i * BK))
     # Sums of 8 neighbours stay within a thread, so that few registers are kept from step to step.
     gate = tl.zeros((BN, BK // 8), tl.float32)
     up = tl.zeros((BN, BK // 8), tl.float32)
-    for i in tl.static_range(STEPS):
-        a = ahead[0].to(tl.float32)
-        b = ahead[1].to(tl.float32)
-        ahead = ahead[2:]
-        if i + AHEAD < STEPS:
-            ahead = ahead + (tl.load(at + (i + AHEAD) * BK), tl.load(at + M * K + (i + AHEAD) * BK))
-        y = tl.load(x + i * BK + k).to(tl.float32)
+    for i in tl.static_range(0, K, BK):
+        a = tl.load(w + row[:, None] * K + (k + i)[None, :]).to(tl.float32)
+        b = tl.load(w + (row + M)[:, None] * K + (k + i)[None, :]).to(tl.float32)
+        y = tl.load(x + i + k).to(tl.float32)
         z = y
         if FP8 == 128:
-            y *= _block_scale(scale, expert, first, i * BK + k, 2 * M, K)
-            z *= _block_scale(scale, expert, first + M, i * BK + k, 2 * M, K)
+            y *= _block_scale(scale, expert, first, i + k, 2 * M, K)
+            z *= _block_scale(scale, expert, first + M, i + k, 2 * M, K)
         gate += tl.sum((a * y[None, :]).reshape(BN, BK // 8, 8), 2)
         up += tl.sum((b * z[None, :]).reshape(BN, BK // 8, 8), 2)
     g = tl.sum(gate, 1)
@@ -158,27 +148,23 @@ def _block_scale(scale, expert, row, k, N: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
-def _one_down(
-    act, w, scale, weights, chosen, residual, out, M: tl.constexpr, H: tl.constexpr, TOP: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, FP8: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+def _one_down(act, w, scale, weights, chosen, residual, out, M: tl.constexpr, H: tl.constexpr, TOP: tl.constexpr,
+              BN: tl.constexpr, BK: tl.constexpr, FP8: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """One token: Σ over its experts of weight · (down row · act), + residual, for BN rows."""
     first = tl.program_id(0) * BN
     n = first + tl.arange(0, BN)
     k = tl.arange(0, BK)
     STEPS: tl.constexpr = M // BK
-    ALL: tl.constexpr = TOP * STEPS
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    # The router's choice was there before the kernel before this one let it start (see `_one_gate_up`), so weights
-    # are read while that one ends. Its cache line may be older: it is read past the L1 cache. Skipped experts read 0's.
-    at = ()
+    # The router's choice was there before the kernel before this one let it start (see `_one_gate_up`), so all weights
+    # are asked for while that one ends. Its cache line may be older: it is read past L1. Skipped experts read expert 0.
+    ahead = (k,)
     for slot in tl.static_range(TOP):
         expert = tl.maximum(tl.load(chosen + slot, cache_modifier=".cg"), 0).to(tl.int64)
-        at = at + (w + (expert * H + n)[:, None] * M + k[None, :],)
-    ahead = ()
-    for i in tl.static_range(min(AHEAD, ALL)):
-        ahead = ahead + (tl.load(at[i // STEPS] + i % STEPS * BK),)
+        for i in tl.static_range(STEPS):
+            tile = tl.load(w + (expert * H + n)[:, None] * M + (i * BK + k)[None, :])
+            ahead = ahead + (tile,)  # type: ignore[assignment]
     if PDL:
         tl.extra.cuda.gdc_wait()
     total = tl.zeros((BN, BK // 8), tl.float32)
@@ -187,13 +173,10 @@ def _one_down(
         share = tl.load(weights + slot).to(tl.float32)
         part = tl.zeros((BN, BK // 8), tl.float32)
         for i in tl.static_range(STEPS):
-            a = ahead[0].to(tl.float32)
-            ahead = ahead[1:]
-            if slot * STEPS + i + AHEAD < ALL:
-                ahead = ahead + (tl.load(at[slot + (i + AHEAD) // STEPS] + (i + AHEAD) % STEPS * BK),)
             y = tl.load(act + slot * M + i * BK + k, mask=expert >= 0, other=0.0).to(tl.float32) * share
             if FP8 == 128:
                 y *= _block_scale(scale, tl.maximum(expert, 0), first, i * BK + k, H, M)
+            a = ahead[1 + slot * STEPS + i].to(tl.float32)
             part += tl.sum((a * y[None, :]).reshape(BN, BK // 8, 8), 2)
         if FP8 == 1:
             part *= tl.load(scale + tl.maximum(expert, 0) * H + n)[:, None]
@@ -348,95 +331,76 @@ def _combine(parts, chosen, residual, out, H: tl.constexpr, TOP: tl.constexpr, B
     tl.store(out + token * H + n, y.to(out.dtype.element_ty))
 
 
-def _fit(block: int, size: int, name: str) -> int:
-    """The largest power of two up to `block` that divides `size`; UsageError if 16 does not."""
-    if size % 16:
-        raise UsageError(f"{name} is {size}: the GPU's expert kernels take multiples of 16; use another device")
-    while size % block:
-        block //= 2
-    return block
-
-
 def experts(
-    x: Tensor,
-    gate_up: Any,
-    down: Any,
-    weights: Tensor,
-    chosen: Tensor,
-    *,
-    residual: Tensor | None = None,
-    invariant: bool = False,
-) -> Tensor:
-    """As `reference_moe.experts`: x [N, h], gate_up [E, 2m, h], down [E, h, m] (tensors or both Fp8Weight) -> [N, h].
+    x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, chosen: Tensor, *,
+    residual: Tensor | None = None, invariant: bool = False,
+) -> Tensor:  # fmt: skip
+    """As `reference_moe.experts`: x [N, h], gate_up [E, 2m, h], down [E, h, m], both plain or both FP8 -> [N, h].
 
-    weights and chosen [N, k] as `route` gives them (-1: none). Each expert's weights are read once for up to
-    DENSE_TOKENS tokens. Deterministic; invariant: a token's result is the same bits whatever else is in the batch.
-    Raises UsageError if h or m is not a multiple of 16.
+    weights and chosen [N, k] as `route` gives them (-1: none). Each expert's weights are read once for up to 64 tokens.
+    Deterministic; invariant: a token's result is the same bits whatever else is in the batch. Raises UsageError if h or
+    m is not a multiple of 16.
     """
     if not len(x):
         return torch.empty_like(x) if residual is None else residual.clone()
-    args = (x.contiguous(), gate_up, down, weights.contiguous(), chosen.contiguous(), residual)
-    if invariant:
-        return run(*args, *INVARIANT)
-    kind = "bf16" if isinstance(gate_up, Tensor) else f"fp8-{gate_up.block}"
-    shape = (x.shape[1], down.shape[2], down.shape[0], chosen.shape[1], kind)
-    return run(*args, *choose(x.device, shape, len(x), lambda count: _trial(x, gate_up, down, chosen.shape[1], count)))
+    args = (x.contiguous(), gate_up, down, weights.contiguous(), chosen.contiguous())
 
+    def trial(tokens: int) -> Run:
+        rows, at = x.new_empty(tokens, x.shape[1]).normal_(), torch.arange(tokens, device=x.device)
+        routed = route(uniform_logits(at, at, 0, down.shape[0]), chosen.shape[1], True)
+        return lambda gate, low: run(rows, gate_up, down, *routed, None, gate, low)
 
-def _trial(x: Tensor, gate_up: Any, down: Any, top: int, tokens: int) -> Run:
-    """`run` on random activations of `tokens` tokens, uniformly routed."""
-    rows = torch.randn(tokens, x.shape[1], device=x.device).to(x.dtype)
-    at = torch.arange(tokens, device=x.device)
-    weights, chosen = route(uniform_logits(at, at, 0, down.shape[0]), top, True)
-    return lambda gate, low: run(rows, gate_up, down, weights, chosen, None, gate, low)
+    kind = "bf16" if isinstance(gate_up, Tensor) else "fp8"
+    tiles = INVARIANT if invariant else choose(x.device, x.shape[1], down.shape[2], kind, len(x), trial)
+    return run(*args, residual if residual is None else residual.contiguous(), *tiles)
 
 
 def run(
-    x: Tensor, gate_up: Any, down: Any, weights: Tensor, chosen: Tensor, residual: Tensor | None,
-    gate: One | Tile, low: One | Tile,
+    x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, chosen: Tensor, residual: Tensor | None,
+    gate: Tile, low: Tile,
 ) -> Tensor:  # fmt: skip
-    """`experts` with the given tiles; N = 1 with `One`, N <= DENSE_TOKENS with bm 0, any N otherwise."""
+    """`experts` on contiguous tensors with the given tiles, which must suit N (see `moe_tables.Tile`)."""
     (tokens, h), (E, _, m), top = x.shape, down.shape, chosen.shape[1]
+    if h % 16 or m % 16:
+        raise UsageError(
+            f"hidden_size {h} and moe_intermediate_size {m}: expert kernels of the GPU take multiples of 16"
+        )
     fp8 = 0 if isinstance(gate_up, Tensor) else gate_up.block or 1
-    wide, tall = (gate_up, down) if isinstance(gate_up, Tensor) else (gate_up.data, down.data)
-    wide_scale, tall_scale = (None, None) if isinstance(gate_up, Tensor) else (gate_up.scale, down.scale)
-    out = torch.empty_like(x)
-    act = x.new_empty(tokens * top, m)
-    if residual is not None:
-        residual = residual.contiguous()
-    if isinstance(gate, One) and isinstance(low, One) and tokens == 1:
-        bn, bk = _fit(gate.bn, m, "moe_intermediate_size"), _fit(gate.bk, h, "hidden_size")
+    (wide, wide_scale), (tall, tall_scale) = _split(gate_up), _split(down)
+    out, act = torch.empty_like(x), x.new_empty(tokens * top, m)
+    if gate.bm == 1:
+        bn, bk = _fit(gate.bn, m), _fit(gate.bk, h)
         launch(_one_gate_up, (m // bn, top), x, wide, wide_scale, chosen, act, M=m, K=h, BN=bn, BK=bk, FP8=fp8,
-               AHEAD=gate.ahead, num_warps=gate.warps, **_PDL)  # fmt: skip
-        bn, bk = _fit(low.bn, h, "hidden_size"), _fit(low.bk, m, "moe_intermediate_size")
+               num_warps=gate.warps, **_PDL)  # fmt: skip
+        bn, bk = _fit(low.bn, h), _fit(low.bk, m)
         launch(_one_down, (h // bn,), act, tall, tall_scale, weights, chosen, residual, out, M=m, H=h, TOP=top, BN=bn,
-               BK=bk, FP8=fp8, AHEAD=low.ahead, num_warps=low.warps, **_PDL)  # fmt: skip
+               BK=bk, FP8=fp8, num_warps=low.warps, **_PDL)  # fmt: skip
         return out
-    if isinstance(gate, One) or isinstance(low, One):
-        raise UsageError("One is a tile for one token, and for both products")
     parts = x.new_empty(tokens * top, h)
-    pairs, bm = tokens * top, gate.bm or max(16, triton.next_power_of_2(tokens))
+    pairs, bm = tokens * top, gate.bm or max(16, next_power_of_2(tokens))
+    slots = min(pairs, pairs // bm + E if gate.bm else E)  # the most tiles, pairs or experts there can be
     order = tiles = None
     if gate.bm:
-        slots, by_pair = min(pairs, pairs // bm + E), False
-        width, span = triton.next_power_of_2(E), 512
+        grid, width = (cdiv(pairs, 512),), next_power_of_2(E)
         counts = torch.zeros(2 * width, dtype=torch.int32, device=x.device)
-        order = torch.empty(slots * bm, dtype=torch.int32, device=x.device)
-        tiles = torch.empty(slots, dtype=torch.int32, device=x.device)
-        grid = (triton.cdiv(pairs, span),)
-        launch(_count, grid, chosen, counts, pairs, WIDTH=width, SPAN=span, num_warps=4)
-        launch(_list, grid, chosen, counts, order, tiles, pairs, slots, WIDTH=width, SPAN=span, BM=bm, num_warps=4)
-    else:
-        by_pair = pairs < E
-        slots = min(pairs, E)
+        order, tiles = counts.new_empty(slots * bm), counts.new_empty(slots)
+        launch(_count, grid, chosen, counts, pairs, WIDTH=width, SPAN=512, num_warps=4)
+        launch(_list, grid, chosen, counts, order, tiles, pairs, slots, WIDTH=width, SPAN=512, BM=bm, num_warps=4)
     for a, w, scale, to, tile in ((x, wide, wide_scale, act, gate), (act, tall, tall_scale, parts, low)):
         N, K = w.shape[1:]
-        bn, bk = _fit(tile.bn, N, "rows of an expert"), _fit(tile.bk, K, "columns of an expert")
-        launch(_gemm, (slots * (N // bn),), a, w, scale, weights, chosen, order, tiles, to, tokens, GATED=a is x,
-               N=N, K=K, TOP=top, SLOTS=triton.next_power_of_2(top), LISTED=bool(gate.bm), BY_PAIR=by_pair,
-               SWAP=tile.swap, FP8=fp8, BM=bm, BN=bn, BK=bk, num_warps=tile.warps, num_stages=tile.stages,
-               **_PDL)  # fmt: skip
-    block = _fit(1024, h, "hidden_size")
-    launch(_combine, (tokens, h // block), parts, chosen, residual, out, H=h, TOP=top, BLOCK=block,
-           num_warps=4, **_PDL)  # fmt: skip
+        bn, bk = _fit(tile.bn, N), _fit(min(tile.bk, 128) if fp8 == 128 else tile.bk, K)
+        launch(_gemm, (slots * (N // bn),), a, w, scale, weights, chosen, order, tiles, to, tokens, GATED=a is x, N=N,
+               K=K, TOP=top, SLOTS=next_power_of_2(top), LISTED=bool(gate.bm), BY_PAIR=slots < E, SWAP=tile.swap,
+               FP8=fp8, BM=bm, BN=bn, BK=bk, num_warps=tile.warps, num_stages=tile.stages, **_PDL)  # fmt: skip
+    block = _fit(1024, h)
+    launch(_combine, (tokens, h // block), parts, chosen, residual, out, H=h, TOP=top, BLOCK=block, num_warps=4, **_PDL)
     return out
+
+
+def _split(weight: Weight) -> tuple[Tensor, Tensor | None]:
+    return (weight, None) if isinstance(weight, Tensor) else (weight.data, weight.scale)
+
+
+def _fit(block: int, size: int) -> int:
+    """The largest power of two up to `block` that divides `size`."""
+    return min(block, size & -size)

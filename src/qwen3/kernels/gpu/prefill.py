@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qwen3.kernels.gpu.launch import PDL, launch
+from qwen3.kernels.gpu.launch import PDL, cdiv, launch
 from qwen3.kernels.plan import BLOCK, StepPlan
 
 LOG2E = 1.4426950408889634
@@ -157,7 +157,7 @@ def chunks(
     tiles = tiles or (INVARIANT_TILES if plan.invariant else TILES)
     block_m, block_n, warps, stages = tiles
     launch(
-        _prefill, (kv_heads, triton.cdiv(longest, block_m // group), rows), q, k_cache, v_cache, plan.tables,
+        _prefill, (kv_heads, cdiv(longest, block_m // group), rows), q, k_cache, v_cache, plan.tables,
         plan.starts, plan.lengths, out, q.stride(0), out.stride(0), plan.tables.stride(0), first, first, skip,
         dim**-0.5 * LOG2E, KV=kv_heads, D=dim, GROUP=group, BLOCK_M=block_m, BLOCK_N=block_n, STAGES=stages,
         INVARIANT=plan.invariant, BLOCK=BLOCK, ASM=PDL, num_warps=warps,
@@ -186,7 +186,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, plan: StepPlan, k_cache: Tensor, v_ca
     seen, seen_lse = _cudnn(q, *(x.view(past, -1, dim).to(q.dtype) for x in old), causal=False, lse=True)
     rows = 16
     args = (own, seen, own_lse, seen_lse, own, tokens * heads)
-    launch(_merge, (triton.cdiv(tokens * heads, rows),), *args, H=heads, D=dim, ROWS=rows, num_warps=4)
+    launch(_merge, (cdiv(tokens * heads, rows),), *args, H=heads, D=dim, ROWS=rows, num_warps=4)
     return own
 
 

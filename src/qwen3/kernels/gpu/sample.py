@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qwen3.kernels.gpu.launch import PDL, launch
+from qwen3.kernels.gpu.launch import PDL, cdiv, launch, next_power_of_2
 
 GROUP = tl.constexpr(64)
 FEW = tl.constexpr(128)  # groups, and candidates, that are looked at closely
@@ -69,7 +69,7 @@ else:  # the interpreter knows no assembly
 
 @triton.jit
 def _exponential(ids, low, high, step):
-    """Exponential noise -log(u) of `ids` at a step, u = (hash + 1/2) / 2^32 as in `sampler.gumbel`; exact at both ends."""
+    """Exponential noise -log(u), u = (hash + 1/2) / 2^32 as in `sampler.gumbel`: accurate for u near 0 and near 1."""
     x = (high.to(tl.uint32, bitcast=True).to(tl.uint64) << 32) | low.to(tl.uint32, bitcast=True).to(tl.uint64)
     x = (x ^ step.to(tl.uint64)) + 0x9E3779B97F4A7C15  # `sampler.mix64`
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
@@ -110,18 +110,17 @@ def _edit(x, cols, step, edits):
     if bias + counts + mask > 0:
         if bias > 0:
             table = tl.multiple_of(tl.load(tables + BIASES).to(tl.pointer_type(tl.float32)), 16)
-            x += tl.load(table + bias.to(tl.int64) * padded + cols)
+            x += tl.load(table + bias.to(tl.int64) * padded + cols, mask=cols < padded, other=0.0)
         if counts > 0:
             table = tl.multiple_of(tl.load(tables + COUNTS).to(tl.pointer_type(tl.int16)), 16)
-            seen = tl.load(table + counts.to(tl.int64) * padded + cols).to(tl.int32)
+            seen = tl.load(table + counts.to(tl.int64) * padded + cols, mask=cols < padded, other=0).to(tl.int32)
             times = (seen & 0x7FFF).to(tl.float32)
-            repetition = _number(p + REPETITION)
-            y = tl.where(x > 0, tl.div_rn(x, tl.zeros_like(x) + repetition), x * repetition)
-            y = y - _number(p + FREQUENCY) * times - tl.where(times > 0, _number(p + PRESENCE), 0.0)
-            x = tl.where(seen != 0, y, x)
+            y = tl.zeros_like(x) + _number(p + REPETITION)
+            y = tl.where(x > 0, tl.div_rn(x, y), x * y) - _number(p + FREQUENCY) * times
+            x = tl.where(seen != 0, y - tl.where(times > 0, _number(p + PRESENCE), 0.0), x)
         if mask > 0:
             table = tl.load(tables + MASKS).to(tl.pointer_type(tl.int32)) + mask.to(tl.int64) * (padded // 32)
-            x = tl.where(((tl.load(table + cols // 32) >> (cols % 32)) & 1) != 0, x, -INF)
+            x = tl.where((tl.load(table + cols // 32, mask=cols < padded, other=0) >> (cols % 32)) & 1 != 0, x, -INF)
     if step < min_tokens:
         i = tl.load(p + ENDS_COUNT) - 1
         while i >= 0:
@@ -137,7 +136,7 @@ def _read(row, cols, live, step, edits):
 
 @triton.jit
 def _chunks(
-    logits, stride, rows, params, state, tables, part, groups, columns, vocab, padded, slots,
+    logits, stride, rows, packed, state, tables, part, groups, columns, vocab, padded, slots,
     CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (c, r): chunk c of row r. part [R, 6, C] float32: largest logit; best noisy weight and its id; the sum of
@@ -146,7 +145,7 @@ def _chunks(
     r = tl.program_id(1).to(tl.int64)
     chunks = tl.num_programs(0)
     slot = tl.load(rows + r).to(tl.int64)
-    p = params + slot * WIDTH
+    p = packed + slot * WIDTH
     s = state + slot
     kind, scale, asked = tl.load(p + KIND), _number(p + SCALE), tl.load(p + LOGPROB_ROW)
     low, high = tl.load(p + KEY_LOW), tl.load(p + KEY_HIGH)
@@ -184,7 +183,7 @@ def _chunks(
 
 @triton.jit
 def _above(few, n, v, least, top, scale):
-    """Of each v [FEW], over the candidates above it that are at least `least`: the sum of exp, a count if scale is 0."""
+    """For each v [FEW], over candidates above it that are at least `least`: the sum of exp; a count if scale is 0."""
     sums = tl.zeros((FEW,), tl.float32)
     begin = 0
     while begin < tl.minimum(n, FEW):
@@ -206,6 +205,7 @@ def _among_few(row, near, few, top, total, how, step, edits, GROUPS: tl.constexp
     low_key = _ordered(tl.min(tl.where(near == -INF, INF, near), 0))
     high_key = _ordered(top) + 1
     n = tl.sum((keys >= low_key).to(tl.int32), 0)
+    low_key = tl.where(n < want, LOWEST, low_key)  # so few groups have something that all of it is looked at
     middle = _mean(low_key, high_key)
     while (n > want + 16) & (middle != low_key):  # at least `want` columns reach low_key, fewer reach high_key
         m = tl.sum((keys >= middle).to(tl.int32), 0)
@@ -297,37 +297,33 @@ def _among_all(row, top, how, step, edits, CHUNK: tl.constexpr):
 
 @triton.jit
 def _rows(
-    logits, stride, rows, params, state, tables, part, groups, few, history, out, out_stride, vocab, padded, slots,
-    length, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, WIDE_OUT: tl.constexpr, PDL: tl.constexpr,
+    logits, stride, rows, packed, state, tables, part, groups, few, history, out, out_stride, vocab, padded, slots,
+    length, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, WIDE_CHUNKS: tl.constexpr, WIDE_GROUPS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Program r: the token of row r, and its machine's next state."""
     r = tl.program_id(0).to(tl.int64)
     slot = tl.load(rows + r).to(tl.int64)
-    p = params + slot * WIDTH
-    s = state + slot
-    kind = tl.load(p + KIND)
-    low, high = tl.load(p + KEY_LOW), tl.load(p + KEY_HIGH)
-    how = kind, tl.load(p + K), _number(p + SCALE), _number(p + TOP_P), _number(p + MIN_P), low, high
+    p, s = packed + slot * WIDTH, state + slot
+    kind, k, scale = tl.load(p + KIND), tl.load(p + K), _number(p + SCALE)
+    how = kind, k, scale, _number(p + TOP_P), _number(p + MIN_P), tl.load(p + KEY_LOW), tl.load(p + KEY_HIGH)
     edits = _edits(p, tables, vocab, padded)
-    max_tokens, budget = tl.load(p + MAX_TOKENS), tl.load(p + BUDGET)
-    early_end, close_end = tl.load(p + EARLY_END), tl.load(p + CLOSE_END)
-    think, end_think = tl.load(p + THINK), tl.load(p + END_THINK)
-    call, end_call = tl.load(p + CALL), tl.load(p + END_CALL)
-    asked = tl.load(p + LOGPROB_ROW).to(tl.int64)
-    e = tl.arange(0, 128)
+    max_tokens, budget, asked = tl.load(p + MAX_TOKENS), tl.load(p + BUDGET), tl.load(p + LOGPROB_ROW).to(tl.int64)
+    early_end, close_end, eos_count = tl.load(p + EARLY_END), tl.load(p + CLOSE_END), tl.load(p + EOS_COUNT)
+    think, end_think, call = tl.load(p + THINK), tl.load(p + END_THINK), tl.load(p + CALL)
+    end_call, e = tl.load(p + END_CALL), tl.arange(0, 128)
     ends = tl.load(p + ENDS + e, mask=e < tl.load(p + ENDS_COUNT), other=-1)
-    eos_count = tl.load(p + EOS_COUNT)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     token, position, step = tl.load(s), tl.load(s + POSITION * slots), tl.load(s + COUNT * slots)
-    phase, used = tl.load(s + PHASE * slots), tl.load(s + USED * slots)
-    at, end, done = tl.load(s + AT * slots), tl.load(s + END * slots), tl.load(s + DONE * slots)
+    phase, used, done = tl.load(s + PHASE * slots), tl.load(s + USED * slots), tl.load(s + DONE * slots)
+    at, end = tl.load(s + AT * slots), tl.load(s + END * slots)
     replaced = 0
     if done == 0:
         row = logits + r * stride
         part += r * 6 * CHUNKS
-        i = tl.arange(0, triton.next_power_of_2(CHUNKS))
+        i = tl.arange(0, WIDE_CHUNKS)
         forced = at < end
         if forced:
             token = tl.load(p + TEXT + at)
@@ -339,12 +335,11 @@ def _rows(
             elif top == -INF:
                 token = -2
             elif kind == FREE:
-                race = tl.load(part + CHUNKS + i, mask=i < CHUNKS, other=INF) * tl.exp2((top - tops) * how[2])
+                race = tl.load(part + CHUNKS + i, mask=i < CHUNKS, other=INF) * tl.exp2((top - tops) * scale)
                 token = tl.load(part + 2 * CHUNKS + tl.argmin(race, 0)).to(tl.int32, bitcast=True)
             else:
                 GROUPS: tl.constexpr = CHUNKS * (CHUNK // GROUP)
-                SLOTS: tl.constexpr = triton.next_power_of_2(GROUPS)
-                g = tl.arange(0, SLOTS)
+                g = tl.arange(0, WIDE_GROUPS)
                 near = tl.load(groups + r * GROUPS + g, mask=g < GROUPS, other=-INF)
                 if kind == GREEDY:
                     j = tl.argmax(near, 0) * GROUP + tl.arange(0, GROUP)
@@ -353,8 +348,8 @@ def _rows(
                     token = -1
                     if kind != WIDE:
                         sums = tl.load(part + 3 * CHUNKS + i, mask=(i < CHUNKS) & (kind == NUCLEUS), other=0.0)
-                        total = tl.sum(sums * tl.exp2((tops - top) * how[2]), 0)
-                        token = _among_few(row, near, few + r * 3 * FEW, top, total, how, step, edits, SLOTS)
+                        total = tl.sum(sums * tl.exp2((tops - top) * scale), 0)
+                        token = _among_few(row, near, few + r * 3 * FEW, top, total, how, step, edits, WIDE_GROUPS)
                     if token < 0:
                         token = _among_all(row, top, how, step, edits, CHUNK)
         if token < 0:
@@ -385,14 +380,9 @@ def _rows(
                     at = tl.where(budget > 0, 0, early_end)
                     end = tl.where(budget > 0, early_end, close_end)
             done = tl.where(stopped, 1, tl.where(step + 1 >= max_tokens, 2, 0))
-            tl.store(s, token)
-            tl.store(s + POSITION * slots, position + 1)
-            tl.store(s + COUNT * slots, step + 1)
-            tl.store(s + PHASE * slots, phase)
-            tl.store(s + USED * slots, used)
-            tl.store(s + AT * slots, at)
-            tl.store(s + END * slots, end)
-            tl.store(s + DONE * slots, done)
+            found = token, position + 1, step + 1, phase, used, at, end, done
+            for f in tl.static_range(8):
+                tl.store(s + f * slots, found[f])
             tl.store(history + slot * length + step, token ^ -replaced, mask=step < length)
             if edits[5] > 0:
                 place = tl.load(tables + COUNTS).to(tl.pointer_type(tl.int16)) + edits[5].to(tl.int64) * padded + token
@@ -406,8 +396,6 @@ def _rows(
                 logprob = tl.load(row + token).to(tl.float32) - top - total
                 table = tl.load(tables + LOGPROBS).to(tl.pointer_type(tl.float32))
                 tl.store(table + asked * length + step, logprob, mask=step < length)
-                if WIDE_OUT:
-                    tl.store(out + r * out_stride + 2, logprob.to(tl.int32, bitcast=True))
     tl.store(out + r * out_stride, token)
     tl.store(out + r * out_stride + 1, done + 4 * replaced)
 
@@ -422,16 +410,17 @@ def sample(
     of one program, a power of two from 64 on; rows of the tables are padded to it. No slot twice, unless it is done.
     """
     count, columns = logits.shape
-    chunks = triton.cdiv(columns, chunk)
+    chunks = cdiv(columns, chunk)
     sizes = [count * 6 * chunks, count * chunks * (chunk // GROUP.value), count * 3 * FEW.value]
     part, groups, few = torch.empty(sum(sizes), dtype=torch.int32, device=logits.device).split(sizes)
     part, groups = part.view(torch.float32), groups.view(torch.float32)
     slots, length = history.shape
     given = logits, logits.stride(0), rows, params, state, tables, part, groups
-    padded = triton.cdiv(vocab, chunk) * chunk
+    padded = cdiv(vocab, chunk) * chunk
     options = {"CHUNK": chunk, "PDL": PDL} | ({"launch_pdl": True} if PDL else {})
     launch(_chunks, (chunks, count), *given, columns, vocab, padded, slots, **options, num_warps=4)
     launch(
         _rows, (count,), *given, few, history, out, out.stride(0), vocab, padded, slots, length,
-        CHUNKS=chunks, WIDE_OUT=out.shape[1] > 2, **options, num_warps=8,
+        CHUNKS=chunks, WIDE_CHUNKS=next_power_of_2(chunks), WIDE_GROUPS=next_power_of_2(chunks * (chunk // GROUP.value)),
+        **options, num_warps=8,
     )  # fmt: skip
