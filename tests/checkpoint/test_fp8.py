@@ -23,6 +23,7 @@ from qwen3.errors import ConfigError, CorruptFileError, OutOfMemoryError, UsageE
 from qwen3.family import MODELS
 from qwen3.kernels.fp8 import FP8, quantize_fp8
 from qwen3.model import Qwen3, load_model
+from qwen3.model.load import quantize_model
 from tests.fixtures import fused_tensors, official_tensors, tiny_config
 
 OFFICIAL = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -138,6 +139,10 @@ def test_quantized_while_loading(tmp_path: Path, moe: bool, monkeypatch: pytest.
         assert (weight.block, weight.data.dtype) == (0, FP8)
         assert torch.equal(weight.scale, wanted.scale)
         assert torch.equal(weight.dequantize(), wanted.dequantize()), name
+    other = quantize_model(load_model(tmp_path, "cpu", "bfloat16"))
+    assert quantize_model(other) is other
+    for name, weight in fp8_weights(other).items():
+        assert torch.equal(weight.dequantize(), held[name].dequantize())
     plain = logits(load_model(tmp_path, "cpu", "bfloat16")).float()
     assert 0 < ((logits(model).float() - plain).norm() / plain.norm()).item() < 0.25
 

@@ -66,13 +66,16 @@ def parameters_to_hold(config: ModelConfig, stored: Fp8Format | None) -> tuple[s
 
 
 def hold_fp8(model: nn.Module, names: set[str], block: int) -> None:
-    """Puts an uninitialised Fp8Weight where each of these parameters was, on its device."""
+    """Puts an Fp8Weight where each of these parameters was, one after the other; what is not on "meta" is quantized."""
     for name in sorted(names):
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        old: Tensor = getattr(module, leaf)
+        old: Tensor = getattr(module, leaf).detach()
+        new = Fp8Weight.empty(tuple(old.shape), block, old.device)
+        if not old.is_meta:
+            new.assign(old)
         delattr(module, leaf)
-        setattr(module, leaf, Fp8Weight.empty(tuple(old.shape), block, old.device))
+        setattr(module, leaf, new)
 
 
 def fp8_weights(model: HasModules) -> dict[str, Fp8Weight]:

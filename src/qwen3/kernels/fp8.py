@@ -76,7 +76,11 @@ class Fp8Weight(nn.Module):
         return (self.data.float() * scale).to(dtype)
 
     def assign(self, weight: Tensor) -> None:
-        """Quantize `weight` into these tensors: addresses stay, so captured graphs do."""
+        """Quantize `weight` into these tensors, expert by expert: addresses stay, so captured graphs do."""
+        if weight.dim() == 3:
+            for expert, part in enumerate(weight):
+                self[expert].assign(part)
+            return
         new = quantize_fp8(weight, self.block)
         self.data.copy_(new.data)
         self.scale.copy_(new.scale)

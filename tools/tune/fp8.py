@@ -1,0 +1,377 @@
+"""Checks and times products with FP8 weights on a GPU: `PYTHONPATH=src python tools/tune/fp8.py [SECTION ...]`.
+
+Sections: check (against float32, shapes of all eight models), rows (quantizing activations), skinny and many (ways of
+cutting and cuBLAS at 8B shapes, few rows and many), chain (all products of a step in one graph). Tables go to stdout,
+figures to $OUT/fp8.json. Times are medians of CUDA graphs that walk over more weights than the L2 cache holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import linear as common  # the script beside this one
+import torch
+from linear import MODELS, READ, compile_apart, compiled, graph_us, shapes
+from torch import Tensor
+
+from qwen3.kernels import fp8 as plain
+from qwen3.kernels.fp8 import FP8, Fp8Weight, quantize_fp8
+from qwen3.kernels.gpu import elementwise, fp8
+from qwen3.kernels.gpu.fp8 import Tile
+
+PEAK = 1.473e15  # FP8 operations a second of an H100's matrix units, measured
+figures: dict[str, Any] = {}
+Case = tuple[str, int, int, int, bool, bool, bool, int]  # name, M, N, K, norm, residual, silu, block
+
+
+def normal(*shape: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(shape, device=common.DEVICE, dtype=torch.bfloat16) * scale
+
+
+def weight_of(n: int, k: int, block: int) -> Fp8Weight:
+    if common.DEVICE == "meta":
+        return Fp8Weight.empty((n, k), block, "meta")
+    return quantize_fp8(normal(n, k, scale=k**-0.5), block)
+
+
+def inputs(m: int, n: int, k: int, norm: bool, residual: bool, silu: bool) -> dict[str, Any]:
+    rest = normal(m, n // 2 if silu else n) if residual else None
+    return {"norm": 1 + 0.3 * normal(k) if norm else None, "eps": 1e-6, "residual": rest, "silu": silu}
+
+
+def cases() -> list[Case]:
+    found: list[Case] = []
+    for model in MODELS:
+        for name, n, k, *flags in shapes(model):
+            for m in (1, 40, 130, 1000) if model == "8B" else (1, 1000) if model == "0.6B" else (16, 130):
+                for block in (0, 128) if model in ("8B", "30B-A3B") else (0,):
+                    if name != "head":
+                        found.append((f"{model} {name}", m, n, k, *flags, block))
+    return found
+
+
+def wanted_for(x: Tensor, weight: Fp8Weight, how: dict[str, Any], quantized: bool) -> Tensor:
+    """float32, with the activations as they are or rounded as the kernel is to round them."""
+    norm, residual = how["norm"], how["residual"]
+    if quantized:
+        data, scale = plain.quantize_rows(x, norm, how["eps"], group=weight.block)
+        wide = data.float() * (scale.repeat_interleave(weight.block, 1) if weight.block else scale)
+    else:
+        wide = x.float()
+        if norm is not None:
+            wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + how["eps"]) * norm.float()
+    right = wide @ weight.dequantize(torch.float32).t()
+    if how["silu"]:
+        gate, up = right.chunk(2, dim=-1)
+        right = torch.nn.functional.silu(gate) * up
+    return right if residual is None else right + residual.float()
+
+
+def distance(out: Tensor, right: Tensor) -> float:
+    return ((out.float() - right).norm() / right.norm()).item()
+
+
+def check_all() -> None:
+    for _, m, n, k, *flags, block in cases():
+        x = normal(m, k + 128, scale=3.0)[:, :k]
+        try:
+            fp8.fp8_linear(x, weight_of(n, k, block), **inputs(m, n, k, *flags))
+        except Exception as error:  # cuBLAS without a device; `check` says what fails on one
+            print(f"  not prepared: M={m} N={n} K={k} block={block}: {str(error).splitlines()[0][:100]}")
+
+
+def check() -> None:
+    worst: dict[str, tuple[float, str]] = {}
+    for name, m, n, k, *flags, block in cases():
+        x, weight, how = normal(m, k + 128, scale=3.0)[:, :k], weight_of(n, k, block), inputs(m, n, k, *flags)
+        try:
+            out = fp8.fp8_linear(x, weight, **how)
+        except Exception as error:
+            print(f"  FAILED {name} M={m} block={block}: {str(error).splitlines()[0][:160]}")
+            continue
+        many = m > fp8.SKINNY_ROWS
+        error = distance(out, wanted_for(x, weight, how, many))
+        if not error < 1e-2:
+            print(f"  WRONG {name} M={m} block={block} {flags}: {error:.2e}")
+        entries = [(f"M={m} block={block}", error)]
+        if many:
+            entries.append(
+                (f"M={m} block={block} against exact activations", distance(out, wanted_for(x, weight, how, False)))
+            )
+        for key, value in entries:
+            value = value if value == value else float("inf")
+            worst[key] = max(worst.get(key, (0.0, "")), (value, name))
+    for key, (value, name) in worst.items():
+        print(f"  {key:45} {value:.1e} {name}")
+    figures["check"] = worst
+    for block in (0, 128):
+        weight, x = weight_of(24576, 4096, block), normal(3000, 4096)
+        how = inputs(1, 24576, 4096, True, False, True)
+        together = fp8.fp8_linear(x, weight, invariant=True, **how)
+        same = [
+            torch.equal(fp8.fp8_linear(x[rows], weight, invariant=True, **how), together[rows])
+            for rows in (slice(5, 6), slice(3, 40), slice(1000, 1100))
+        ]
+        up, down = weight, weight_of(4096, 12288, block)
+        left = inputs(1000, 4096, 4096, False, True, False)["residual"]
+        h = fp8.fp8_linear(x[:1000], up, norm=how["norm"], eps=1e-6, silu=True)
+        apart = fp8.fp8_linear(h, down, residual=left).float()
+        mlp = fp8.fp8_mlp(x[:1000], up, down, norm=how["norm"], eps=1e-6, residual=left)
+        print(f"  invariant block={block}: same bits {same}; mlp against its parts {distance(mlp, apart):.1e}")
+
+
+def rows_jobs() -> list[tuple[str, int, int, Callable[[], Any]]]:
+    jobs = []
+    for m in (64, 256, 16384):
+        for k, silu, norm, group in (
+            (4096, False, True, 0), (4096, False, False, 0), (12288, False, False, 0), (12288, True, False, 0),
+            (4096, False, True, 128),
+        ):  # fmt: skip
+            x, gain = normal(m, k * (2 if silu else 1)), normal(k) if norm else None
+            name = f"M={m} K={k} {'silu' if silu else 'norm' if norm else ''} group={group}"
+
+            def job(x: Tensor = x, gain: Tensor | None = gain, silu: bool = silu, group: int = group) -> Any:
+                return fp8.quantize_rows(x, gain, 1e-6, group=group, silu=silu)
+
+            jobs.append((name, x.numel() * 2, m * k, job))
+    return jobs
+
+
+def rows() -> None:
+    compiled(lambda: [job() for *_, job in rows_jobs()])
+    for group in (0, 128):
+        x = normal(300, 4096)
+        (data, scale), (right, wanted) = fp8.quantize_rows(x, group=group), plain.quantize_rows(x, group=group)
+        same = torch.equal(data.view(torch.uint8), right.view(torch.uint8)) and torch.equal(scale, wanted)
+        print(f"  quantize_rows group={group} equals its twin bit for bit: {same}")
+    for name, read, written, job in rows_jobs():
+        us = graph_us(lambda _: job(), 10)  # noqa: B023
+        print(f"  {name:32} {us:8.1f} us {(read + written) / us / 1e3:6.0f} GB/s")
+        figures.setdefault("rows", []).append([name, us, read + written])
+
+
+def pool_of(n: int, k: int, block: int) -> list[Fp8Weight]:
+    """Enough weights not to fit into the L2 cache."""
+    first = weight_of(n, k, block)
+    copies = max(2, -(-200_000_000 // (n * k)))
+    return [first] + [Fp8Weight(first.data.view(torch.uint8).clone().view(FP8), first.scale.clone(), block)
+                      for _ in range(copies - 1)]  # fmt: skip
+
+
+def skinny_tiles(m: int, n: int, k: int) -> list[Tile]:
+    base = fp8.skinny_tile(m, n, k)
+    found = [base, base._replace(ahead=0), base._replace(ahead=1024), base._replace(bk=256, stages=3)]
+    found += [base._replace(stages=3), base._replace(stages=7 if m <= 16 else 4)]
+    splits = {max(1, base.split // 2), base.split * 2, base.split * 3}
+    found += [base._replace(split=s) for s in sorted(splits - {base.split}) if k // s >= 512]
+    found.append(base._replace(bn=128, split=min(max(1, base.split * 2), k // 512), warps=8 if m > 16 else 4, stages=4))
+    found.append(base._replace(bn=32, split=max(1, base.split // 2), warps=2))
+    return list(dict.fromkeys(found))
+
+
+def skinny_work() -> list[tuple[str, int, int, int, list[bool], list[Tile]]]:
+    work = []
+    for name, n, k, *flags in shapes("8B"):
+        for m in (1, 8, 32, 64):
+            if name != "head":
+                work.append((name, m, n, k, flags, skinny_tiles(m, n, k)))
+    return work
+
+
+def skinny_all() -> None:
+    for _, m, n, k, flags, tiles in skinny_work():
+        for tile in tiles:
+            fp8.fp8_linear(normal(m, k), weight_of(n, k, 0), tile=tile, **inputs(m, n, k, *flags))
+        fp8.fp8_linear(normal(m, k), weight_of(n, k, 128), **inputs(m, n, k, *flags))
+        if flags[0]:
+            norm_both(lambda m=m, n=n, k=k, flags=flags: fp8.fp8_linear(
+                normal(m, k), weight_of(n, k, 0), **inputs(m, n, k, *flags)))  # fmt: skip
+
+
+def norm_both(job: Callable[[], Any]) -> None:
+    before = fp8.NORM_ROWS
+    for fp8.NORM_ROWS in (0, 64):
+        job()
+    fp8.NORM_ROWS = before
+
+
+def skinny() -> None:
+    print("  shape      M      us  GB/s share | block us | norm apart, inside | best tile | others")
+    for name, m, n, k, flags, tiles in skinny_work():
+        x, how = normal(m, k), inputs(m, n, k, *flags)
+        weights, blocks = pool_of(n, k, 0), pool_of(n, k, 128)
+
+        def timed(tile: Tile | None, pool: list[Fp8Weight]) -> float:
+            return graph_us(lambda i: fp8.fp8_linear(x, pool[i % len(pool)], tile=tile, **how), 20, 3)  # noqa: B023
+
+        found = []
+        for tile in tiles:
+            try:
+                found.append((timed(tile, weights), tile))
+            except Exception as error:
+                print(f"  {name} M={m} {tuple(tile)}: {str(error).splitlines()[0][:100]}")
+        found.sort(key=lambda pair: pair[0])
+        us, best = found[0]
+        apart: list[float] = []
+        if flags[0]:
+            norm_both(lambda: apart.append(timed(None, weights)))  # noqa: B023
+        rate = n * k / us / 1e3
+        print(
+            f"  {name:8} {m:3} {us:7.1f} {rate:5.0f} {rate * 1e9 / READ:4.0%} | {timed(None, blocks):6.1f} | "
+            f"{' '.join(f'{a:.1f}' for a in apart)} | {tuple(best)} | "
+            + " ".join(f"{tuple(t)}:{u:.1f}" for u, t in found[1:])
+        )
+        figures.setdefault("skinny", []).append([name, m, n, k, [(u, *t) for u, t in found], apart])
+
+
+def gemm_tiles(m: int) -> list[Tile]:
+    found = [Tile(64, 128, bm=64), Tile(128, 128, bm=64), Tile(64, 128, bm=128), Tile(128, 128, bm=128, warps=8)]
+    found += [Tile(128, 128, bm=128, warps=8, stages=3)]
+    return [*found, Tile(256, 128, bm=128, warps=8, stages=3)] if m >= 256 else found
+
+
+MANY = (96, 256, 512, 1024, 4096, 16384)
+
+
+def many_all() -> None:
+    for name, n, k, *flags in shapes("8B"):
+        if name != "head":
+            for block in (0, 128):
+                for tile in gemm_tiles(1024):
+                    if not (block and tile.bn == 256):
+                        fp8.fp8_linear(normal(96, k), weight_of(n, k, block), tile=tile, **inputs(96, n, k, *flags))
+    fp8.quantize_rows(normal(96, 24576), silu=True)
+    elementwise.silu_mul(normal(96, 24576))
+
+
+def many() -> None:
+    print("  shape      M  floor us | triton with epilogue: best us TFLOP/s tile | cublas fast, exact: us TFLOP/s |")
+    print("    | epilogue us | block 128: triton, cublas: us TFLOP/s | other tiles")
+    for name, n, k, *flags in shapes("8B"):
+        if name == "head":
+            continue
+        weights, blocks = pool_of(n, k, 0), pool_of(n, k, 128)
+        for m in MANY:
+            how, count = inputs(m, n, k, False, *flags[1:]), 8 if m <= 1024 else 3
+            residual, silu = how["residual"], how["silu"]
+            x = normal(m, k)
+            line: dict[str, float] = {}
+            tiles: list[tuple[float, Tile]] = []
+            for pool, block in ((weights, 0), (blocks, 128)):
+                data, scale = fp8.quantize_rows(x, group=block)
+                for tile in gemm_tiles(m) if m <= 4096 else gemm_tiles(m)[3:4]:
+                    if block and tile.bn == 256:
+                        continue
+                    try:
+                        us = graph_us(
+                            lambda i: fp8.multiply(
+                                data, scale, pool[i % len(pool)], residual, silu, torch.bfloat16, tile  # noqa: B023
+                            ), count, 3)  # fmt: skip
+                    except Exception as error:
+                        print(f"  {name} M={m} {tuple(tile)}: {str(error).splitlines()[0][:100]}")
+                        continue
+                    if block:
+                        line["block"] = min(us, line.get("block", us))
+                    else:
+                        tiles.append((us, tile))
+                for key, fast in (("fast", True), ("exact", False)):
+                    if block:
+                        key = "block cublas"
+                    try:
+                        line[key] = graph_us(lambda i: cublas(data, scale, pool[i % len(pool)], fast), count, 3)  # noqa: B023
+                    except Exception as error:
+                        print(f"  {name} M={m} cublas {block} {key}: {str(error).splitlines()[0][:200]}")
+            wide = normal(m, n)
+            if silu:
+                line["epilogue"] = graph_us(lambda _: elementwise.silu_mul(wide), count, 3)  # noqa: B023
+            elif residual is not None:
+                line["epilogue"] = graph_us(lambda _: wide.add_(residual), count, 3)  # noqa: B023
+            tiles.sort(key=lambda pair: pair[0])
+            us, best = tiles[0]
+            flops = 2.0 * m * n * k
+            floor = max(flops / PEAK, n * k / READ) * 1e6
+
+            def part(key: str) -> str:
+                return f"{line[key]:.0f} {flops / line[key] / 1e6:.0f}" if key in line else "-"  # noqa: B023
+
+            print(
+                f"  {name:8} {m:5} {floor:7.1f} | {us:7.1f} {flops / us / 1e6:5.0f} {tuple(best)} | {part('fast')}, "
+                f"{part('exact')} | {line.get('epilogue', 0):.1f} | {part('block')}, {part('block cublas')} | "
+                + " ".join(f"{tuple(t)[:4]}:{u:.1f}" for u, t in tiles[1:])
+            )
+            figures.setdefault("many", []).append([name, m, n, k, line, [(u, *t) for u, t in tiles]])
+
+
+def cublas(x: Tensor, scale: Tensor, weight: Fp8Weight, fast: bool) -> Tensor:
+    if weight.block:
+        return fp8._cublas(x, scale, weight)
+    scales = {"scale_a": scale, "scale_b": weight.scale.t()}
+    return torch._scaled_mm(x, weight.data.t(), **scales, out_dtype=torch.bfloat16, use_fast_accum=fast)
+
+
+def chain_step(every: list[list[Fp8Weight]], norm: Tensor, start: Tensor, heads: int) -> None:
+    x = start
+    for qkv, o, up, down in every:
+        mixed = fp8.fp8_linear(x, qkv, norm=norm, eps=1e-6)[:, : heads * 128]
+        x = fp8.fp8_linear(mixed, o, residual=x)
+        x = fp8.fp8_mlp(x, up, down, norm=norm, eps=1e-6, residual=x)
+
+
+CHAIN = (1, 8, 32, 64, 128, 256, 1024, 16384)
+
+
+def chain_all() -> None:
+    heads, _, hidden, *_ = MODELS["8B"]
+    layer = [weight_of(n, k, 0) for name, n, k, *_ in shapes("8B") if name != "head"]
+    for m in CHAIN[:6]:
+        chain_step([layer], normal(hidden), normal(m, hidden), heads)
+
+
+def chain() -> None:
+    heads, _, hidden, _, layers = MODELS["8B"]
+    kinds = [(n, k) for name, n, k, *_ in shapes("8B") if name != "head"]
+    layer = [weight_of(n, k, 0) for n, k in kinds]
+    every = [layer] + [[Fp8Weight(w.data.clone(), w.scale.clone()) for w in layer] for _ in range(layers - 1)]
+    size = sum(n * k for n, k in kinds) * layers
+    print("  8B, all projections of a step       M   us/step  floor us share  tok/s at most")
+    for m in CHAIN:
+        start, norm = normal(m, hidden), torch.ones(hidden, device="cuda", dtype=torch.bfloat16)
+        us = graph_us(lambda _: chain_step(every, norm, start, heads), 1, 3)  # noqa: B023
+        floor = max(size / READ, 2.0 * m * size / PEAK) * 1e6
+        print(f"  {m:37} {us:9.0f} {floor:9.0f} {floor / us:5.0%} {m * 1e6 / us:10.0f}")
+        figures.setdefault("chain", []).append([m, us, floor])
+
+
+def main() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    sections = {
+        "check": (check, check_all),
+        "rows": (rows, lambda: None),
+        "skinny": (skinny, skinny_all),
+        "many": (many, many_all),
+        "chain": (chain, chain_all),
+    }
+    wanted = sys.argv[1:] or list(sections)
+    compile_apart([sections[name][1] for name in wanted])
+    for name in wanted:
+        start = time.perf_counter()
+        print(f"{name}:")
+        try:
+            sections[name][0]()
+        except Exception:
+            traceback.print_exc()
+        torch.cuda.empty_cache()
+        print(f"[{name}: {time.perf_counter() - start:.1f} s]", flush=True)
+    if "OUT" in os.environ:
+        Path(os.environ["OUT"], "fp8.json").write_text(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
