@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,12 +13,12 @@ from qwen3.errors import UsageError
 from qwen3.kernels import reference, reference_moe
 from qwen3.kernels.fp8 import quantize_fp8
 from qwen3.kernels.gpu import moe, moe_tables
-from qwen3.kernels.gpu.moe_tables import One, Tile
+from qwen3.kernels.gpu.moe_tables import Tile
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 E, H, M, K = 8, 64, 32, 2
 SMALL = {
-    "one": (One(4, 32, 4, 1), One(8, 16, 4, 3)),
+    "one": (Tile(1, 4, 32, 4), Tile(1, 8, 16, 4)),
     "swapped": (Tile(0, 32, 32, 4, 2, True), Tile(0, 16, 16, 4, 2, True)),
     "dense": (Tile(0, 16, 32, 4, 2, False), Tile(0, 64, 32, 4, 2, False)),
     "listed": (Tile(16, 32, 32, 4, 2, False), Tile(16, 32, 32, 4, 2, False)),
@@ -150,7 +152,7 @@ def test_fp8_blocks_within_an_expert() -> None:
     x = torch.randn(1, 256, generator=g).to(DEVICE) / 16
     wanted = reference_moe.experts(x, wide.dequantize(torch.float32), tall.dequantize(torch.float32), weights, chosen)
     for tiles in (
-        (One(64, 128, 4, 1), One(64, 128, 4, 2)),
+        (Tile(1, 64, 128, 4), Tile(1, 64, 128, 4)),
         (Tile(0, 128, 64, 4, 2, True), Tile(0, 128, 128, 4, 2, True)),
         (Tile(16, 128, 128, 4, 2, False), Tile(16, 128, 64, 4, 2, False)),
     ):
@@ -184,5 +186,47 @@ def test_every_plan_runs() -> None:
     """The shipped tiles, clipped to small sizes, compute what they should."""
     x, gate_up, down, weights, chosen, _ = case(1, seed=8)
     wanted = reference_moe.experts(x, gate_up, down, weights, chosen)
-    for tiles in moe_tables.CANDIDATES.values():
-        assert error(moe.run(x, gate_up, down, weights, chosen, None, *tiles[0]), wanted) < 2e-6
+    for plans in moe_tables.shipped()[1]:
+        for tiles in plans.values():
+            assert error(moe.run(x, gate_up, down, weights, chosen, None, *tiles), wanted) < 2e-6
+
+
+def test_tiles_are_kept_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QWEN3_CACHE", str(tmp_path / "new"))
+    assert moe_tables._read() == {}
+    plans = {1: SMALL["one"], 64: SMALL["dense"]}
+    moe_tables._write({"card,64,32,bf16": plans})
+    moe_tables._write(moe_tables._read() | {"other": {64: SMALL["listed"]}})
+    assert moe_tables._read() == {"card,64,32,bf16": plans, "other": {64: SMALL["listed"]}}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["moe_tiles.json"]
+    (tmp_path / "new" / "moe_tiles.json").write_text('{"card": [1, 2')
+    with pytest.warns(UserWarning, match="measuring again"):
+        assert moe_tables._read() == {}
+
+
+def test_tuning_keeps_the_fastest_of_each_regime(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, tried = moe_tables.shipped()
+    fastest = tried[-1]
+    asked = []
+
+    def trial(tokens: int) -> moe_tables.Run:
+        asked.append(tokens)
+        return lambda gate, low: None
+
+    monkeypatch.setattr(moe_tables.launch, "compile_all", lambda jobs: None)
+    monkeypatch.setattr(moe_tables, "seconds", lambda run, pair: 1.0 if pair in fastest.values() else 2.0)
+    assert moe_tables._tune(trial) == fastest
+    assert asked == [min(limit, 4096) for limit in fastest]
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp8"])
+def test_shipped_tables_serve_every_count(kind: str) -> None:
+    tables, _ = moe_tables.shipped()
+    for device in ("H100", "H200"):
+        for shape in ("2048,768", "4096,1536"):
+            plans = tables[f"{device},{shape},{kind}"]
+            for tokens in (1, 2, 64, 65, 512, 513, 10**6):
+                gate, low = moe_tables._pick(plans, tokens)
+                assert gate.bm == low.bm
+                assert (gate.bm == 1) == (tokens == 1)
+                assert (gate.bm == 0) == (1 < tokens <= 64)
