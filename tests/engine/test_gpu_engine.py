@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 import torch
 
+from qwen3.checkpoint.fp8 import fp8_weights
 from qwen3.config import ModelConfig
 from qwen3.engine import Engine
-from qwen3.kernels.fp8 import Fp8Weight
 from qwen3.model import Qwen3
+from qwen3.model.load import quantize_model
 from tests.engine.stress import (
     Counter,
     Counts,
@@ -91,10 +92,8 @@ def compare(config: ModelConfig, fp8: bool = False) -> dict[str, Any]:
 
 def in_fp8(model: Qwen3) -> tuple[Qwen3, dict[str, torch.Tensor]]:
     """The model with FP8 weights, and what these are as bf16 tensors under our parameters' names."""
-    model.quantize_fp8()
-    found = {name: module.dequantize() for name, module in model.named_modules() if isinstance(module, Fp8Weight)}
-    assert found
-    return model, found
+    quantize_model(model)
+    return model, {name: weight.dequantize(model.dtype) for name, weight in fp8_weights(model).items()}
 
 
 def test_dense_against_transformers() -> dict[str, Any]:

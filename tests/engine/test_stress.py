@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qwen3.checkpoint.fp8 import fp8_weights
 from qwen3.engine import Engine
+from qwen3.model.load import quantize_model
 from tests.engine.stress import (
     Counter,
     check_empty,
@@ -69,3 +71,16 @@ def test_batch_invariance_is_bitwise(moe: bool) -> None:
     found = invariance(model, crowd=5, tokens=12)
     assert found == dict.fromkeys(found, True)
     assert len(found) == 6
+
+
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
+def test_fp8_weights_say_what_the_same_weights_say_in_transformers(moe: bool) -> None:
+    """Against the dequantized weights: on a CPU activations are not quantized, so only near ties differ."""
+    model = random_network(tiny_config(moe, tie_word_embeddings=False), "cpu", torch.float32, seed=5)
+    quantize_model(model)
+    plain = {name: weight.dequantize(torch.float32) for name, weight in fp8_weights(model).items()}
+    assert plain
+    found = containment(Engine(model, max_batch=8), transformers_twin(model, plain), prompts=8, tokens=16, longest=40)
+    assert found.worst <= 2
+    assert found.differing <= 1
+    assert found.logprob_error < 1e-3

@@ -226,7 +226,7 @@ class _Parts:
 
     def __init__(self, subject: Subject, scale: Scale, ceilings: Ceilings, report: _Report) -> None:
         self.subject, self.scale, self.report, self.data = subject, scale, report, report.data
-        sizes = bytes_of(subject.settings, subject.model.dtype)
+        sizes = bytes_of(subject)
         self.roofline = Roofline(subject.config, ceilings, *sizes, distinct={})
         self.energy = Energy(subject.device)
         for name in ("floor", "share", "samples"):

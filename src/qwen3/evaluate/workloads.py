@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from qwen3 import family, kernels
+from qwen3.checkpoint.fp8 import fp8_weights
 from qwen3.config import DTYPE_BYTES, ModelConfig
 from qwen3.engine import Engine, Request, SamplingParams
 from qwen3.errors import UsageError
 from qwen3.model import Qwen3, load_model
+from qwen3.model.load import quantize_model
 
 SIZES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B", "30B-A3B", "235B-A22B")
 STREAMS = tuple(2**i for i in range(11))
@@ -117,12 +119,11 @@ class Subject:
         if settings.random:
             dtype = getattr(torch, settings.dtype or config.dtype)
             self.model = random_model(config, self.device, dtype)
+            if settings.weights == "fp8":
+                quantize_model(self.model)
         else:
-            self.model = load_model(settings.model, self.device, settings.dtype)
+            self.model = load_model(settings.model, self.device, settings.dtype, quantization=settings.weights)
         self.config = self.model.config
-        options: dict[str, Any] = {}
-        if settings.weights is not None:
-            options["weights"] = settings.weights
         self.max_len = min(settings.max_len or 34_000, self.config.context_length)
         self.uniform_routing = settings.random and self.config.is_moe
         self.engine = Engine(
@@ -134,7 +135,6 @@ class Subject:
             invariant=settings.invariant,
             uniform_routing=self.uniform_routing,
             vocab_size=self.config.vocab_size,
-            **options,
         )
 
     def request(self, ids: list[int], output: int, seed: int) -> Any:
@@ -354,7 +354,7 @@ def count_experts(subject: Subject, requests: Sequence[Any], tokens: int) -> flo
     return float(torch.stack(found).mean())
 
 
-def bytes_of(settings: Settings, dtype: torch.dtype) -> tuple[float, float, float]:
+def bytes_of(subject: Subject) -> tuple[float, float, float]:
     """Bytes of one value of (layers' matrices, head, KV cache)."""
-    plain = DTYPE_BYTES[str(dtype).removeprefix("torch.")]
-    return (1 if settings.weights == "fp8" else plain), plain, (1 if settings.kv_dtype == "fp8" else plain)
+    plain = DTYPE_BYTES[str(subject.model.dtype).removeprefix("torch.")]
+    return (1 if fp8_weights(subject.model) else plain), plain, (1 if subject.settings.kv_dtype == "fp8" else plain)
