@@ -1,4 +1,4 @@
-"""The number of threads: measured for small models on a CPU, left alone otherwise."""
+"""A model on a CPU: packed weights, and a number of threads that is measured where it matters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from qwen3.kernels import cpu
 from qwen3.model import threads
 from tests.fixtures import random_model, tiny_config
 
@@ -43,3 +44,26 @@ def test_what_the_user_or_the_size_decides_is_left(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(threads, "SMALL_MODEL", 1)
     assert threads.fit_threads(model) == 2
+
+
+@pytest.mark.skipif(not cpu.has_fbgemm(), reason="this PyTorch has no FBGEMM")
+@pytest.mark.parametrize("moe", [False, True])
+def test_weights_are_packed_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch, moe: bool) -> None:
+    monkeypatch.setattr(cpu, "pack_limit", cpu.pack_limit)
+    monkeypatch.setattr(threads, "fit_threads", lambda model: 1)
+    before = cpu.packed_bytes
+    model = random_model(tiny_config(moe), seed=0)
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16().float()
+    layers, experts = model.stepper().layers, 0 if moe else 1
+    matrices = [w for layer in layers for w in (layer.qkv, layer.out, *[layer.up, layer.down] * experts)]
+    wanted = 2 * sum(w.numel() for w in [*matrices, model.stepper().head])
+    monkeypatch.setattr(threads, "available_bytes", lambda: wanted)
+    some = threads.prepare_cpu(model) - before
+    assert wanted / 4 < some <= wanted / 2
+    for weight in model.parameters():
+        weight.data = weight.data.clone()
+    monkeypatch.setattr(threads, "available_bytes", lambda: 1 << 40)
+    assert threads.prepare_cpu(model) - before == wanted
+    del model, layers, matrices, weight
+    assert cpu.packed_bytes == before

@@ -133,7 +133,9 @@ def main() -> None:
     given = parser.parse_args()
     net = Network(given.model, getattr(torch, given.dtype), given.rows, max(given.context, given.prefill))
     start = time.perf_counter()
-    held = cpu.pack([net.table, *(w for layer in net.weights for w in layer)], 1 << 40)
+    cpu.pack_limit = 1 << 40
+    for weight in (net.table, *(w for layer in net.weights for w in layer)):
+        cpu.packed(weight)
     packing = time.perf_counter() - start
     block = torch.ones(1 << 26)
     cases, sizes = operations(net)
@@ -146,7 +148,7 @@ def main() -> None:
     sizes["step"] = sum(sizes[name] for name in list(cases)[:6])
     found = rounds(cases, given.rounds)
     print(f"{given.model} {given.dtype} rows {given.rows} context {given.context} threads {torch.get_num_threads()}")
-    print(f"packed {held / 1e6:.0f} MB in {packing:.2f} s; prefill {given.prefill} tokens a row")
+    print(f"packed {cpu.packed_bytes / 1e6:.0f} MB in {packing:.2f} s; prefill {given.prefill} tokens a row")
     for name, (middle, best) in found.items():
         speed = f"{sizes[name] / best / 1e3:7.1f} GB/s" if name in sizes else ""
         print(f"{name:20s}{middle:10.0f} µs   best {best:10.0f} {speed}")
