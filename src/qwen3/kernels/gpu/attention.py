@@ -136,7 +136,8 @@ def _decode(
     qkv, q_weight, k_weight, cos_sin, positions, slots, tables, lengths, k_cache, v_cache, out, partial, stats,
     counters, stride, table_stride, blocks, splits, chunk, eps,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
-    TILE: tl.constexpr, STAGES: tl.constexpr, MERGE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
+    TILE: tl.constexpr, STAGES: tl.constexpr, MERGE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    ASM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (KV head, row, share); GROUP = H / KV query heads in ROWS >= 16 rows of a tile. partial [R, KV, splits,
     GROUP, D], stats [R, KV, splits, 2, GROUP] (maximum, sum) float32; counters [R·KV] zero before and after.
@@ -213,18 +214,25 @@ def _decode(
         m = tl.sum(q.to(tl.float32) * new.to(tl.float32)[None, :], 1)
         l += 1.0
         acc += value.to(tl.float32)[None, :]
-    if EARLY:
-        m, l, acc = _update(q, k, v, live, m, l, acc, ASM)  # with no key live, m is the new token's: nothing changes
-        begin += TILE
-        ids = tl.load(table + (begin + span) // BLOCK, mask=begin + span < end, other=0)
-    for n in tl.range(begin, end, TILE, num_stages=STAGES):
-        at = n + span
-        live = at < end
-        where = (ids.to(tl.int64) * BLOCK + at % BLOCK) * (KV * D) + head * D
-        ids = tl.load(table + (at + TILE) // BLOCK, mask=at + TILE < end, other=0)  # a tile ahead of its use
-        k = tl.load(k_cache + where[:, None] + d[None, :], mask=live[:, None], other=0.0)
-        v = tl.load(v_cache + where[:, None] + d[None, :], mask=live[:, None], other=0.0)
-        m, l, acc = _update(q, k, v, live, m, l, acc, ASM)
+    ids = tl.load(table + (at + (TILE if EARLY else 0)) // BLOCK, mask=at + (TILE if EARLY else 0) < end, other=0)
+    if EARLY:  # the next tile is on its way, in registers, while this one is worked on
+        for n in tl.range(begin, end, TILE, num_stages=1):
+            at = n + TILE + span
+            where = (ids.to(tl.int64) * BLOCK + at % BLOCK) * (KV * D) + head * D
+            next_k = tl.load(k_cache + where[:, None] + d[None, :], mask=(at < end)[:, None], other=0.0)
+            next_v = tl.load(v_cache + where[:, None] + d[None, :], mask=(at < end)[:, None], other=0.0)
+            ids = tl.load(table + (at + TILE) // BLOCK, mask=at + TILE < end, other=0)
+            m, l, acc = _update(q, k, v, n + span < end, m, l, acc, ASM)
+            k, v = next_k, next_v
+    else:
+        for n in tl.range(begin, end, TILE, num_stages=STAGES):
+            at = n + span
+            live = at < end
+            where = (ids.to(tl.int64) * BLOCK + at % BLOCK) * (KV * D) + head * D
+            ids = tl.load(table + (at + TILE) // BLOCK, mask=at + TILE < end, other=0)  # a tile ahead of its use
+            k = tl.load(k_cache + where[:, None] + d[None, :], mask=live[:, None], other=0.0)
+            v = tl.load(v_cache + where[:, None] + d[None, :], mask=live[:, None], other=0.0)
+            m, l, acc = _update(q, k, v, live, m, l, acc, ASM)
 
     number = row * KV + head
     result = out + (row.to(tl.int64) * H + head * GROUP) * D
@@ -240,7 +248,7 @@ def _decode(
     if tl.atomic_add(counters + number, 1, sem="acq_rel") != used - 1:
         return
     tl.store(counters + number, 0)
-    GS: tl.constexpr = next_power_of_2(GROUP)
+    GS: tl.constexpr = triton.next_power_of_2(GROUP)
     h = tl.arange(0, GS)
     few = tl.arange(0, MERGE)
     total_m = tl.full((GS,), float("-inf"), tl.float32)

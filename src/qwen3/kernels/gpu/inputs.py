@@ -27,7 +27,7 @@ def _inputs(
     for start in range(0, HIDDEN, TILE):
         at = start + span
         part = tl.load(embedding + token.to(tl.int64) * HIDDEN + at, mask=at < HIDDEN)
-        tl.store(x + row.to(tl.int64) * hidden + at, part, mask=at < HIDDEN)
+        tl.store(x + row.to(tl.int64) * HIDDEN + at, part, mask=at < HIDDEN)
     for start in range(0, WIDTH, TILE):
         at = start + span
         part = tl.load(tables + slot.to(tl.int64) * WIDTH + at, mask=at <= here // BLOCK, other=0)
