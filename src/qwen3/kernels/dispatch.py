@@ -92,7 +92,8 @@ def _pick(name: str, device: str) -> tuple[str, Kernel]:
         best = "reference"
         if _forced is None:
             barred = _inference_only if key[2] else ()
-            best = [b for b in backends if device in _devices[name, b] and b not in barred][-1]
+            fit = [b for b in backends if device in _devices[name, b] and b not in barred]
+            best = fit[-1] if fit else best
         elif _forced in backends:
             best = _forced
         found = _picked[key] = (best, backends[best])
