@@ -43,13 +43,13 @@ def decode_config(rows: int, kv_heads: int, max_length: int) -> DecodeConfig:
     """Few rows: many short shares, so that every multiprocessor has one. Many rows: shares only even lengths out."""
     pairs = rows * kv_heads
     if pairs <= 128:
-        splits, chunk, tile, warps, early = max(4, 512 // pairs), 32, 32, 2, True
+        splits, chunk, tile, early = max(4, 512 // pairs), 32, 32, True
     elif pairs <= 512:
-        splits, chunk, tile, warps, early = 8, 128, 64, 4, False
+        splits, chunk, tile, early = 8, 128, 64, False
     else:
-        splits, chunk, tile, warps, early = 4, 512, 64, 4, False
-    splits = min(splits, next_power_of_2(cdiv(max_length, chunk)))
-    return DecodeConfig(splits, chunk, tile, warps, early=early)
+        splits, chunk, tile, early = 4, 512, 64, False
+    splits = min(splits, triton.next_power_of_2(triton.cdiv(max_length, chunk)))
+    return DecodeConfig(splits, chunk, tile, warps=4, early=early)
 
 
 @triton.jit
