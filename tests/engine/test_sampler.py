@@ -199,6 +199,9 @@ def test_a_broken_row_is_an_error_of_its_own() -> None:
         SamplingParams(temperature=0.6, top_p=0.9, top_k=2, min_p=0),
     ]
     rows = [RowSampler(p, [], 4, CPU) for p in params]
+    logits[0, 3] = float("nan")
+    assert isinstance(sample(logits[:1], rows[:1], [0], [()])[0], CorruptFileError)
+    logits[0, 3] = 0
     first, second, third = sample(logits, rows, [0, 0, 0], [(), (), (0, 1, 2, 3)])
     assert first in range(4)
     assert isinstance(second, CorruptFileError)

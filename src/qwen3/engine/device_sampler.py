@@ -7,12 +7,14 @@ in float32 where the reference has float64.
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from qwen3.engine.machine import PHASES, Machine
 from qwen3.engine.params import SamplingParams
@@ -27,7 +29,7 @@ REPLACED = 4
 class _Table:
     """Rows that few samples need: made on demand, found by the kernels through `cell`, which holds their address."""
 
-    def __init__(self, cell: torch.Tensor, columns: int, dtype: torch.dtype) -> None:
+    def __init__(self, cell: Tensor, columns: int, dtype: torch.dtype) -> None:
         self.cell = cell
         self.rows = torch.empty(0, columns, dtype=dtype, device=cell.device)
         self.free: list[int] = []
@@ -51,14 +53,13 @@ class DeviceSampler:
     place of an end (see REPLACED). All methods put their work on the current stream; none waits but `snapshot`.
     """
 
-    def __init__(self, slots: int, vocab_size: int, device: torch.device, *, max_len: int, chunk: int = 4096) -> None:
+    def __init__(self, slots: int, vocab_size: int, device: torch.device, *, max_len: int, chunk: int = 2048) -> None:
         from qwen3.kernels.gpu import sample
 
-        self._kernel = k = sample
-        self.vocab_size, self._chunk = vocab_size, chunk
-        self._params = torch.zeros(slots + 1, k.WIDTH.value, dtype=torch.int32, device=device)
+        self._kernel, self.vocab_size, self._chunk = sample, vocab_size, chunk
+        self._packed = torch.zeros(slots + 1, sample.WIDTH.value, dtype=torch.int32, device=device)
         self._state = torch.zeros(8, slots + 1, dtype=torch.int32, device=device)
-        self._state[k.DONE.value] = 1
+        self._state[sample.DONE.value] = 1
         self.last_token, self.position, self.count = self._state[:3]
         self.history = torch.zeros(slots + 1, max_len, dtype=torch.int32, device=device)
         self._cells = torch.zeros(4, dtype=torch.int64, device=device)
@@ -85,96 +86,79 @@ class DeviceSampler:
         whose logits come next, None: the last of prompt and output; each `sample` adds 1. Counts for the penalties are
         made anew; a mask must be set anew. Raises UsageError for what cannot be carried out, naming the field.
         """
-        k, ids = self._kernel, self._pack_ids(machine)
-        limit = machine.max_tokens if max_tokens is None else max_tokens
+        k, text = self._kernel, [*machine.early_stop, *machine.close_think, *machine.queue]
+        ends = [*sorted(machine.eos), *sorted(machine.stop_ids - machine.eos)]
+        early, close = len(machine.early_stop), len(machine.early_stop) + len(machine.close_think)
         check_ids(params, self.vocab_size)
-        if not 1 <= slot < len(self._params):
-            raise UsageError(f"slot={slot} must be 1 to {len(self._params) - 1}")
+        if not 1 <= slot < len(self._packed):
+            raise UsageError(f"slot={slot} must be 1 to {len(self._packed) - 1}")
         if machine.count != len(output):
             raise UsageError(f"output has {len(output)} ids, but the machine has seen {machine.count}")
+        if len(ends) > (many := k.TEXT.value - k.ENDS.value) or len(text) > k.WIDTH.value - k.TEXT.value:
+            raise UsageError(
+                f"{len(ends)} end ids and {len(text)} ids to force are more than a row holds, {many} and "
+                f"{k.WIDTH.value - k.TEXT.value}: give fewer stop_token_ids"
+            )
         self.release(slot)
-        rows = [0, 0, 0, 0]
-        self._bound[slot] = replace(machine, max_tokens=limit), ids[96:], rows
-        if params.logit_bias:
-            values = torch.zeros(self._tables[0].rows.shape[1])
-            values[list(params.logit_bias)] = torch.tensor(list(params.logit_bias.values()))
-            self._fill(rows, 0, values)
-        if (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1, 0, 0):
-            counts = torch.zeros(self._tables[1].rows.shape[1], dtype=torch.int16)
-            times = Counter(output)
-            counts[list(times)] = torch.tensor(list(times.values())).clamp(max=2**15 - 1).to(torch.int16)
-            counts[list(set(prompt_ids))] |= -(2**15)
-            self._fill(rows, 1, counts)
-        if params.logprobs is not None:
-            rows[3] = self._tables[3].take()
+        machine = replace(machine, max_tokens=machine.max_tokens if max_tokens is None else max_tokens)
+        rows = self._bind_tables(params, prompt_ids, output)
+        self._bound[slot] = machine, text, rows
         if output:
             self._copy(self.history[slot, : len(output)], torch.tensor(output, dtype=torch.int32))
-        packed = np.zeros(k.WIDTH.value, np.int32)
-        early, close = len(machine.early_stop), len(machine.early_stop) + len(machine.close_think)
         top_k = params.top_k if params.top_k and 0 < params.top_k < self.vocab_size else 0
         filtered = (params.top_p or 1) < 1 or (params.min_p or 0) > 0
-        kind = k.GREEDY if params.greedy else k.NUCLEUS if filtered else k.FREE
-        if top_k and not params.greedy:
-            kind = k.TOP_K if top_k <= k.MAX_K else k.WIDE
-        last = (*prompt_ids, *output)[-1] if prompt_ids or output else 0
-        packed[:33] = (
-            *(last, len(prompt_ids) + len(output) - 1 if position is None else position, len(output)),
-            *(PHASES.index(machine.phase), machine.used, close, close + len(machine.queue)),
-            *({None: 0, "stop": 1, "length": 2}[machine.done], kind.value, top_k or 2**30, 0, 0, 0, 0, 0, 0),
+        kind = k.WIDE if top_k > k.MAX_K else k.TOP_K if top_k else k.NUCLEUS if filtered else k.FREE
+        numbers = [math.log2(math.e) / max(params.temperature or 1, 1e-30), params.top_p or 1, params.min_p or 0]
+        numbers[1] = numbers[1] if numbers[1] < 1 else 3e38  # sums round: what is off must drop nothing
+        numbers += [params.repetition_penalty, params.frequency_penalty, params.presence_penalty]
+        packed = np.zeros(k.WIDTH.value, np.int32)
+        packed[: k.LOGPROB_ROW.value + 1] = (
+            [*prompt_ids[-1:], *output][-1] if prompt_ids or output else 0,
+            len(prompt_ids) + len(output) - 1 if position is None else position,
+            *(len(output), PHASES.index(machine.phase), machine.used, close, len(text)),
+            *({None: 0, "stop": 1, "length": 2}[machine.done], (k.GREEDY if params.greedy else kind).value),
+            *(top_k or 2**30, *np.array(numbers, np.float32).view(np.int32)),
             *np.array([stream_key & 0xFFFFFFFF, stream_key >> 32], np.uint32).view(np.int32),
-            *(machine.min_tokens, limit, -1 if machine.budget is None else min(machine.budget, 2**31 - 1)),
-            *(machine.think, machine.end_think, machine.tool_call, machine.end_tool_call),
-            *(len(machine.eos), len(machine.eos | machine.stop_ids), early, close, *rows[:2], 0, rows[3]),
+            *(machine.min_tokens, machine.max_tokens, -1 if machine.budget is None else min(machine.budget, 2**31 - 1)),
+            *(machine.think, machine.end_think, machine.tool_call, machine.end_tool_call, len(machine.eos)),
+            *(len(ends), early, close, *rows),
         )
-        temperature, top_p = max(params.temperature or 1.0, 1e-30), params.top_p or 1.0
-        packed[k.SCALE.value : k.KEY_LOW.value] = np.array(
-            [
-                *(1 / np.log(2) / temperature, top_p if top_p < 1 else 3e38, params.min_p or 0),
-                *(params.repetition_penalty, params.frequency_penalty, params.presence_penalty),
-            ],
-            np.float32,
-        ).view(np.int32)
-        packed[k.ENDS.value : k.ENDS.value + len(ids)] = ids
-        self._copy(self._params[slot], torch.from_numpy(packed))
-        self._state[:, slot] = self._params[slot, :8]
+        packed[k.ENDS.value : k.ENDS.value + len(ends)] = ends
+        packed[k.TEXT.value : k.TEXT.value + len(text)] = text
+        self._copy(self._packed[slot], torch.from_numpy(packed))
+        self._state[:, slot] = self._packed[slot, :8]
 
-    def sample(self, logits: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
+    def sample(self, logits: Tensor, rows: Tensor, out: Tensor) -> None:
         """Draw and record one token a row. No synchronisation; can be captured in a graph.
 
         logits [R, vocab_size or more columns] float32, bfloat16 or float16, not changed; rows [R] int32: their slots.
-        out [R, 2 or 3] int32: the recorded id; the done code: 0 goes on, 1 an end, 2 length, 3 nothing was recorded (id
-        -1: damaged logits, -2: every token is forbidden), plus REPLACED; the bits of the id's float32 log-probability
-        under the unmodified logits, where `logprobs` were asked for. A done row's last id and code are repeated.
+        out [R, 2] int32: the recorded id; the done code: 0 goes on, 1 an end, 2 length, 3 nothing was recorded (id -1:
+        damaged logits, -2: every token is forbidden), plus REPLACED. A done row's last id and code are repeated.
         """
         if len(logits):
-            self._kernel.sample(
-                *(logits, rows, out, self._params, self._state, self._cells, self.history),
-                *(self.vocab_size, self._chunk),
-            )
+            given = logits, rows, out, self._packed, self._state, self._cells, self.history
+            self._kernel.sample(*given, self.vocab_size, self._chunk)
 
-    def set_mask(self, slot: int, words: torch.Tensor | None) -> None:
+    def set_mask(self, slot: int, words: Tensor | None) -> None:
         """Restrict a slot's next tokens to the set bits of `words` [ceil(vocab_size / 32)] int32; None: no more."""
         rows = self._bound[slot][2]
         if words is not None:
             rows[2] = rows[2] or self._tables[2].take()
             self._copy(self._tables[2].rows[rows[2], : len(words)], words)
-        self._params[slot, self._kernel.MASK_ROW.value].fill_(rows[2] if words is not None else 0)
+        self._packed[slot, self._kernel.MASK_ROW.value].fill_(rows[2] if words is not None else 0)
 
     def snapshot(self, slot: int) -> tuple[list[int], Machine]:
         """Recorded ids and machine of a slot now, to `bind` it again later. Waits for the device."""
-        k = self._kernel
         machine, text, _ = self._bound[slot]
-        state = self._state[:, slot].tolist()
-        ids = self.history[slot, : state[k.COUNT.value]].tolist()
-        done = {1: "stop", 2: "length", 3: "stop"}.get(state[k.DONE.value])
-        queue = text[state[k.AT.value] : state[k.END.value]]
-        phase = PHASES[state[k.PHASE.value]]
-        machine = replace(machine, phase=phase, used=state[k.USED.value], count=len(ids), done=done)
-        machine.queue = type(machine.queue)(queue)
-        return [~i if i < 0 else i for i in ids], machine
+        _, _, count, phase, used, at, end, done = self._state[:, slot].tolist()
+        ids = [~i if i < 0 else i for i in self.history[slot, :count].tolist()]
+        machine = replace(machine, phase=PHASES[phase], used=used, count=count, queue=deque(text[at:end]))
+        machine.done = None if done == 0 else "length" if done == 2 else "stop"
+        return ids, machine
 
-    def logprobs(self, slot: int, start: int, stop: int) -> torch.Tensor:
-        """Log-probabilities [stop - start] float32 of tokens recorded since `bind`, on the device."""
+    def logprobs(self, slot: int, start: int, stop: int) -> Tensor:
+        """Log-probabilities [stop - start] float32, on the device, of tokens recorded since `bind`: log-softmax of the
+        unmodified logits. Only for a sample whose params ask for `logprobs`."""
         return self._tables[3].rows[self._bound[slot][2][3], start:stop]
 
     def release(self, slot: int) -> None:
@@ -184,22 +168,24 @@ class DeviceSampler:
                 if row:
                     table.free.append(row)
 
-    def _pack_ids(self, machine: Machine) -> list[int]:
-        """The lists of a packed row: 96 places for ends (eos first), then ids to force."""
-        ends = [*sorted(machine.eos), *sorted(machine.stop_ids - machine.eos)]
-        text = [*machine.early_stop, *machine.close_think, *machine.queue]
-        room = self._kernel.WIDTH.value - self._kernel.TEXT.value
-        if len(ends) > 96 or len(text) > room:
-            raise UsageError(
-                f"{len(ends)} end ids and {len(text)} ids to force, but a row holds 96 and {room}: give fewer stop_token_ids"
-            )
-        return [*ends, *[-1] * (96 - len(ends)), *text]
-
-    def _fill(self, rows: list[int], table: int, values: torch.Tensor) -> None:
-        rows[table] = self._tables[table].take()
-        self._copy(self._tables[table].rows[rows[table]], values)
+    def _bind_tables(self, params: SamplingParams, prompt_ids: Sequence[int], output: Sequence[int]) -> list[int]:
+        """Rows of the four tables for one sample, filled; 0: needs none."""
+        rows = [0, 0, 0, 0 if params.logprobs is None else self._tables[3].take()]
+        width = self._tables[0].rows.shape[1]
+        if params.logit_bias:
+            rows[0] = self._tables[0].take()
+            biases = torch.zeros(width)
+            biases[list(params.logit_bias)] = torch.tensor(list(params.logit_bias.values()))
+            self._copy(self._tables[0].rows[rows[0]], biases)
+        if (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1, 0, 0):
+            rows[1] = self._tables[1].take()
+            times, counts = Counter(output), torch.zeros(width, dtype=torch.int16)
+            counts[list(times)] = torch.tensor(list(times.values())).clamp(max=2**15 - 1).to(torch.int16)
+            counts[list(set(prompt_ids))] |= -(2**15)
+            self._copy(self._tables[1].rows[rows[1]], counts)
+        return rows
 
     @staticmethod
-    def _copy(target: torch.Tensor, values: torch.Tensor) -> None:
+    def _copy(target: Tensor, values: Tensor) -> None:
         """Host to device without waiting: pageable memory would wait for all earlier work."""
         target.copy_(values.pin_memory() if target.is_cuda else values, non_blocking=True)

@@ -9,6 +9,7 @@ request one step late.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,8 +29,8 @@ class Machine:
     that come next, whatever the logits say. count: tokens recorded so far. done: why it ended, None while it runs.
 
     early_stop: forced at the budget; close_think: forced at a budget of 0, and where an end comes inside thinking (its
-    first id is recorded in the place of the end). think, end_think, tool_call, end_tool_call: the tags; -1 for the
-    last two makes them ordinary tokens. eos: ends that thinking turns into close_think; stop_ids: ends anywhere.
+    first id is recorded in the place of the end). think, end_think, tool_call, end_tool_call: the tags; -1 makes one an
+    ordinary token. eos: ends that thinking turns into close_think; stop_ids: ends anywhere.
     """
 
     phase: str = "start"
@@ -55,28 +56,16 @@ class Machine:
 
         max_tokens: what the context leaves; None: `params.max_tokens`. ignore_eos and min_tokens are the stream's.
         """
-        s = stream.decisions()
+        rules = stream.decisions()._asdict()
         limit = max_tokens if max_tokens is not None else params.max_tokens
-        tools = (s.tool_call, s.end_tool_call) if s.include_tools else (-1, -1)
-        machine = cls(
-            phase=s.state if s.state in PHASES else "answer",
-            used=s.used,
-            budget=s.budget,
-            queue=deque(s.queue),
-            count=s.count,
-            early_stop=s.early_stop,
-            close_think=s.close_think,
-            think=s.think,
-            end_think=s.end_think,
-            tool_call=tools[0],
-            end_tool_call=tools[1],
-            eos=s.eos,
-            stop_ids=s.stop_ids,
-            min_tokens=s.min_tokens,
-            max_tokens=UNLIMITED if limit is None else limit,
-        )
-        if s.done is not None:
-            machine.done = "length" if s.done == "length" else "stop"
+        phase, done = rules.pop("state"), rules.pop("done")
+        if not rules.pop("include_tools"):
+            rules["tool_call"] = rules["end_tool_call"] = -1
+        machine = cls(**rules, max_tokens=UNLIMITED if limit is None else limit)
+        machine.phase = phase if done is None else "answer"
+        machine.queue = deque(machine.queue)
+        if done is not None:
+            machine.done = "length" if done == "length" else "stop"
         elif machine.count >= machine.max_tokens:
             machine.done = "length"
         return machine
@@ -119,6 +108,15 @@ class Machine:
         elif self.count >= self.max_tokens:
             self.done = "length"
         return token
+
+    def replay(self, recorded: Sequence[int]) -> Machine:
+        """Push recorded ids of a machine that began as this one; self. Where all of close_think follows in thinking, an
+        end is taken to have been sampled: recorded ids do not say."""
+        close = list(self.close_think)
+        for i, token in enumerate(recorded):
+            free = self.phase == "thinking" and not self.queue and self.count >= self.min_tokens and self.eos
+            self.push(min(self.eos) if free and close and [*recorded[i : i + len(close)]] == close else token)
+        return self
 
     def _step(self, token: int, forced: bool) -> None:
         if self.phase == "thinking":

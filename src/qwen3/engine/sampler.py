@@ -212,8 +212,8 @@ def sample(
             ids = chosen
         else:
             ids[index] = chosen
-    scores = logits.gather(1, ids.unsqueeze(1)).squeeze(1).double()
-    picked = torch.stack([ids.double(), scores]).tolist()  # one copy to the host
+    largest = logits.amax(1).double()  # of a damaged row NaN or infinite, of one with every token forbidden -inf
+    picked = torch.stack([ids.double(), largest]).tolist()  # one copy to the host
     return [int(i) if abs(score) < math.inf else _unsampled(score) for i, score in zip(*picked, strict=True)]
 
 

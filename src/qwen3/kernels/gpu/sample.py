@@ -411,7 +411,8 @@ def sample(
     """
     count, columns = logits.shape
     chunks = cdiv(columns, chunk)
-    sizes = [count * 6 * chunks, count * chunks * (chunk // GROUP.value), count * 3 * FEW.value]
+    near = chunks * (chunk // GROUP.value)
+    sizes = [count * 6 * chunks, count * near, count * 3 * FEW.value]
     part, groups, few = torch.empty(sum(sizes), dtype=torch.int32, device=logits.device).split(sizes)
     part, groups = part.view(torch.float32), groups.view(torch.float32)
     slots, length = history.shape
@@ -421,6 +422,6 @@ def sample(
     launch(_chunks, (chunks, count), *given, columns, vocab, padded, slots, **options, num_warps=4)
     launch(
         _rows, (count,), *given, few, history, out, out.stride(0), vocab, padded, slots, length,
-        CHUNKS=chunks, WIDE_CHUNKS=next_power_of_2(chunks), WIDE_GROUPS=next_power_of_2(chunks * (chunk // GROUP.value)),
+        CHUNKS=chunks, WIDE_CHUNKS=next_power_of_2(chunks), WIDE_GROUPS=next_power_of_2(near),
         **options, num_warps=8,
     )  # fmt: skip

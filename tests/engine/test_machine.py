@@ -1,0 +1,94 @@
+"""The token machine against the token stream: the same ids recorded, the same end, whatever the model says."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from qwen3.chat import ThinkingPolicy, TokenStream
+from qwen3.engine.machine import Machine
+from qwen3.engine.params import SamplingParams
+from qwen3.errors import UsageError
+from tests.fixtures import tiny_config, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer(tiny_config())
+
+
+def random_rules(rng: random.Random) -> tuple[Any, dict[str, Any], list[int]]:
+    """A stream's arguments, and ids of which control tokens and ends are a good part."""
+    c = TOKENIZER.control
+    words = [rng.randrange(256) for _ in range(6)] + TOKENIZER.encode("\n")
+    controls = [c.think, c.end_think, c.tool_call, c.end_tool_call, c.im_end, c.endoftext, c.im_start]
+    prompt = rng.choice(
+        [[1, 2], [c.im_start, 5, 6], [c.im_start, 5, c.think, *TOKENIZER.encode("\n")], [5, c.think, c.end_think, 7]]
+    )
+    mode = rng.choice([None, "on", "off"])
+    budget = rng.choice([None, 0, 1, 2, 7]) if mode != "off" else rng.choice([None, 0])
+    rules = {
+        "stop_token_ids": rng.sample([*words, *controls], rng.choice([0, 0, 1, 3])),
+        "eos_ids": rng.choice([None, None, [c.im_end], [words[0], c.think]]),
+        "ignore_eos": rng.random() < 0.2,
+        "min_tokens": rng.choice([0, 0, 3, 40]),
+        "include_tools": rng.random() < 0.7,
+    }
+    return (TOKENIZER, prompt, ThinkingPolicy(mode, budget)), rules, [*words * rng.choice([1, 6]), *controls]
+
+
+def same(machine: Machine, stream: TokenStream, params: SamplingParams) -> bool:
+    """Whether the machine is what one made of the stream now would be."""
+    return machine == Machine.of(stream, params)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_records_and_ends_as_the_stream_does(seed: int) -> None:
+    rng = random.Random(seed)
+    ended: Counter[Any] = Counter()
+    for _ in range(40):
+        *made, ids = random_rules(rng)
+        stream = TokenStream(*made[0], **made[1])
+        params = SamplingParams(max_tokens=rng.choice([None, 1, 30, 150]), temperature=0)
+        machine = Machine.of(stream, params)
+        for _ in range(160):
+            assert same(machine, stream, params)
+            assert machine.forced() == stream.forced()
+            assert machine.banned() == stream.banned()
+            token = machine.forced()
+            if token is None:
+                token = rng.choice(ids)
+            stream.push(token)
+            assert machine.push(token) == stream.output_ids[-1]
+            if machine.done or stream.done:
+                break
+        if machine.done == "stop":  # else recorded ids may break off where a closing had begun
+            again = Machine.of(TokenStream(*made[0], **made[1]), params).replay(stream.output_ids)
+            assert (again.phase, again.queue, again.count, again.done) == (
+                machine.phase, machine.queue, machine.count, machine.done,
+            )  # fmt: skip
+        full = len(stream.output_ids) == params.max_tokens
+        assert machine.done == ("stop" if stream.done else "length" if full else None)
+        assert machine.count == len(stream.output_ids)
+        if machine.done:
+            before = machine.count
+            assert machine.forced() is None
+            machine.push(ids[0])
+            assert machine.count == before, "after the end nothing moves"
+            assert Machine.of(stream, params).done == machine.done
+        ended[machine.done] += 1
+    assert min(ended[key] for key in ("stop", "length")) > 0
+
+
+def test_the_context_may_leave_less_than_asked_for() -> None:
+    stream = TokenStream(TOKENIZER, [1, 2])
+    assert Machine.of(stream, SamplingParams(max_tokens=9)).max_tokens == 9
+    machine = Machine.of(stream, SamplingParams(max_tokens=9), max_tokens=2)
+    assert [machine.push(5), machine.done, machine.push(6), machine.done] == [5, None, 6, "length"]
+
+
+def test_another_token_than_the_forced_one_is_refused() -> None:
+    machine = Machine.of(TokenStream(TOKENIZER, [1, 2], ThinkingPolicy("on")), SamplingParams())
+    assert machine.forced() == TOKENIZER.control.think
+    with pytest.raises(UsageError, match=f"token 5 was pushed where {TOKENIZER.control.think} is forced"):
+        machine.push(5)
