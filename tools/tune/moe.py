@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,21 +118,32 @@ def check_small() -> None:
 
 def check(name: str, gate_up: torch.Tensor, down: torch.Tensor) -> None:
     h = down.shape[1]
-    for kind in ("bf16", "fp8", "fp8-128"):
-        wide, tall = (gate_up, down) if kind == "bf16" else packed(gate_up, down, 128 if kind == "fp8-128" else 0)
-        line = []
-        for tokens in (1, 2, 9, 32, 64, 100, 700, 3000):
-            x, weights, chosen = batch(tokens, h, tokens)
-            if tokens % 2 == 0:
-                chosen[:, 5:], weights[:, 5:] = -1, 0
-            residual = torch.randn_like(x)
-            wanted = truth(x, wide, tall, weights, chosen) + residual.float()
+    kinds = {"bf16": (gate_up, down), "fp8": packed(gate_up, down, 0), "fp8-128": packed(gate_up, down, 128)}
+    batches = []
+    for tokens in (1, 9, 32, 64, 100, 700, 3000):
+        x, weights, chosen = batch(tokens, h, tokens)
+        if tokens % 2 == 0:
+            chosen[:, 5:], weights[:, 5:] = -1, 0
+        batches.append((x, weights, chosen, torch.randn_like(x)))
+
+    def each(kind: str) -> Iterator[tuple[str, torch.Tensor]]:
+        for x, weights, chosen, residual in batches:
             for invariant in (False, True):
-                found = error(
-                    moe.experts(x, wide, tall, weights, chosen, residual=residual, invariant=invariant), wanted
+                how = {"residual": residual, "invariant": invariant}
+                yield (
+                    f"{len(x)}{'i' if invariant else ''}",
+                    moe.experts(x, *kinds[kind], weights, chosen, **how),
+                    residual,
                 )
-                line.append(f"{tokens}{'i' if invariant else ''}:{found:.4f}{'' if found < 6e-3 else '!!'}")
-        print(name, kind, *line)
+
+    with launch.collect() as jobs:
+        for kind in kinds:
+            list(each(kind))
+    launch.compile_all(jobs)
+    for kind, pair in kinds.items():
+        wanted = [truth(x, *pair, weights, chosen) + residual.float() for x, weights, chosen, residual in batches]
+        found = [(label, error(out, wanted[i // 2])) for i, (label, out) in enumerate(each(kind))]
+        print(name, kind, *(f"{label}:{off:.4f}{'' if off < 6e-3 else '!!'}" for label, off in found))
     x, weights, chosen = batch(700, h, 1)
     whole = moe.experts(x, gate_up, down, weights, chosen, invariant=True)
     same = all(

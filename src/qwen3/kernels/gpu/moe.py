@@ -279,12 +279,12 @@ def _gemm(
             a = tl.load(base[:, None] + k[None, :])
             b = tl.load(source[None, :] + k[:, None], mask=used[None, :], other=0.0)
             if FP8:
-                a = a.to(b.dtype)
+                a = a.to(tl.float32).to(b.dtype)  # by way of float32: Hopper turns float16 into bfloat16 slowly
         else:
             a = tl.load(source[:, None] + k[None, :], mask=used[:, None], other=0.0)
             b = tl.load(base[None, :] + k[:, None])
             if FP8:
-                b = b.to(a.dtype)
+                b = b.to(tl.float32).to(a.dtype)
         if FP8 == 128:
             s = tl.load(scale + (expert * high + row // 128) * wide + start // 128)
             acc += tl.dot(a, b) * (s[:, None] if SWAP else s[None, :])
