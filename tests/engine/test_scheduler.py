@@ -578,3 +578,20 @@ def test_drafts_give_way() -> None:
     assert seq.pending_extra == []
     world.drain()
     world.check_texts()
+
+
+def test_what_a_draft_left_behind_is_not_offered() -> None:
+    """All is rejected, and the request ends at once: the block's last place holds the draft's token, not the text's."""
+    scheduler = Scheduler(BlockPool(40), max_rows=2, token_budget=64)
+    seq = Sequence(0, prompt(14), 100)
+    scheduler.add(seq)
+    scheduler.plan()
+    scheduler.commit(seq, [50])
+    scheduler.propose(seq, [60, 61, 62])
+    plan = scheduler.plan()
+    assert plan is not None
+    assert sizes(plan) == [(0, 14, 4)]
+    scheduler.commit(seq, [51])
+    assert (len(seq.tokens), seq.computed) == (16, 18)
+    scheduler.finish(seq)
+    assert not scheduler.pool.roots
