@@ -129,12 +129,8 @@ def check(name: str, gate_up: torch.Tensor, down: torch.Tensor) -> None:
     def each(kind: str) -> Iterator[tuple[str, torch.Tensor]]:
         for x, weights, chosen, residual in batches:
             for invariant in (False, True):
-                how = {"residual": residual, "invariant": invariant}
-                yield (
-                    f"{len(x)}{'i' if invariant else ''}",
-                    moe.experts(x, *kinds[kind], weights, chosen, **how),
-                    residual,
-                )
+                label = f"{len(x)}{'i' if invariant else ''}"
+                yield label, moe.experts(x, *kinds[kind], weights, chosen, residual=residual, invariant=invariant)
 
     with launch.collect() as jobs:
         for kind in kinds:
