@@ -63,7 +63,7 @@ def packed(weight: Tensor) -> Callable[[Tensor], Tensor] | None:
 
 
 def _pack(weight: Tensor) -> Callable[[Tensor], Tensor] | None:
-    if weight.dtype == torch.bfloat16 and fused.has_onednn():
+    if weight.dtype == torch.bfloat16 and fused.has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         blocked = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
         multiply = torch.ops.mkldnn._linear_pointwise.default
         return lambda x: multiply(x, blocked, None, "none", [], "")
