@@ -415,6 +415,8 @@ class Scheduler:
 
     def _push_out(self, seq: Sequence) -> bool:
         """Preempts rows of strictly lower priority, the lowest and youngest first, if that can be enough."""
+        if all(share.priority <= seq.priority for share in self._shares.values()):
+            return False
         lower = [s for s in self._victims() if s.priority > seq.priority]
         while lower:
             spare = self.pool.available - len(self.running) + sum(len(s.blocks) + 1 for s in lower)
