@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from dataclasses import replace
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from qwen3.chat import Finish, ReasoningDelta, TextDelta, ThinkingPolicy
-from qwen3.engine import Engine, SamplingParams
-from qwen3.errors import OutOfMemoryError, UsageError
+from qwen3.engine import Engine, SamplingParams, pickers
+from qwen3.errors import OutOfMemoryError, QueueFullError, UsageError
+from tests.engine.scheduler_world import check
 from tests.fixtures import random_model, tiny_config
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
@@ -118,11 +120,11 @@ def test_chunks_of_any_size_give_the_same_tokens(run: Any, model: Any) -> None:
     assert all(output == outputs[0] for output in outputs)
 
 
-def test_padded_prefill_of_several_prompts(run: Any, model: Any, tokenizer: Any) -> None:
-    """What a GPU does: prompts of different lengths share a forward."""
+def test_several_prompts_in_one_step(run: Any, model: Any, tokenizer: Any) -> None:
+    """Prompts of different lengths share a forward."""
     cases = [prompt(i, length) for i, length in enumerate([3, 20, 11, 1, 64])]
     alone = [run.one(model, ids, GREEDY).output for ids in cases]
-    engine = Engine(model, tokenizer, prefill_rows=4, prefill_chunk=80)
+    engine = Engine(model, tokenizer, prefill_chunk=80)
     requests = [run.make(ids, GREEDY) for ids in cases]
     for request in requests:
         engine.add(request)
@@ -130,38 +132,51 @@ def test_padded_prefill_of_several_prompts(run: Any, model: Any, tokenizer: Any)
     assert [request.output for request in requests] == alone
 
 
-def test_samples_share_the_prompt(run: Any, tokenizer: Any) -> None:
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def counted(model: Any) -> list[int]:
+    """From now on: how many tokens each forward of an engine over `model` is fed."""
+    fed: list[int] = []
+    make = model.stepper
+
+    def stepper(**how: Any) -> Any:
+        found = make(**how)
+        hidden = found.hidden
+        found.hidden = lambda ids, *rest, **more: fed.append(len(ids)) or hidden(ids, *rest, **more)
+        return found
+
+    model.stepper = stepper
+    return fed
+
+
+@pytest.mark.parametrize("max_batch", [8, 2])
+def test_samples_share_the_prompt(max_batch: int, run: Any, tokenizer: Any) -> None:
     model = random_model(tiny_config(), seed=1)
-    fed = []
-    hidden = model.hidden
-    model.hidden = lambda ids, *rest: fed.append(ids.numel()) or hidden(ids, *rest)  # type: ignore[method-assign]
     ids = prompt(5, 50)
     params = SamplingParams(temperature=1, seed=9, max_tokens=12, ignore_eos=True)
-    for max_batch in (8, 2):
-        fed.clear()
-        engine = Engine(model, tokenizer, max_batch=max_batch)
-        requests = [run.make(ids, params, index=i) for i in range(4)]
-        engine.add_samples(requests)
-        run.finish(engine, *requests)
-        outputs = [request.output for request in requests]
-        assert len({tuple(output) for output in outputs}) == 4
-        assert outputs[0] == run.one(random_model(tiny_config(), seed=1), ids, params).output
-        if max_batch == 8:
-            assert sum(size for size in fed if size > 4) == 50, "one prefill"
-            first = outputs
-        else:
-            assert outputs == first
-
-
-def test_samples_of_one_token_share_the_prompt_too(run: Any, model: Any, tokenizer: Any) -> None:
-    engine = Engine(model, tokenizer)
-    requests = [run.make(prompt(5, 50), SamplingParams(max_tokens=1, seed=1), index=i) for i in range(4)]
+    alone = [run.one(model, ids, replace(params, seed=9)).output]
+    fed = counted(model)
+    engine = Engine(model, tokenizer, max_batch=max_batch)
+    requests = [run.make(ids, params, index=i) for i in range(4)]
     engine.add_samples(requests)
-    events = run.finish(engine, *requests)
-    assert engine.steps == 1
-    assert all(isinstance(found[-1], Finish) for found in events)
+    run.finish(engine, *requests)
+    outputs = [request.output for request in requests]
+    assert len({tuple(output) for output in outputs}) == 4
+    assert outputs[:1] == alone
+    assert sum(fed) == 50 + 3 * 2 + 4 * 11, "of the prompt only the last, incomplete block is computed again"
+    assert [request.cached_tokens for request in requests] == [0, 48, 48, 48]
+
+
+def test_samples_are_queued_together_or_not_at_all(run: Any, model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, max_queue=3)
     with pytest.raises(UsageError, match="same prompt"):
         engine.add_samples([run.make([1], GREEDY), run.make([2], GREEDY)])
+    with pytest.raises(QueueFullError, match="max_queue=3"):
+        engine.add_samples([run.make([1, 2], GREEDY, index=i) for i in range(4)])
+    assert not engine.has_work
+    assert engine.queued == 0
 
 
 def test_cancel_frees_the_row_and_leaves_the_others_alone(run: Any, model: Any, tokenizer: Any) -> None:
@@ -221,7 +236,6 @@ def test_any_order_of_events_gives_the_same_tokens(seed: int, run: Any, tokenize
     rng = random.Random(seed)
     engine = Engine(model, tokenizer, max_batch=rng.choice([1, 3, 5]), prefill_chunk=rng.choice([8, 64]))
     requests: list[Any] = []
-    hidden = model.hidden
     for _ in range(60):
         action = rng.random()
         if action < 0.25:
@@ -235,19 +249,15 @@ def test_any_order_of_events_gives_the_same_tokens(seed: int, run: Any, tokenize
         elif action < 0.4 and requests:
             engine.cancel(rng.choice(requests).id)
         elif action < 0.47:
-            model.hidden = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-            try:
-                engine.step()
-            except KeyboardInterrupt:
-                pass
-            finally:
-                del model.hidden
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(engine.runner.stepper, "hidden", interrupted)
+                with contextlib.suppress(KeyboardInterrupt):
+                    engine.step()
         else:
             engine.step()
-        slots = sorted(row.slot for row in engine._rows)
-        assert slots == list(range(len(slots)))
-    assert model.hidden == hidden
+        check(engine.scheduler)
     run.finish(engine, *requests)
+    assert engine.used_blocks == 0
     for request in requests:
         lone = run.make(request.ids, request.params, index=request.index)
         other = Engine(model, tokenizer)
@@ -294,58 +304,57 @@ def test_bad_requests_are_refused_before_they_run(run: Any, model: Any, tokenize
     assert not engine.has_work
 
 
-def test_cache_grows_by_need(run: Any, model: Any, tokenizer: Any) -> None:
-    engine = Engine(model, tokenizer, max_batch=32)
-    short = run.make(prompt(1, 10), SamplingParams(max_tokens=5, ignore_eos=True, seed=1))
-    engine.add(short)
-    engine.step()
-    assert (engine._slots.rows, engine._slots.length) == (1, 256)
-    requests = [run.make(prompt(i, 240), GREEDY) for i in range(3)]
+def test_a_small_pool_makes_samples_wait_or_start_over(run: Any, model: Any, tokenizer: Any) -> None:
+    """Ten samples that need 9 blocks each, 20 blocks: preempted ones give the same tokens as undisturbed ones."""
+    params = SamplingParams(temperature=1, seed=3, max_tokens=100, ignore_eos=True)
+    cases = [prompt(i, 40) for i in range(10)]
+    alone = [run.one(model, ids, params).output for ids in cases]
+    engine = Engine(model, tokenizer, blocks=21)
+    requests = [run.make(ids, params) for ids in cases]
     for request in requests:
         engine.add(request)
-    run.finish(engine, *requests)
-    assert [request.output for request in requests] == [run.one(model, prompt(i, 240), GREEDY).output for i in range(3)]
-    assert engine._slots.rows == 0, "nothing is held when nothing runs"
+    preempted = 0
+    while engine.has_work:
+        engine.step()
+        preempted = max(preempted, *(item.row.preemptions for item in engine._live.values()), 0)
+        assert engine.used_blocks <= 20
+    assert preempted > 0
+    assert [request.output for request in requests] == alone
+    assert engine.used_blocks == 0
 
 
-def test_no_memory_for_the_cache_is_an_error_of_that_request(
-    run: Any, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    per_token = model.config.kv_bytes_per_token(4)
-    monkeypatch.setattr("qwen3.engine.slots.available_bytes", lambda device: 600 * per_token)
-    engine = Engine(model, tokenizer)
-    huge = run.make(prompt(1, 700), GREEDY)
-    small = run.make(prompt(2, 30), GREEDY)
-    engine.add(huge)
-    engine.add(small)
-    events = run.finish(engine, huge, small)
-    assert isinstance(huge.error, OutOfMemoryError)
-    assert f"{701 * per_token:,} bytes" in str(huge.error)
-    assert "600" not in str(huge.error).split("bytes")[0]
-    assert events[0][-1].reason == huge.finish_reason == "error"
-    assert small.finish_reason == "length"
-    many = [run.make(prompt(i, 30), GREEDY) for i in range(5)]  # room for two rows: the others wait
-    for request in many:
-        engine.add(request)
-    run.finish(engine, *many)
-    assert [request.finish_reason for request in many] == ["length"] * 5
+def test_a_prompt_that_the_pool_can_never_hold_is_refused_with_numbers(run: Any, model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, blocks=11)
+    with pytest.raises(UsageError, match="the prompt has 160 tokens, but the KV cache is 160"):
+        engine.add(run.make(prompt(1, 160), GREEDY))
+    request = run.make(prompt(1, 150), GREEDY)
+    engine.add(request)
+    run.finish(engine, request)
+    assert len(request.output) == 10
+    assert "max_tokens 40 was cut to 10" in request.warnings[0]
+
+
+def test_no_room_for_any_cache_is_said_with_numbers(model: Any, tokenizer: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("qwen3.engine.memory.available_bytes", lambda device: 10_000_000)
+    with pytest.raises(OutOfMemoryError, match="10,000,000 bytes free"):
+        Engine(model, tokenizer)
 
 
 def test_no_memory_in_a_step_costs_the_youngest(run: Any, tokenizer: Any) -> None:
     model = random_model(tiny_config(), seed=1)
     cases = [prompt(i, 10) for i in range(3)]
     alone = [run.one(model, ids, GREEDY).output for ids in cases]
-    hidden = model.hidden
+    engine = Engine(model, tokenizer)
+    hidden = engine.runner.stepper.hidden
 
-    def short_of_memory(ids: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if ids.shape[0] == 3:
+    def short_of_memory(ids: torch.Tensor, plan: Any, *rest: Any, **more: Any) -> torch.Tensor:
+        if len(plan.lengths) == 3:
             raise RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: 1 bytes"
             )
-        return hidden(ids, *rest)
+        return hidden(ids, plan, *rest, **more)
 
-    model.hidden = short_of_memory  # type: ignore[method-assign]
-    engine = Engine(model, tokenizer)
+    engine.runner.stepper.hidden = short_of_memory
     requests = [run.make(ids, GREEDY) for ids in cases]
     for request in requests:
         engine.add(request)
@@ -357,26 +366,24 @@ def test_no_memory_in_a_step_costs_the_youngest(run: Any, tokenizer: Any) -> Non
 def test_a_failing_forward_fails_its_rows_and_nothing_else(run: Any, tokenizer: Any) -> None:
     model = random_model(tiny_config(), seed=1)
     engine = Engine(model, tokenizer)
-    hidden = model.hidden
-    model.hidden = lambda *rest: 1 / 0  # type: ignore[method-assign]
+    hidden = engine.runner.stepper.hidden
+    engine.runner.stepper.hidden = lambda *rest, **more: 1 / 0
     broken = run.make([1, 2, 3], GREEDY)
     engine.add(broken)
     run.finish(engine, broken)
     assert isinstance(broken.error, ZeroDivisionError)
-    model.hidden = hidden  # type: ignore[method-assign]
+    engine.runner.stepper.hidden = hidden
     fine = run.make([1, 2, 3], GREEDY)
     engine.add(fine)
     run.finish(engine, fine)
     assert len(fine.output) == 40
 
 
-@pytest.mark.parametrize("where", ["RowSampler", "reserve", "copy", "sample", "push"])
+@pytest.mark.parametrize("where", ["bind", "push"])
 def test_a_failure_anywhere_is_that_requests_own(
     where: str, run: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever breaks while a late request comes in, `step` raises nothing and the first request goes on."""
-    from qwen3.engine import engine as module
-
     model = random_model(tiny_config(), seed=1)
     ids = prompt(2, 10)
     alone = run.one(model, ids, GREEDY).output
@@ -385,13 +392,7 @@ def test_a_failure_anywhere_is_that_requests_own(
     engine.add_samples(requests)
     while not short.done:
         engine.step()
-    target, name = {
-        "RowSampler": (module, "RowSampler"),
-        "reserve": (engine._slots, "reserve"),
-        "copy": (engine._slots, "copy"),
-        "sample": (module, "sample"),
-        "push": (late.stream, "push"),
-    }[where]
+    target, name = {"bind": (engine.picker, "bind"), "push": (late.stream, "push")}[where]
     broken, original = [], getattr(target, name)
 
     def fail_once(*args: Any, **kwargs: Any) -> Any:
@@ -407,7 +408,7 @@ def test_a_failure_anywhere_is_that_requests_own(
     assert (first.error, first.output, short.output) == (None, alone, alone[:3])
 
 
-@pytest.mark.parametrize("where", ["hidden", "push", "sample"])
+@pytest.mark.parametrize("where", ["hidden", "push", "sample", "plan"])
 def test_an_interrupt_anywhere_leaves_the_engine_usable(
     where: str, run: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,17 +422,12 @@ def test_an_interrupt_anywhere_leaves_the_engine_usable(
         engine.add(request)
     for _ in range(5):
         engine.step()
-    from qwen3.engine import engine as module
-
     target, name = {
-        "hidden": (model, "hidden"),
+        "hidden": (engine.runner.stepper, "hidden"),
         "push": (requests[1].stream, "push"),
-        "sample": (module, "sample"),
+        "sample": (pickers, "sample"),
+        "plan": (engine.scheduler, "plan"),
     }[where]
-
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(target, name, interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -448,8 +444,6 @@ def test_an_interrupt_anywhere_leaves_the_engine_usable(
 def test_an_interrupt_between_prompt_and_first_token_of_samples(
     run: Any, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qwen3.engine import engine as module
-
     ids, params = prompt(3, 25), SamplingParams(temperature=1, seed=3, max_tokens=8, ignore_eos=True)
     outputs = []
     for failure in (None, KeyboardInterrupt(), RuntimeError("can't allocate memory")):
@@ -462,7 +456,7 @@ def test_an_interrupt_between_prompt_and_first_token_of_samples(
                 raise failure
 
             with monkeypatch.context() as patch:
-                patch.setattr(module, "sample", fail)
+                patch.setattr(pickers, "sample", fail)
                 if isinstance(failure, KeyboardInterrupt):
                     with pytest.raises(KeyboardInterrupt):
                         engine.step()
@@ -471,8 +465,8 @@ def test_an_interrupt_between_prompt_and_first_token_of_samples(
         run.finish(engine, *requests)
         outputs.append([request.output for request in requests])
     assert outputs[1] == outputs[0]
-    assert outputs[2] == [*outputs[0][:2], []], "out of memory costs the youngest"
-    assert isinstance(requests[2].error, OutOfMemoryError)
+    assert outputs[2] == [[], *outputs[0][1:]], "out of memory costs the youngest of its step"
+    assert isinstance(requests[0].error, OutOfMemoryError)
 
 
 def test_prompt_logprobs_and_logprobs_are_log_softmax(run: Any, model: Any) -> None:

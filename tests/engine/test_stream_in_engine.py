@@ -61,7 +61,7 @@ def test_end_inside_thinking_is_replaced(run: Any, tokenizer: Any, scripted: Any
         assert request.output == [c.think, 50, 51, *close, 40, c.im_end]
         assert result.thinking.ended_by == "eos"
         assert result.usage.reasoning_tokens == 2
-        fed = [token for batch in model.fed for token in batch[0]]
+        fed = [token for batch in model.fed for _, ids in batch for token in ids]
         assert fed == PROMPT + request.output[:-1], "the model reads what was recorded, not what was sampled"
     assert [entry.forced for entry in request.logprobs] == [False] * 3 + [True] * len(close) + [False] * 2
     assert [entry.id for entry in request.logprobs] == request.output
@@ -153,8 +153,8 @@ def test_a_failing_stream_costs_its_own_row(run: Any, tokenizer: Any, scripted: 
 
 def test_nan_logits_fail_the_request_with_a_hint(run: Any, tokenizer: Any, scripted: Any) -> None:
     model = scripted(script(40))
-    head = model.head
-    model.head = lambda hidden: head(hidden) * float("nan")
+    logits = model.logits
+    model.logits = lambda hidden, **how: logits(hidden, **how) * float("nan")
     request = run.make(PROMPT, SamplingParams(max_tokens=8))
     engine = Engine(model, tokenizer)
     engine.add(request)

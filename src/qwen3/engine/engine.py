@@ -59,6 +59,7 @@ class _Flight:
     followed: list[int]  # places in `samples` of those the host follows token by token
     picked: Picked
     logprobs: tuple[list[int], Tensor] | None  # places of those that ask, and what `measure` found for them
+    logits: Tensor | None  # kept where log-probabilities were asked for
 
 
 class Engine:
@@ -66,12 +67,12 @@ class Engine:
 
     max_batch: most samples that run at once, the rest queue (256 on a GPU, 64 else). max_len: longest prompt and output
     together, in tokens, None: the model's context. prefill_chunk: prompt tokens of a step, which bounds its memory
-    (16,384 on a GPU, 2,048 else). max_queue: most samples that wait; more are refused with QueueFullError. blocks: size of the KV
-    pool in blocks of 16 tokens, None: what the device has room for. kv_dtype: of the KV cache, None: the model's; "fp8"
-    halves it. prefix_cache: keep the KV of what was computed, and use it for prompts that begin alike. invariant: a
-    request gets the same tokens and log-probabilities, bit for bit, whatever runs beside it. uniform_routing: experts
-    are drawn, not routed (speed on random weights). vocab_size: ids from it on are never sampled (None: the
-    tokenizer's).
+    (16,384 on a GPU, 2,048 else). max_queue: most samples that wait; more are refused with QueueFullError. blocks: size
+    of the KV pool in blocks of 16 tokens, None: what the device has room for. kv_dtype: of the KV cache, None: the
+    model's; "fp8" halves it. prefix_cache: keep the KV of what was computed, and use it for prompts that begin alike.
+    invariant: a request gets the same tokens and log-probabilities, bit for bit, whatever runs beside it.
+    uniform_routing: experts are drawn, not routed (speed on random weights). vocab_size: ids from it on are never
+    sampled (None: the tokenizer's).
     """
 
     def __init__(
@@ -210,7 +211,7 @@ class Engine:
         )
 
     def _identity(self, request: Request) -> tuple[object, ...]:
-        """Everything beside the tokens that keys and values depend on; RoPE factor and KV dtype are the engine's own."""
+        """What keys and values depend on beside the tokens; RoPE factor and KV dtype are the engine's own."""
         return request.tenant, self.version, request.adapter, request.experts
 
     def cancel(self, request_id: int) -> None:
@@ -361,7 +362,10 @@ class Engine:
         for row in plan.preempted:
             self._displace(self._live[row.id])
         for row in plan.admitted:
-            self._bind(self._live[row.id])
+            try:
+                self._bind(self._live[row.id])
+            except Exception as error:
+                self._fail(self._live[row.id], error)
         self.runner.place(plan.new_blocks)
         if plan.changed:
             samples = [self._live[row.id] for row in plan.decode]
@@ -429,7 +433,7 @@ class Engine:
         if places:
             top = max(samples[i].request.params.logprobs or 0 for i in places)
             numbers = places, measure(logits[places], picked.ids(logits.device)[places], top, self.vocab_size)
-        return _Flight(samples, followed, picked, numbers)
+        return _Flight(samples, followed, picked, numbers, logits if places else None)
 
     # What came of it
 
@@ -465,32 +469,48 @@ class Engine:
                 if isinstance(token, Qwen3Error):
                     self._fail(item, token)
                 else:
-                    self._record(item, token, code, entries.get(i))
+                    self._record(item, token, code)
+                    if i in entries and len(item.request.output) > len(item.request.logprobs):
+                        self._note(item, token, entries[i], flight.logits[i : i + 1])
         if not self.overlap:
             self.picker.advance([item for item in samples if not item.request.done])
 
-    def _record(self, item: Sample, token: int, code: int, entry: TokenLogprob | None) -> None:
+    def _record(self, item: Sample, token: int, code: int) -> None:
         """Record one token and tell the scheduler."""
         request = item.request
         item.torn = True
-        before = len(request.output)
         try:
             if not request.clock.first_token:
-                request.clock.first_token = time.perf_counter()
-            forced = item.reader.forced() is not None
+                self._first_token(item)
+            item.forced = item.reader.forced() is not None
             if code & REPLACED and self.tokenizer is not None:
                 token = next(iter(self.tokenizer.eos_ids))
             self._push(item, token)
-            if entry is not None:
-                entry.forced = forced or request.output[before] != token
-                request.logprobs.append(entry)
             if not request.done:
                 self.scheduler.commit(item.row, request.output[len(item.row.tokens) - len(request.ids) :])
-                if not self.overlap and entry is None and (following := item.reader.queued):
+                if not self.overlap and request.params.logprobs is None and (following := item.reader.queued):
                     self.scheduler.propose(item.row, following)  # forced: needs no logits
         except Exception as error:
             self._fail(item, error)
         item.torn = False
+
+    def _note(self, item: Sample, token: int, entry: TokenLogprob, logits: Tensor) -> None:
+        """A token's log-probability: of the recorded one, which may stand in the place of an end that was sampled."""
+        recorded = item.request.output[-1]
+        if recorded != entry.id:
+            top = item.request.params.logprobs or 0
+            ids = torch.tensor([recorded], device=logits.device)
+            entry = read_logprobs(measure(logits, ids, top, self.vocab_size), [top])[0]
+        entry.forced = item.forced or recorded != token
+        item.request.logprobs.append(entry)
+
+    @staticmethod
+    def _first_token(item: Sample) -> None:
+        request = item.request
+        request.clock.first_token = time.perf_counter()
+        request.cached_tokens = item.row.cached_tokens
+        if request.stream is not None:
+            request.stream.cached_tokens = item.row.cached_tokens
 
     def _push(self, item: Sample, token: int) -> None:
         request, stream = item.request, item.request.stream
@@ -524,7 +544,7 @@ class Engine:
         if code == FAILED:
             self._fail(item, failure())
         else:
-            item.request.clock.first_token = item.request.clock.first_token or time.perf_counter()
+            self._first_token(item)
             self._end(item, "length" if code == FULL else "stop")
 
     # Going out
@@ -563,10 +583,6 @@ class Engine:
         """A sample got a slot: its state goes there."""
         request, row = item.request, item.row
         request.clock.started = request.clock.started or time.perf_counter()
-        if not request.output:
-            request.cached_tokens = row.cached_tokens
-            if request.stream is not None:
-                request.stream.cached_tokens = row.cached_tokens
         if request.experts:
             self.runner.set_experts(row.slot, request.experts)
             item.expert_slot = row.slot
