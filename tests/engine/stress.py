@@ -63,8 +63,10 @@ def run(engine: Engine, requests: Sequence[Request]) -> None:
 
 
 def random_network(config: ModelConfig, device: str, dtype: torch.dtype, seed: int, nats: float = 2.0) -> Qwen3:
-    """Random weights scaled so that activations stay near 1; the last norm scaled so that the next token's distribution
-    has about `nats` of entropy (unscaled, every rank would be a tie)."""
+    """Random weights scaled so that activations stay near 1. What layers add to the residual stream is scaled as at the
+    start of training, (2 · layers)^-½: without it a mixture in which rounding sends one token to another expert says
+    something else altogether. The last norm is scaled so that the next token's distribution has about `nats` of entropy
+    (unscaled, every rank would be a tie)."""
     generator = torch.Generator(device).manual_seed(seed)
     model = Qwen3(config, device=device, dtype=dtype).eval()
     with torch.no_grad():
@@ -73,7 +75,10 @@ def random_network(config: ModelConfig, device: str, dtype: torch.dtype, seed: i
                 parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator, device=device))
             else:
                 gain = 1.0 if name == "embed_tokens.weight" else parameter.shape[-1] ** -0.5
-                gain *= 2.0 if name.endswith("mlp.gate.weight") else 1.0  # a router that means it
+                if name.endswith("mlp.gate.weight"):
+                    gain *= 2.0  # a router that means it
+                elif "o_proj" in name or "down_proj" in name:
+                    gain *= (2 * config.num_hidden_layers) ** -0.5
                 parameter.copy_(torch.randn(parameter.shape, generator=generator, device=device) * gain)
         ids = torch.randint(0, config.vocab_size, (8, 64), generator=generator, device=device)
         plain = model.head(model.hidden(ids)).flatten(0, 1).float()

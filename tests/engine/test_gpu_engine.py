@@ -40,6 +40,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.timeout(1200),
 ]
+DEVICE = "cuda"
 REQUESTS = 50_000
 MIXED = 10_000
 PROMPTS, TOKENS = 208, 128
@@ -70,7 +71,7 @@ MOE = ModelConfig(
 
 def compare(config: ModelConfig, fp8: bool = False) -> dict[str, Any]:
     """The containment test's findings as numbers; AssertionError where a token is outside the other's top 5."""
-    model = random_network(config, "cuda", torch.bfloat16, seed=1)
+    model = random_network(config, DEVICE, torch.bfloat16, seed=1)
     tensors = None
     if fp8:
         model, tensors = in_fp8(model)
@@ -126,7 +127,7 @@ def numbers(found: Counts, started: float) -> dict[str, Any]:
 
 def count(kv_dtype: str | None = None, requests: int | None = None) -> dict[str, Any]:
     started = time.perf_counter()
-    counter = Counter("cuda")
+    counter = Counter(DEVICE)
     engine = Engine(counter.model, counter.tokenizer, max_batch=256, max_len=1024, blocks=1400, kv_dtype=kv_dtype)
     found = counting(engine, counter, requests or REQUESTS, crowd=400, say=lambda line: print(line, flush=True))
     out = numbers(found, started)
@@ -149,7 +150,7 @@ def test_counting_with_fp8_kv() -> dict[str, Any]:
 
 
 def test_blocks_come_back() -> dict[str, Any]:
-    model = random_network(DENSE, "cuda", torch.bfloat16, seed=3)
+    model = random_network(DENSE, DEVICE, torch.bfloat16, seed=3)
     engine = Engine(model, max_batch=128, max_len=512, blocks=600)
     reasons = mixed(engine, MIXED, crowd=200)
     assert sum(reasons.values()) == MIXED
@@ -161,7 +162,7 @@ def test_blocks_come_back() -> dict[str, Any]:
 
 @pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
 def test_batch_invariance(config: ModelConfig) -> dict[str, bool]:
-    model = random_network(config, "cuda", torch.bfloat16, seed=4)
+    model = random_network(config, DEVICE, torch.bfloat16, seed=4)
     found = invariance(model, prompt=300, tokens=64, crowd=40)
     assert found == dict.fromkeys(found, True), found
     return found
@@ -181,15 +182,17 @@ SCRIPT: dict[str, Callable[[], Any]] = {
 
 
 def main() -> int:
-    global REQUESTS, MIXED
+    global DEVICE, REQUESTS, MIXED, PROMPTS
     options = argparse.ArgumentParser()
     options.add_argument("names", nargs="*", help=f"of {', '.join(SCRIPT)}; none: all")
     options.add_argument("--budget", type=float, default=300, help="seconds; no test starts after them")
     options.add_argument("--requests", type=int, default=REQUESTS, help="of the counting test")
     options.add_argument("--mixed", type=int, default=MIXED)
+    options.add_argument("--prompts", type=int, default=PROMPTS, help="of the comparisons with transformers")
+    options.add_argument("--device", default=DEVICE, help="cpu: to try the script itself")
     options.add_argument("--out", help="file for the findings as JSON")
     chosen = options.parse_args()
-    REQUESTS, MIXED = chosen.requests, chosen.mixed
+    DEVICE, REQUESTS, MIXED, PROMPTS = chosen.device, chosen.requests, chosen.mixed, chosen.prompts
     started, findings = time.perf_counter(), {}
     for name in chosen.names or SCRIPT:
         if time.perf_counter() - started > chosen.budget:
@@ -203,7 +206,8 @@ def main() -> int:
                 raise
             findings[name] = {"ok": False, "error": f"{type(error).__name__}: {error}"[:600]}
         findings[name]["seconds"] = round(time.perf_counter() - begun, 1)
-        torch.cuda.empty_cache()
+        if DEVICE != "cpu":
+            torch.cuda.empty_cache()
         print(f"== {name}: {json.dumps(findings[name])}", flush=True)
     if chosen.out:
         with open(chosen.out, "w", encoding="utf-8") as file:
