@@ -92,6 +92,7 @@ def test_the_least_recently_used_leaf_goes_first() -> None:
     gone = []
     for _ in range(5):
         gone.append(pool.take())
+        assert (pool.free, pool.cached) == (0, 5 - len(gone)), "one at a time, nobody's children with it"
         check_pool(pool, [gone])
     assert gone == [old[2], old[1], young[1], young[0], old[0]]
 
