@@ -390,8 +390,9 @@ def run(
         N, K = w.shape[1:]
         bn, bk = _fit(tile.bn, N), _fit(min(tile.bk, 128) if fp8 == 128 else tile.bk, K)
         launch(_gemm, (slots * (N // bn),), a, w, scale, weights, chosen, order, tiles, to, tokens, GATED=a is x, N=N,
-               K=K, TOP=top, SLOTS=next_power_of_2(top), LISTED=bool(gate.bm), BY_PAIR=slots < E, SWAP=tile.swap,
-               FP8=fp8, BM=bm, BN=bn, BK=bk, num_warps=tile.warps, num_stages=tile.stages, **_PDL)  # fmt: skip
+               K=K, TOP=top, SLOTS=next_power_of_2(top), LISTED=gate.bm > 0, BY_PAIR=gate.bm == 0 and pairs < E,
+               SWAP=tile.swap, FP8=fp8, BM=bm, BN=bn, BK=bk, num_warps=tile.warps, num_stages=tile.stages,
+               **_PDL)  # fmt: skip
     block = _fit(1024, h)
     launch(_combine, (tokens, h // block), parts, chosen, residual, out, H=h, TOP=top, BLOCK=block, num_warps=4, **_PDL)
     return out
