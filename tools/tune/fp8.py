@@ -167,12 +167,12 @@ def pool_of(n: int, k: int, block: int) -> list[Fp8Weight]:
 
 def skinny_tiles(m: int, n: int, k: int) -> list[Tile]:
     base = fp8.skinny_tile(m, n, k)
-    found = [base, base._replace(ahead=0), base._replace(ahead=1024), base._replace(bk=256, stages=3)]
-    found += [base._replace(stages=3), base._replace(stages=7 if m <= 16 else 4)]
-    splits = {max(1, base.split // 2), base.split * 2, base.split * 3}
-    found += [base._replace(split=s) for s in sorted(splits - {base.split}) if k // s >= 512]
-    found.append(base._replace(bn=128, split=min(max(1, base.split * 2), k // 512), warps=8 if m > 16 else 4, stages=4))
-    found.append(base._replace(bn=32, split=max(1, base.split // 2), warps=2))
+    found = [base, base._replace(ahead=0), base._replace(bk=256, stages=3)]
+    found += [base._replace(split=s) for s in {max(1, base.split // 2), base.split * 2} - {base.split} if k // s >= 512]
+    if m >= 32:
+        found.append(base._replace(bn=128, split=min(base.split * 2, k // 512), warps=8, stages=4))
+    else:
+        found.append(base._replace(bn=32, split=max(1, base.split // 2), warps=2))
     return list(dict.fromkeys(found))
 
 
@@ -285,7 +285,7 @@ def many() -> None:
                     if block:
                         key = "block cublas"
                     try:
-                        line[key] = graph_us(lambda i: cublas(data, scale, pool[i % len(pool)], fast), count, 3)  # noqa: B023
+                        line[key] = graph_us(lambda i: fp8.cublas(data, scale, pool[i % len(pool)], fast), count, 3)  # noqa: B023
                     except Exception as error:
                         print(f"  {name} M={m} cublas {block} {key}: {str(error).splitlines()[0][:200]}")
             wide = normal(m, n)
@@ -307,13 +307,6 @@ def many() -> None:
                 + " ".join(f"{tuple(t)[:4]}:{u:.1f}" for u, t in tiles[1:])
             )
             figures.setdefault("many", []).append([name, m, n, k, line, [(u, *t) for u, t in tiles]])
-
-
-def cublas(x: Tensor, scale: Tensor, weight: Fp8Weight, fast: bool) -> Tensor:
-    if weight.block:
-        return fp8._cublas(x, scale, weight)
-    scales = {"scale_a": scale, "scale_b": weight.scale.t()}
-    return torch._scaled_mm(x, weight.data.t(), **scales, out_dtype=torch.bfloat16, use_fast_accum=fast)
 
 
 def chain_step(every: list[list[Fp8Weight]], norm: Tensor, start: Tensor, heads: int) -> None:

@@ -32,7 +32,7 @@ _PDL = {"PDL": PDL, "launch_pdl": PDL}
 @triton.jit(do_not_specialize=["M"])
 def _quantize(
     x, norm, out, scales, M, K, stride, eps,
-    NORM: tl.constexpr, SILU: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr,
+    SILU: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     at = tl.arange(0, WIDTH)
@@ -43,7 +43,7 @@ def _quantize(
         gdc_launch_dependents()
         gdc_wait()
     v = tl.load(source + at, mask=kept, other=0.0).to(tl.float32)
-    if NORM:
+    if norm is not None:
         rms = tl.rsqrt(tl.sum(v * v, 0) / K + eps)
         v = (v * rms).to(dtype).to(tl.float32) * tl.load(norm + at, mask=kept, other=0.0).to(tl.float32)
         v = v.to(dtype).to(tl.float32)
@@ -60,10 +60,7 @@ def _quantize(
 
 
 @triton.jit
-def _store(
-    acc, rm, tile, residual, out, M,
-    N: tl.constexpr, RESIDUAL: tl.constexpr, SILU: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
+def _store(acc, rm, tile, residual, out, M, N: tl.constexpr, SILU: tl.constexpr, BN: tl.constexpr):
     """acc [BM, BN] float32 -> out; SILU: its first half are gate columns, the second their up columns."""
     H: tl.constexpr = BN // 2 if SILU else BN
     if SILU:
@@ -73,7 +70,7 @@ def _store(
     column = tile * H + tl.arange(0, H)
     at = rm.to(tl.int64)[:, None] * WIDTH + column[None, :]
     kept = (rm < M)[:, None] & (column < WIDTH)[None, :]
-    if RESIDUAL:
+    if residual is not None:
         acc += tl.load(residual + at, mask=kept, other=0.0).to(tl.float32)
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=kept)
 
@@ -81,10 +78,8 @@ def _store(
 @triton.jit(do_not_specialize=["M"])
 def _skinny(
     x, w, scale, norm, residual, out, parts, arrived, M, stride, eps,
-    N: tl.constexpr, K: tl.constexpr, SHARE: tl.constexpr,
-    NORM: tl.constexpr, RESIDUAL: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
-    PDL: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, SHARE: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     tile, part = tl.program_id(0), tl.program_id(1)
     H: tl.constexpr = BN // 2 if SILU else BN
@@ -108,12 +103,12 @@ def _skinny(
     acc = tl.zeros((BN, BM), tl.float32)
     square = tl.zeros((BM,), tl.float32)
     for k in range(0, SHARE, BK):
-        if EVEN:
+        if SHARE * SPLIT == K:
             b, a = tl.load(w_at), tl.load(x_at)
         else:
             left = rk[None, :] < K - first - k
             b, a = tl.load(w_at, mask=left, other=0.0), tl.load(x_at, mask=left, other=0.0)
-        if NORM:
+        if norm is not None:
             # the row's 1/rms is a factor of the result: it waits for the last square
             wide = a.to(tl.float32)
             square += tl.sum(wide * wide, 1)
@@ -131,7 +126,7 @@ def _skinny(
         SIZE: tl.constexpr = (BN + 1) * BM
         at = i[:, None] * BM + rm[None, :]
         tl.store(parts + (tile * SPLIT + part) * SIZE + at, acc)
-        if NORM:
+        if norm is not None:
             tl.store(parts + (tile * SPLIT + part) * SIZE + BN * BM + rm, square)
         tl.debug_barrier()  # all threads have stored before one of them says so
         if tl.atomic_add(arrived + tile, 1, sem="acq_rel") != SPLIT - 1:
@@ -141,20 +136,20 @@ def _skinny(
         square = tl.zeros((BM,), tl.float32)
         for other in tl.static_range(SPLIT):
             acc += tl.load(parts + (tile * SPLIT + other) * SIZE + at, cache_modifier=".cg")
-            if NORM:
+            if norm is not None:
                 square += tl.load(parts + (tile * SPLIT + other) * SIZE + BN * BM + rm, cache_modifier=".cg")
-    if NORM:
+    if norm is not None:
         acc *= tl.rsqrt(square / K + eps)[None, :]
     if not BLOCK:
         acc *= tl.load(scale + row)[:, None]
-    _store(tl.trans(acc), rm, tile, residual, out, M, N, RESIDUAL, SILU, BN)
+    _store(tl.trans(acc), rm, tile, residual, out, M, N, SILU, BN)
 
 
 @triton.jit(do_not_specialize=["M"])
 def _gemm(
     x, w, x_scale, w_scale, residual, out, M, N: tl.constexpr, K: tl.constexpr,
-    RESIDUAL: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BAND: tl.constexpr, PDL: tl.constexpr,
+    SILU: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BAND: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     # programs go through bands of BAND row tiles, so that those running together share weights and rows in the cache
     pid, height, width = tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN)
@@ -174,27 +169,22 @@ def _gemm(
         gdc_wait()
     acc = tl.zeros((BM, BN), tl.float32)
     for k in range(0, K, BK):
-        if EVEN:
+        if K % BK == 0:
             a, b = tl.load(x_at), tl.load(w_at)
         else:
             left = rk[None, :] < K - k
             a, b = tl.load(x_at, mask=left, other=0.0), tl.load(w_at, mask=left, other=0.0)
         if BLOCK:
             here = k // BLOCK
-            s = tl.load(x_scale + here * M + rx)
-            if SILU:
-                t = tl.load(w_scale + (row // BLOCK) * tl.cdiv(K, BLOCK) + here)
-                acc += tl.dot(a, tl.trans(b)) * s[:, None] * t[None, :]
-            else:
-                t = tl.load(w_scale + (tile * BN // BLOCK) * tl.cdiv(K, BLOCK) + here)
-                acc += tl.dot(a, tl.trans(b)) * (s * t)[:, None]
+            s, t = tl.load(x_scale + here * M + rx), tl.load(w_scale + (row // BLOCK) * tl.cdiv(K, BLOCK) + here)
+            acc += tl.dot(a, tl.trans(b)) * s[:, None] * t[None, :]
         else:
             acc = tl.dot(a, tl.trans(b), acc)
         x_at += BK
         w_at += BK
     if not BLOCK:
         acc *= tl.load(x_scale + rx)[:, None] * tl.load(w_scale + row)[None, :]
-    _store(acc, rm, tile, residual, out, M, N, RESIDUAL, SILU, BN)
+    _store(acc, rm, tile, residual, out, M, N, SILU, BN)
 
 
 class Tile(NamedTuple):
@@ -234,9 +224,8 @@ def quantize_rows(
     width = next_power_of_2(max(K, group))
     out = torch.empty(M, K, dtype=FP8, device=x.device)
     scales = torch.empty(-(-K // (group or K)), M, dtype=torch.float32, device=x.device)
-    how = {"NORM": norm is not None, "SILU": silu, "GROUP": group or width, "WIDTH": width}
-    args = (x, x if norm is None else norm, out, scales, M, K, x.stride(0), eps)
-    launch(_quantize, (M,), *args, **how, num_warps=min(16, max(1, width // 1024)), **_PDL)
+    how = {"SILU": silu, "GROUP": group or width, "WIDTH": width, "num_warps": min(16, max(1, width // 1024)), **_PDL}
+    launch(_quantize, (M,), x, norm, out, scales, M, K, x.stride(0), eps, **how)
     return out, scales.t()
 
 
@@ -253,6 +242,7 @@ def fp8_linear(
         options = {"norm": norm, "eps": eps, "residual": residual, "silu": silu, "invariant": invariant}
         return plain.fp8_linear(x, weight, **options, out_dtype=out_dtype)
     x = x if x.stride(1) == 1 else x.contiguous()
+    residual = None if residual is None else residual.contiguous()
     dtype = out_dtype or x.dtype
     if M > SKINNY_ROWS or invariant:
         tile = INVARIANT if invariant else tile
@@ -262,14 +252,12 @@ def fp8_linear(
     out = torch.empty(M, N // 2 if silu else N, dtype=dtype, device=x.device)
     tile = tile or skinny_tile(M, N, K)
     share = -(-K // (tile.bk * tile.split)) * tile.bk
-    split, tiles = -(-K // share), -(-N // tile.bn)
-    given = (x if norm is None else norm, out if residual is None else residual.contiguous(), out)
-    stride = x.stride(0) if M > 1 else K
-    args = (x, weight.data, weight.scale, *given, *workspace(x.device), M, stride, eps)
-    how = {"NORM": norm is not None, "RESIDUAL": residual is not None, "SILU": silu, "BLOCK": weight.block}
-    shape = {"N": N, "K": K, "SHARE": share, "SPLIT": split, "EVEN": split * share == K, "AHEAD": tile.ahead}
-    cut = {"BM": max(8, next_power_of_2(M)), "BN": tile.bn, "BK": tile.bk}
-    launch(_skinny, (tiles, split), *args, **how, **shape, **cut, num_warps=tile.warps, num_stages=tile.stages, **_PDL)
+    split = -(-K // share)
+    args = (x, weight.data, weight.scale, norm, residual, out, *workspace(x.device), M, x.stride(0) if M > 1 else K)
+    how = {"N": N, "K": K, "SILU": silu, "BLOCK": weight.block, "BM": max(8, next_power_of_2(M)), "BN": tile.bn}
+    how |= {"BK": tile.bk, "SHARE": share, "SPLIT": split, "AHEAD": tile.ahead, **_PDL}
+    how |= {"num_warps": tile.warps, "num_stages": tile.stages}
+    launch(_skinny, (-(-N // tile.bn), split), *args, eps, **how)
     return out
 
 
@@ -277,11 +265,11 @@ def fp8_mlp(
     x: Tensor, up: Fp8Weight, down: Fp8Weight, *, norm: Tensor, eps: float, residual: Tensor, invariant: bool = False
 ) -> Tensor:
     """down(silu(gate(n)) · up(n)) + residual [M, h], n = rms_norm(x [M, h]). For many rows SiLU writes FP8 at once."""
-    if len(x) < CUBLAS_ROWS or invariant or not _for_cublas(up):
-        h = fp8_linear(x, up, norm=norm, eps=eps, silu=True, invariant=invariant)
-        return fp8_linear(h, down, residual=residual, invariant=invariant)
-    h = multiply(*quantize_rows(x, norm, eps, group=up.block), up, None, False, x.dtype)
-    return multiply(*quantize_rows(h, group=down.block, silu=True), down, residual, False, x.dtype)
+    if _for_cublas(len(x), up) and not invariant:
+        h = cublas(*quantize_rows(x, norm, eps, group=up.block), up)
+        return multiply(*quantize_rows(h, group=down.block, silu=True), down, residual, False, x.dtype)
+    h = fp8_linear(x, up, norm=norm, eps=eps, silu=True, invariant=invariant)
+    return fp8_linear(h, down, residual=residual, invariant=invariant)
 
 
 def multiply(
@@ -290,29 +278,27 @@ def multiply(
 ) -> Tensor:  # fmt: skip
     """x FP8 [M, K] and `scale` of `quantize_rows` times weightᵀ on the FP8 tensor cores, as `fp8_linear` -> [M, N]."""
     M, (N, K) = len(x), weight.shape
-    if M >= CUBLAS_ROWS and tile is None and _for_cublas(weight):
-        out = _cublas(x, scale, weight)
+    if tile is None and _for_cublas(M, weight):
+        out = cublas(x, scale, weight)
         out = elementwise.silu_mul(out) if silu else out
         return (out if residual is None else out.add_(residual)).to(dtype)
     out = torch.empty(M, N // 2 if silu else N, dtype=dtype, device=x.device)
     tile = tile or gemm_tile(M, N, K)
-    args = (x, weight.data, scale, weight.scale, out if residual is None else residual.contiguous(), out, M)
-    how = {"RESIDUAL": residual is not None, "SILU": silu, "BLOCK": weight.block, "EVEN": K % tile.bk == 0}
-    cut = {"N": N, "K": K, "BM": tile.bm, "BN": tile.bn, "BK": tile.bk, "BAND": 8}
+    how = {"N": N, "K": K, "SILU": silu, "BLOCK": weight.block, "BM": tile.bm, "BN": tile.bn, "BK": tile.bk, "BAND": 8}
+    how |= {"num_warps": tile.warps, "num_stages": tile.stages, **_PDL}
     grid = (-(-M // tile.bm) * -(-N // tile.bn),)
-    launch(_gemm, grid, *args, **how, **cut, num_warps=tile.warps, num_stages=tile.stages, **_PDL)
+    launch(_gemm, grid, x, weight.data, scale, weight.scale, residual, out, M, **how)
     return out
 
 
-def _cublas(x: Tensor, scale: Tensor, weight: Fp8Weight) -> Tensor:
+def cublas(x: Tensor, scale: Tensor, weight: Fp8Weight, fast: bool = True) -> Tensor:
+    """The product alone, in bfloat16. fast: sums of one scale per row may keep fewer bits than float32."""
     if weight.block:
         rows, blocks = F.ScalingType.BlockWise1x128, F.ScalingType.BlockWise128x128
         return F.scaled_mm(x, weight.data.t(), scale, rows, weight.scale.t(), blocks)
-    scales = {"scale_a": scale, "scale_b": weight.scale.t()}
-    return torch._scaled_mm(x, weight.data.t(), **scales, out_dtype=torch.bfloat16, use_fast_accum=True)
+    return torch._scaled_mm(x, weight.data.t(), scale, weight.scale.t(), out_dtype=torch.bfloat16, use_fast_accum=fast)
 
 
-def _for_cublas(weight: Fp8Weight) -> bool:
-    """What cuBLAS asks: multiples of 16; of blocks, whole ones, and their number along K a multiple of 4."""
-    N, K = weight.shape
-    return N % 128 == 0 and K % 512 == 0 if weight.block else N % 16 == 0 and K % 16 == 0
+def _for_cublas(M: int, weight: Fp8Weight) -> bool:
+    """Whole blocks, and along K a multiple of 4 of them, is what cuBLAS asks where there are blocks."""
+    return M >= CUBLAS_ROWS and weight.shape[0] % 128 == 0 and weight.shape[1] % 512 == 0
