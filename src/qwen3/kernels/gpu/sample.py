@@ -419,7 +419,7 @@ def sample(
     given = logits, logits.stride(0), rows, params, state, tables, part, groups
     padded = cdiv(vocab, chunk) * chunk
     options = {"CHUNK": chunk, "PDL": PDL} | ({"launch_pdl": True} if PDL else {})
-    launch(_chunks, (chunks, count), *given, columns, vocab, padded, slots, **options, num_warps=4)
+    launch(_chunks, (chunks, count), *given, columns, vocab, padded, slots, **options, num_warps=max(1, chunk // 512))
     launch(
         _rows, (count,), *given, few, history, out, out.stride(0), vocab, padded, slots, length,
         CHUNKS=chunks, WIDE_CHUNKS=next_power_of_2(chunks), WIDE_GROUPS=next_power_of_2(near),

@@ -1,0 +1,293 @@
+"""Checks and times the device sampler on a GPU: `PYTHONPATH=src python tools/tune/sample.py [SECTION ...]`.
+
+Sections: check (token for token against the reference, at the family's vocabulary), law (draws against the exact
+distribution), machine (states against the Python machine, by graph replay), times, bind. Tables go to stdout, figures
+to $OUT/sample.json. Times are medians over replays of a CUDA graph of eight steps, each on other logits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import statistics
+import sys
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen3.engine.device_sampler import DeviceSampler
+from qwen3.engine.machine import Machine
+from qwen3.engine.params import SamplingParams
+from qwen3.engine.sampler import RowSampler, sample
+from qwen3.kernels.gpu.launch import collect, compile_all
+
+VOCAB, COLUMNS = 151_669, 151_936
+READ = 3.1e12  # bytes a second read from an H100's memory
+CUDA = torch.device("cuda")
+CHUNKS = (1024, 2048, 4096)
+
+
+def params(temperature: float, top_p: float = 1, top_k: int = 0, min_p: float = 0, **more: Any) -> SamplingParams:
+    return SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, **more)
+
+
+KINDS = {
+    "greedy": params(0),
+    "plain T 0.6": params(0.6),
+    "T .6 k 20 p .95": params(0.6, 0.95, 20),
+    "T .7 k 50 p .8 m .05": params(0.7, 0.8, 50, 0.05),
+    "T 1 k 96": params(1, 1, 96),
+    "T .6 p .95": params(0.6, 0.95),
+    "T 1 p .99": params(1, 0.99),
+    "T 1 min_p .1": params(1, 1, 0, 0.1),
+    "T 1 k 2000 p .9": params(1, 0.9, 2000),
+    "k 20, penalties": params(0.6, 0.95, 20, presence_penalty=1.5, repetition_penalty=1.1, frequency_penalty=0.2),
+    "plain, logprobs": params(0.6, logprobs=0),
+}
+
+
+def fresh_logits(rows: int, scale: float, seed: int) -> torch.Tensor:
+    """bf16 logits as a model has them: a wide bell, a few tokens well above it; padding rows that must not win."""
+    generator = torch.Generator(device="cuda").manual_seed(seed)
+    logits = torch.randn(rows, COLUMNS, device=CUDA, generator=generator) * scale
+    best = torch.randint(0, VOCAB, (rows, 40), device=CUDA, generator=generator)
+    logits.scatter_add_(1, best, torch.rand(rows, 40, device=CUDA, generator=generator) * 4 * scale)
+    logits[:, VOCAB:] = 100
+    return logits.bfloat16()
+
+
+def bind_all(sampler: DeviceSampler, kinds: list[SamplingParams], prompt: list[int]) -> list[RowSampler]:
+    rows = []
+    for slot, kind in enumerate(kinds, 1):
+        rows.append(RowSampler(kind, prompt, sampler.vocab_size, CUDA, index=slot))
+        sampler.bind(slot, kind, Machine(), prompt_ids=prompt, stream_key=rows[-1].stream_key)
+    return rows
+
+
+def compile_first(sampler: DeviceSampler, dtype: torch.dtype = torch.bfloat16, columns: int = COLUMNS) -> float:
+    logits = torch.zeros(2, columns, dtype=dtype, device=CUDA)
+    out, rows = torch.zeros(2, 2, dtype=torch.int32, device=CUDA), torch.zeros(2, dtype=torch.int32, device=CUDA)
+    start = time.perf_counter()
+    with collect() as jobs:
+        sampler.sample(logits, rows, out)
+    compile_all(jobs)
+    return time.perf_counter() - start
+
+
+def check() -> dict[str, Any]:
+    """Every kind at the full vocabulary, bf16 and float32; biases, masks and bans on top of some rows."""
+    rng, report = random.Random(0), {}
+    settings = ("bf16 3", 3.0, torch.bfloat16), ("bf16 .5", 0.5, torch.bfloat16), ("f32 1", 1.0, torch.float32)
+    for name, scale, dtype in settings:
+        kinds = [
+            SamplingParams(
+                **{**vars(kind), "seed": rng.randrange(2**63),
+                   "logit_bias": {rng.randrange(VOCAB): rng.uniform(-9, 9) for _ in range(9)} if i % 5 == 4 else None}
+            )
+            for i, kind in enumerate(list(KINDS.values()) * 6)
+        ]  # fmt: skip
+        sampler = DeviceSampler(len(kinds), VOCAB, CUDA, max_len=16)
+        report[f"compile {name}"] = compile_first(sampler, dtype)
+        prompt = [rng.randrange(VOCAB) for _ in range(500)]
+        rows = bind_all(sampler, kinds, prompt)
+        slots = torch.arange(1, len(kinds) + 1, dtype=torch.int32, device=CUDA)
+        forbidden: list[list[int]] = [[] for _ in kinds]
+        for i in range(0, len(kinds), 7):
+            words = torch.randint(-(2**31), 2**31 - 1, (-(-VOCAB // 32),), dtype=torch.int32)
+            sampler.set_mask(i + 1, words)
+            bits = (words.unsqueeze(1) >> torch.arange(32)) & 1
+            forbidden[i] = (bits.flatten()[:VOCAB] == 0).nonzero().flatten().tolist()
+        wrong: Counter[str] = Counter()
+        for step in range(4):
+            logits = fresh_logits(len(kinds), scale, step).to(dtype)
+            given = logits.clone()
+            out = torch.full((len(kinds), 2), -9, dtype=torch.int32, device=CUDA)
+            sampler.sample(logits, slots, out)
+            assert torch.equal(logits, given), "the logits were changed"
+            expected = sample(logits, rows, [step] * len(rows), forbidden)
+            for i, (token, want) in enumerate(zip(out.tolist(), expected, strict=True)):
+                assert token[1] == 0, token
+                wrong[list(KINDS)[i % len(KINDS)]] += token[0] != want
+                rows[i].record(token[0])
+            raw = torch.log_softmax(logits.float(), 1)
+            for i in range(len(KINDS) - 1, len(kinds), len(KINDS)):
+                found = sampler.logprobs(i + 1, step, step + 1).item()
+                assert abs(found - raw[i, out[i, 0]].item()) < 2e-4, (found, raw[i, out[i, 0]].item())
+        report[name] = {"draws": 4 * len(kinds), "different": {k: v for k, v in wrong.items() if v}}
+        print(f"check {name}: {4 * len(kinds)} draws, different from the reference: {report[name]['different']}")
+    return report
+
+
+def law() -> dict[str, Any]:
+    """Chi-square of 25,600 draws over samples and steps, against probabilities in float64."""
+    report = {}
+    logits = torch.full((1, COLUMNS), -60.0)
+    ids = torch.randperm(VOCAB)[:60]
+    logits[0, ids] = (torch.randn(60) * 1.5).bfloat16().float()
+    kinds = {"plain": params(1), "k p": params(0.7, 0.9, 20), "p": params(1, 0.8), "min_p": params(1, 1, 0, 0.05)}
+    for name, kind in kinds.items():
+        sampler = DeviceSampler(256, VOCAB, CUDA, max_len=128)
+        bind_all(sampler, [kind] * 256, [1])
+        slots = torch.arange(1, 257, dtype=torch.int32, device=CUDA)
+        out = torch.empty(256, 2, dtype=torch.int32, device=CUDA)
+        given = logits.bfloat16().expand(256, -1).contiguous().to(CUDA)
+        for _ in range(100):
+            sampler.sample(given, slots, out)
+        counts = torch.bincount(sampler.history[1:, :100].flatten().long(), minlength=COLUMNS).cpu().double()
+        z = logits[0].double() / (kind.temperature or 1)
+        if kind.top_k:
+            z[z < z.topk(kind.top_k).values[-1]] = -torch.inf
+        p = z.softmax(0)
+        order = p.sort(descending=True)
+        inside = order.values.cumsum(0) - order.values < (kind.top_p or 1)
+        p[p < order.values[inside.nonzero()[-1]]] = 0
+        p[p < (kind.min_p or 0) * p.max()] = 0
+        p = p / p.sum() * 25_600
+        cells = p >= 5
+        value = ((counts[cells] - p[cells]) ** 2 / p[cells]).sum().item()
+        freedom = int(cells.sum()) - 1
+        assert counts[p == 0].sum() == 0, "a token outside the filters was drawn"
+        assert value < freedom + 4.5 * math.sqrt(2 * freedom) + 6, (name, value, freedom)
+        report[name] = {"chi_square": value, "freedom": freedom}
+        print(f"law {name}: chi-square {value:.1f} of {freedom}")
+    return report
+
+
+def machine() -> dict[str, Any]:
+    """128 samples with random rules over 64 steps of one captured graph; the reference draws the same tokens."""
+    rng, vocab, count = random.Random(0), 64, 128
+    sampler = DeviceSampler(count, vocab, CUDA, max_len=64)
+    machines, rows, output = [], [], []
+    for slot in range(1, count + 1):
+        tags = rng.sample(range(vocab), 8)
+        rules = Machine(
+            phase=rng.choice(["start", "thinking", "answer"]), budget=rng.choice([None, 0, 1, 5]),
+            queue=deque(rng.choice([[], [tags[0], 3], [tags[0], 3, tags[1]]])), early_stop=(5, 6, tags[1], 7),
+            close_think=(6, tags[1], 7), think=tags[0], end_think=tags[1], tool_call=tags[2], end_tool_call=tags[3],
+            eos=frozenset(tags[4:5]), stop_ids=frozenset(rng.choice([[], tags[5:7]])), min_tokens=rng.choice([0, 9]),
+            max_tokens=rng.choice([7, 50, 64]),
+        )  # fmt: skip
+        kind = params(rng.choice([0, 1]), seed=slot, presence_penalty=rng.choice([0, 1]))
+        row = RowSampler(kind, [1, 2], vocab, torch.device("cpu"))
+        sampler.bind(slot, kind, rules, prompt_ids=[1, 2], stream_key=row.stream_key)
+        machines.append(rules)
+        rows.append(row)
+        output.append([])
+    slots = torch.randperm(count).to(torch.int32) + 1
+    logits, out = torch.zeros(count, vocab, device=CUDA), torch.empty(count, 2, dtype=torch.int32, device=CUDA)
+    on_device = slots.to(CUDA)
+    compile_first(sampler, torch.float32, vocab)
+    sampler.sample(logits, torch.zeros_like(on_device), out)  # warm: padding rows only
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        sampler.sample(logits, on_device, out)
+    for step in range(64):
+        values = torch.randn(count, vocab, generator=torch.Generator().manual_seed(step))
+        logits.copy_(values)
+        graph.replay()
+        for i, (slot, (token, code)) in enumerate(zip(slots.tolist(), out.tolist(), strict=True)):
+            it, said = machines[slot - 1], output[slot - 1]
+            if it.done:
+                continue
+            want = it.forced()
+            if want is None:
+                want = sample(values[i : i + 1], [rows[slot - 1]], [len(said)], [sorted(it.banned())])[0]
+            want = it.push(want)
+            said.append(want)
+            rows[slot - 1].record(want)
+            code_of_end = {None: 0, "stop": 1, "length": 2}[it.done]
+            assert (token, code & 3) == (want, code_of_end), (step, slot, token, code, it)
+    for slot, (it, said) in enumerate(zip(machines, output, strict=True), 1):
+        ids, found = sampler.snapshot(slot)
+        assert ids == said, slot
+        assert it.done or found == it, (found, it)
+    print(f"machine: {sum(map(len, output))} tokens of {count} samples as in Python")
+    return {"tokens": sum(map(len, output))}
+
+
+def times() -> dict[str, Any]:
+    """Both kernels, by kind, rows and chunk."""
+    report: dict[str, Any] = {}
+    for scale in (1.0, 3.0):
+        for rows in (1, 8, 32, 256):
+            if rows in (8, 32) and scale == 1:
+                continue
+            steps = [fresh_logits(rows, scale, i) for i in range(8 if rows < 256 else 4)]
+            steps = (steps * 2)[:8]
+            floor = rows * COLUMNS * 2 / READ * 1e6
+            for name, kind in KINDS.items():
+                line = {}
+                for chunk in CHUNKS if name in ("greedy", "plain T 0.6", "T .6 k 20 p .95") else CHUNKS[1:2]:
+                    sampler = DeviceSampler(rows, VOCAB, CUDA, max_len=4096, chunk=chunk)
+                    compile_first(sampler)
+                    bind_all(sampler, [kind] * rows, [1, 2, 3])
+                    line[chunk] = timed(sampler, steps, rows)
+                report[f"{name} R={rows} s={scale:g}"] = line
+                text = "  ".join(f"{chunk}: {us:7.1f}" for chunk, us in line.items())
+                print(f"s {scale:g} R {rows:3d} {name:22s} {text}   floor {floor:.1f} us", flush=True)
+    return report
+
+
+def timed(sampler: DeviceSampler, steps: list[torch.Tensor], rows: int) -> float:
+    """us of one step."""
+    slots = torch.arange(1, rows + 1, dtype=torch.int32, device=CUDA)
+    out = torch.empty(rows, 2, dtype=torch.int32, device=CUDA)
+    sampler.sample(steps[0], slots, out)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for logits in steps:
+            sampler.sample(logits, slots, out)
+    found = []
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for i in range(12):
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        if i > 1:
+            found.append(start.elapsed_time(end) * 1000 / len(steps))
+    return statistics.median(found)
+
+
+def bind() -> dict[str, Any]:
+    """Host time of one bind."""
+    report = {}
+    sampler = DeviceSampler(256, VOCAB, CUDA, max_len=4096)
+    for name in ("T .6 k 20 p .95", "k 20, penalties"):
+        bind_all(sampler, [KINDS[name]] * 256, list(range(1000)))
+        rows = RowSampler(KINDS[name], [1], VOCAB, CUDA)
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for slot in range(1, 257):
+            sampler.bind(slot, KINDS[name], Machine(), prompt_ids=[1, 2, 3], stream_key=rows.stream_key)
+        report[name] = (time.perf_counter() - start) / 256 * 1e6
+        print(f"bind {name}: {report[name]:.0f} us")
+    return report
+
+
+def main() -> None:
+    sections: dict[str, Callable[[], dict[str, Any]]] = {
+        "check": check, "law": law, "machine": machine, "bind": bind, "times": times,
+    }  # fmt: skip
+    results: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    for name in sys.argv[1:] or list(sections):
+        start = time.perf_counter()
+        try:
+            results[name] = sections[name]()
+        except Exception:
+            results[name] = {"error": traceback.format_exc()}
+            traceback.print_exc()
+        print(f"-- {name}: {time.perf_counter() - start:.1f} s", flush=True)
+    Path(os.environ.get("OUT", "."), "sample.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
