@@ -46,7 +46,7 @@ KEYS = (
     "ttft_32768_ms", "prefill_tok_s", "offline256",
 )  # fmt: skip
 READY_KEYS = ("ready_s", "full_speed_s", "ready_warm_s", "full_speed_warm_s")
-CACHES = ("TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR", "QWEN3_CACHE_DIR")
+CACHES = ("TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR", "QWEN3_CACHE")
 """Environment names of every place where compiled or tuned kernels are kept between processes."""
 
 Result = dict[str, Any]
@@ -212,12 +212,18 @@ def run_child(order: dict[str, Any], path: Path) -> None:
             data[f"full_speed{suffix}"] = found["s"]
 
     report.attempt(f"ready{suffix}", start)
-    if phase != "cold":
-        if not starting:
-            data.pop(f"ready{suffix}", None)
-        ceilings = Ceilings.from_dict(order["ceilings"]) if order["ceilings"] else measure_ceilings(subject.device)
-        data["ceilings"], data["machine"] = ceilings.to_dict(), describe(subject.device)
-        _Parts(subject, scale, ceilings, report).run(phase, parts)
+    if phase == "cold":
+        subject.close()
+        data["ceilings"] = measure_ceilings(subject.device).to_dict()  # while nothing else has the memory
+        report.write()
+        return
+    if not starting:
+        data.pop(f"ready{suffix}", None)
+    ceilings = Ceilings.from_dict(order["ceilings"]) if order["ceilings"] else measure_ceilings(subject.device)
+    if subject.device.type == "cuda":
+        torch.cuda.empty_cache()
+    data["ceilings"], data["machine"] = ceilings.to_dict(), describe(subject.device)
+    _Parts(subject, scale, ceilings, report).run(phase, parts)
     subject.close()
 
 
@@ -286,8 +292,10 @@ class _Parts:
             return
         tokens = 64
         rate = workloads.streams_point(self.subject, streams, tokens)
-        floor = streams * tokens / self.roofline.decode([128] * streams, 16, 16 + tokens)
-        self.data["curves"]["streams"].append({"streams": streams, "tok_s": rate, "floor_tok_s": floor})
+        point = {"streams": streams, "tok_s": rate}
+        if self.roofline.possible:
+            point["floor_tok_s"] = streams * tokens / self.roofline.decode([128] * streams, 16, 16 + tokens)
+        self.data["curves"]["streams"].append(point)
 
     def _context(self, context: int) -> None:
         tokens = 64
