@@ -1,9 +1,10 @@
 """Checks and tunes the products of few rows on a GPU: `PYTHONPATH=src python tools/tune/linear.py [SECTION ...]`.
 
-Sections: check (against float32, shapes of all eight models), sweep (ways of cutting; prints lines for `linear.TUNED`),
-invariant (bits, and speed), chain (all products of a decode step in one graph, with and without dependent launch).
-Tables go to stdout, figures to $OUT/linear.json. Times are medians of CUDA graphs that walk over more weights than the
-L2 cache holds.
+Sections (SECTION:MODEL,… for some models only): check (against float32, shapes of all eight models), tune (all products
+of a decode step in one graph with dependent launches; each shape's tile in turn, by the time of the whole; checks what
+won and writes $OUT/linear_tiles.json, which is to replace src/qwen3/data/linear_tiles.json), chain (a decode step's
+products with what was chosen, for 1 to 256 rows), invariant (bits, and speed). Tables go to stdout, figures to
+$OUT/linear.json.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from qwen3.kernels.gpu import elementwise, linear
@@ -80,14 +81,16 @@ def distance(y: Tensor, x: Tensor, weight: Tensor, norm: Tensor | None, residual
     return ((y.float() - right).norm() / right.norm()).item()
 
 
-def graph_us(step: Callable[[int], None], count: int, repeat: int = 7) -> float:
+def graph_us(step: Callable[[int], object], count: int, repeat: int = 7) -> float:
     """Microseconds of one of `count` steps captured in a graph: median of replays. Everything was compiled before."""
     step(0)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(stream):  # torch.cuda.graph collects garbage and empties caches: 50 ms a capture
+        graph.capture_begin()
         for i in range(count):
             step(i)
+        graph.capture_end()
     times = []
     for _ in range(repeat + 2):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -110,18 +113,19 @@ def compiled(jobs: Callable[[], Any]) -> float:
 def compile_apart(jobs: list[Callable[[], Any]], processes: int = 14) -> None:
     """Fill Triton's cache from forked processes: must run before this one has touched the GPU."""
     global DEVICE
-    start, DEVICE, original = time.perf_counter(), "meta", linear._processors
-    linear._processors = lambda device: (132, True)
+    start, DEVICE, original = time.perf_counter(), "meta", elementwise.processors
+    elementwise.processors = lambda device: (132, True)  # type: ignore[assignment]
     with collect() as found:
         for job in jobs:
             job()
-    DEVICE, linear._processors = "cuda", original
+    DEVICE, elementwise.processors = "cuda", original
     children = []
     for i in range(processes):
         child = os.fork()
         if child == 0:
             try:
-                compile_all(found[i::processes], 1)
+                for kernel, grid, args, meta in found[i::processes]:
+                    kernel.warmup(*args, grid=grid, **meta)
             except Exception:
                 traceback.print_exc()
             finally:
@@ -190,30 +194,43 @@ def check() -> None:
         print(f"  rms_norm, silu_mul m={m}: {errors[0]:.1e} {errors[1]:.1e}")
 
 
-def vector_tiles(n: int, k: int) -> list[Tile]:
-    wide = next(c for c in (2048, 1024, 512, 256) if k % c == 0)
-    steps = k // wide
-    tries = [linear.choose(1, n, k, False)]
-    for height, depth, warps in (
-        (2, 2, 4),
-        (4, 1, 4),
-        (4, 2, 4),
-        (4, 4, 4),
-        (8, 1, 4),
-        (8, 2, 8),
-        (16, 1, 4),
-        (16, 1, 8),
-    ):
-        tile = Tile(height, wide, min(depth, steps), warps)
-        if height * wide * tile.depth <= 16384 * warps // 4 and tile not in tries and n // height >= 128:
-            tries.append(tile)
-    return tries[:7]
-
-
-def matrix_tiles(m: int, n: int, k: int) -> list[Tile]:
-    """Heights and slices that fill the device about once with 1 to 4 programs on a multiprocessor."""
+def few_tiles(m: int, n: int, k: int, norm: bool, most: int) -> list[Tile]:
+    """For `_few`: enough weights asked for at once, few idle multiprocessors, registers that suffice."""
     scored = []
-    rows = max(8, triton.next_power_of_2(m))
+    for rows in (8, 16, 32, 64):
+        for warps in (4, 8):
+            for columns in (128, 256, 512, 1024, 2048):
+                for depth in (1, 2, 3, 4):
+                    steps = k // columns
+                    if columns % (32 * warps) or k % columns or depth > steps or rows > max(16, 2 * m):
+                        continue
+                    near = min(2, steps) * m * columns * (1.5 if norm else 1) / (64 * warps)
+                    registers = 36 + depth * rows * columns / (64 * warps) + near + max(16, m) * rows / 32
+                    if registers > 215:
+                        continue
+                    programs = -(-n // rows)
+                    fit = min(int(65536 // (registers * 32 * warps)), -(-programs // 132))
+                    flight = fit * rows * columns * depth * 2
+                    waves = -(-programs // 132)
+                    idle = waves * 132 / programs if waves <= 4 else 1.0
+                    cost = max(1.0, 48000 / flight) ** 0.5 * idle**0.5 * (1 + 0.4 * m / rows) * (1 + 0.01 * steps)
+                    scored.append((cost, Tile(rows, columns, depth, warps)))
+    scored.sort()
+    found: list[Tile] = []
+    for _, tile in scored:
+        same = [t for t in found if t.rows == tile.rows]
+        if (
+            len(same) < (most + 1) // 2
+            and len(found) < most
+            and not any(t.columns * t.depth == tile.columns * tile.depth and t.warps == tile.warps for t in same)
+        ):
+            found.append(tile)
+    return found
+
+
+def matrix_tiles(m: int, n: int, k: int, most: int) -> list[Tile]:
+    """For `_gemm` of up to 64 rows: heights and slices that fill the device about once with 1 to 4 programs on each."""
+    scored = []
     for height in (16, 32, 64, 128):
         for split in (1, 2, 3, 4, 6, 8):
             for columns in (64, 128, 256):
@@ -221,140 +238,226 @@ def matrix_tiles(m: int, n: int, k: int) -> list[Tile]:
                     continue
                 programs = -(-n // height) * split
                 each = -(-programs // 132)
-                if programs < 60 or (split > 1 and (each > 4 or programs * (height + 1) * rows > linear.PARTS)):
+                if programs < 60 or (split > 1 and (each > 4 or programs * (height + 1) * m > linear.PARTS)):
                     continue
-                stage = (height + rows) * columns * 2
+                stage = (height + m) * columns * 2
                 depth = min(6, 220 * 1024 // min(each, 3) // stage, k // split // columns + 1)
                 if depth < 2 or stage < 4096:
                     continue
                 idle = each * 132 / programs if each <= 4 else 1.0
-                cost = idle**0.5 * (1 + 0.4 * rows / height) * (1 + 0.02 * split) * (1.05 if columns == 256 else 1.0)
+                cost = idle**0.5 * (1 + 0.4 * m / height) * (1 + 0.02 * split) * (1.05 if columns == 256 else 1.0)
                 cost *= 1.1 if depth * stage * min(each, 3) < 60000 else 1.0
                 scored.append((cost, Tile(height, columns, depth, 4, split, 512)))
     scored.sort()
-    best = [linear.choose(rows, n, k, False)]
-    seen: dict[tuple[int, int], int] = {}
+    best: list[Tile] = []
     for _, tile in scored:
-        if seen.setdefault((tile.rows, tile.split), 0) < 1 + (len(best) < 3) and tile not in best:
-            seen[tile.rows, tile.split] += 1
+        if (tile.rows, tile.split) not in [(t.rows, t.split) for t in best] and len(best) < most:
             best.append(tile)
-    best = best[:6]
-    return [*best, best[1]._replace(ahead=0)]
+    return best
 
 
-def sweep_work(names: list[str]) -> list[tuple[str, int, int, int, list[bool], list[Tile]]]:
-    work = []
-    for model in names:
-        few = model not in ("0.6B", "8B")
-        for name, n, k, *flags in shapes(model):
-            if few and name == "head":
-                continue
-            for m in (1, 32) if few else (1, 8, 32, 64):
-                tiles = vector_tiles(n, k) + matrix_tiles(8, n, k)[1:3] if m == 1 else matrix_tiles(m, n, k)
-                tiles = tiles[: 4 if few or m == 64 else 9]
-                work.append((f"{model} {name}", m, n, k, flags, tiles))
-    return work
+def many_tiles(m: int, n: int, k: int, most: int) -> list[Tile]:
+    """For `_gemm` of 128 and 256 rows, by an estimate of its time."""
+    scored = []
+    for tokens in (64, 128, 256):
+        for height in (64, 128):
+            for split in (1, 2, 3, 4):
+                if tokens > m or tokens * height > 16384 or k % (64 * split):
+                    continue
+                programs = -(-n // height) * split * -(-m // tokens)
+                if split > 1 and programs * (height + 1) * tokens > linear.PARTS:
+                    continue
+                each = -(-programs // 132)
+                work = each * 2 * height * tokens * k / split / (6e12 / 1e6)
+                loads = each * (height + tokens) * k / split * 2 / 30e3
+                cost = max(work, loads, n * k * 2 / 3e6) + (2.0 if split > 1 else 0.0) + 0.1 * work
+                stage = (height + tokens) * 128
+                scored.append(
+                    (cost, Tile(height, 64, min(5, 200 * 1024 // stage // min(2, each)), 4, split, 256, tokens))
+                )
+    scored.sort()
+    return [tile for _, tile in scored[:most]]
 
 
-def prepare(
-    pool: Tensor, m: int, n: int, k: int, flags: list[bool], tile: Tile, pdl: bool = True
-) -> Callable[[int], None]:
-    x, scale, rest = inputs(m, n, k, *flags)
-    y = torch.empty((m, n // 2 if flags[2] else n), device=DEVICE, dtype=torch.bfloat16)
-    copies = max(1, min(pool.numel() // (n * k), -(-200_000_000 // (n * k * 2))))
-    weights = [pool[i * n * k : (i + 1) * n * k].view(n, k) for i in range(copies)]
-    block = max(8, triton.next_power_of_2(m))
-    return lambda i: linear.run(x, weights[i % copies], scale, 1e-6, rest, flags[2], y, block, tile, pdl)
+def candidates(m: int, n: int, k: int, norm: bool, few: bool) -> list[Tile]:
+    if m == 1:
+        return []
+    if m <= 16:
+        return few_tiles(m, n, k, norm, 7 if m == 8 and not few else 4) + matrix_tiles(m, n, k, 1)
+    if m <= 64:
+        return few_tiles(m, n, k, norm, 2 if few or m == 64 else 3) + matrix_tiles(m, n, k, 3)
+    return many_tiles(m, n, k, 4)
 
 
-def sweep_all(names: list[str]) -> None:
-    pool = torch.empty(1 << 30, device=DEVICE, dtype=torch.bfloat16)
-    for _, m, n, k, flags, tiles in sweep_work(names):
-        for tile in tiles:
-            prepare(pool, m, n, k, flags, tile)(0)
+class Chain:
+    """All products of a decode step but the head's, in as many layers as are wanted."""
 
+    def __init__(self, model: str, layers: int) -> None:
+        self.heads, _, hidden, self.inner, _ = MODELS[model]
+        self.kinds = shapes(model)[:-1]
+        self.layers = layers
+        self.weights = [
+            [torch.empty(n, k, device=DEVICE, dtype=torch.bfloat16).normal_(0, 0.02) for _, n, k, *_ in self.kinds]
+        ]
+        self.weights += [[w.clone() for w in self.weights[0]] for _ in range(layers - 1)]
+        self.norm = torch.ones(hidden, device=DEVICE, dtype=torch.bfloat16)
+        self.start = torch.randn(256, hidden, device=DEVICE, dtype=torch.bfloat16)
+        self.floor = sum(n * k * 2 for _, n, k, *_ in self.kinds) * layers / READ * 1e6
 
-def sweep(names: list[str]) -> None:
-    work = sweep_work(names)
-    print(
-        f"sweep: {sum(len(w[-1]) for w in work)} ways of cutting, ready in {compiled(lambda: sweep_all(names)):.1f} s"
-    )
-    pool = torch.randn(1 << 30, device=DEVICE, dtype=torch.bfloat16) * 0.02
-    print("shape              m  us     GB/s share  no-pdl  cublas  best")
-    start = time.perf_counter()
-    for label, m, n, k, flags, tiles in work:
-        count = 6 if n == VOCABULARY else 20
-        found = []
-        for tile in tiles:
-            try:
-                found.append((graph_us(prepare(pool, m, n, k, flags, tile), count, 3), tile))
-            except Exception as error:
-                print(f"  {label} m={m} {tuple(tile)}: {str(error).splitlines()[0][:100]}")
-        found.sort()
-        us, best = found[0]
-        plain = float("nan")
-        if label.split()[0] in ("0.6B", "8B"):
-            compiled(lambda: prepare(pool, m, n, k, flags, best, False)(0))  # noqa: B023
-            plain = graph_us(prepare(pool, m, n, k, flags, best, False), count, 3)
-        x = torch.randn(m, k, device=DEVICE, dtype=torch.bfloat16)
-        weights = pool[: pool.numel() // (n * k) * n * k].view(-1, k, n)[: max(1, -(-200_000_000 // (n * k * 2)))]
-        weights = weights.view(-1, n, k)
-        out = torch.empty(m, n, device=DEVICE, dtype=torch.bfloat16)
-        blas = graph_us(lambda i: torch.mm(x, weights[i % len(weights)].t(), out=out), count, 3)  # noqa: B023
-        rate = n * k * 2 / us / 1e3
-        others = " ".join(f"{tuple(t)}:{u:.1f}" for u, t in found[1:])
-        print(
-            f"{label:17} {m:2} {us:7.1f} {rate:5.0f} {rate * 1e9 / READ:4.0%} {plain:7.1f} {blas:7.1f}  "
-            f"{tuple(best)} | {others}"
-        )
-        linear.TUNED[m, n, k, flags[2]] = best
-        figures.setdefault("sweep", []).append([label, m, n, k, us, plain, blas, [(u, *t) for u, t in found]])
-    print(f"measured in {time.perf_counter() - start:.1f} s; for TUNED:")
-    for key, tile in linear.TUNED.items():
-        print(f"    {key}: Tile{tuple(tile)},")
-
-
-def chain_of(model: str) -> None:
-    heads, _, hidden, _, layers = MODELS[model]
-    kinds = shapes(model)
-    layer = [torch.empty(n, k, device=DEVICE, dtype=torch.bfloat16).normal_(0, 0.02) for _, n, k, *_ in kinds[:-1]]
-    every = [layer] + [[w.clone() for w in layer] for _ in range(layers - 1)]
-    head = torch.empty(VOCABULARY, hidden, device=DEVICE, dtype=torch.bfloat16).normal_(0, 0.02)
-    norm = torch.ones(hidden, device=DEVICE, dtype=torch.bfloat16)
-    floor = (sum(n * k * 2 for _, n, k, *_ in kinds[:-1]) * layers + head.numel() * 2) / READ * 1e6
-
-    def step(start: Tensor) -> None:
-        x = start
-        for qkv, o, gate_up, down in every:
-            mixed = linear.fused_linear(x, qkv, norm=norm, eps=1e-6)[:, : heads * 128]
+    def step(self, m: int) -> Tensor:
+        x = self.start[:m]
+        for qkv, o, *rest in self.weights:
+            mixed = linear.fused_linear(x, qkv, norm=self.norm, eps=1e-6)[:, : self.heads * 128]
             x = linear.fused_linear(mixed, o, residual=x)
-            wide = linear.fused_linear(x, gate_up, norm=norm, eps=1e-6, silu=True)
-            x = linear.fused_linear(wide, down, residual=x)
-        linear.fused_linear(x, head, norm=norm, eps=1e-6)
+            if rest:
+                wide = linear.fused_linear(x, rest[0], norm=self.norm, eps=1e-6, silu=True)
+                x = linear.fused_linear(wide, rest[1], residual=x)
+        return x
 
-    if DEVICE == "meta":
-        for m in (1, 8, 32):
-            step(torch.empty(m, hidden, device=DEVICE, dtype=torch.bfloat16))
-        return
-    original = linear._processors
-    for m in (1, 8, 32):
-        start = torch.randn(m, hidden, device=DEVICE, dtype=torch.bfloat16)
-        for pdl in (True, False):
-            linear._processors = lambda device, pdl=pdl: (132, pdl)
-            try:
-                compiled(lambda: step(start))  # noqa: B023
-                us = graph_us(lambda _: step(start), 1, 5)  # noqa: B023
-            finally:
-                linear._processors = original
-            print(f"{model:12} {m:3} {pdl!s:5} {us:9.0f} {floor:9.0f} {floor / us:6.1%} {m * 1e6 / us:10.0f}")
-            figures.setdefault("chain", []).append([model, m, pdl, us, floor])
+    def us(self, m: int, repeat: int, head: Tensor | None = None) -> float:
+        def step(_: int) -> Tensor:
+            x = self.step(m)
+            return x if head is None else linear.fused_linear(x, head, norm=self.norm, eps=1e-6)
+
+        return graph_us(step, 1, repeat)
+
+
+def use(m: int, n: int, k: int, silu: bool, tile: Tile | None) -> None:
+    linear._chosen.clear()
+    linear.TUNED.pop((m, n, k, silu), None)
+    if tile is not None:
+        linear.TUNED[m, n, k, silu] = tile
+
+
+PLANS = {"0.6B": (14, (8, 16, 32, 64, 128, 256)), "8B": (8, (8, 16, 32, 64, 128, 256)), "4B": (8, (8, 32)),
+         "30B-A3B": (24, (8, 32))}  # fmt: skip
+
+
+def tune_all(names: list[str]) -> None:
+    for name in names:
+        kinds = shapes(name)
+        if name not in ("0.6B", "8B"):
+            kinds = kinds[:-1]
+        for m in PLANS[name][1]:
+            for _, n, k, norm, residual, silu in kinds:
+                x, scale, rest = inputs(m, n, k, norm and m <= linear.MOST_ROWS, residual, silu)
+                y = torch.empty((m, n // 2 if silu else n), device=DEVICE, dtype=torch.bfloat16)
+                weight = torch.empty(n, k, device=DEVICE, dtype=torch.bfloat16)
+                for tile in [linear.choose(m, n, k, silu), *candidates(m, n, k, norm, name not in ("0.6B", "8B"))]:
+                    if tile is not None:
+                        linear.run(x, weight, scale, 1e-6, rest, silu, y, tile, True)
+
+
+def tune(names: list[str]) -> None:
+    """Each shape's tile in turn, by the time of all products together."""
+    original = dict(linear.TUNED)
+    for name in names:
+        few = name not in ("0.6B", "8B")
+        layers, rows = PLANS[name]
+        chain = Chain(name, layers)
+        heads = [
+            torch.empty(VOCABULARY, chain.kinds[0][2], device=DEVICE, dtype=torch.bfloat16).normal_(0, 0.02)
+            for _ in range(0 if few else 2 if name == "0.6B" else 1)
+        ]
+        for m in rows:
+            began = time.perf_counter()
+            best = chain.us(m, 7)
+            first, lines = best, []
+            for label, n, k, norm, _, silu in sorted(chain.kinds, key=lambda kind: -kind[1] * kind[2]):
+                now = linear.choose(m, n, k, silu)
+                tries = [(best, now)]
+                for tile in candidates(m, n, k, norm, few):
+                    if tile == now:
+                        continue
+                    use(m, n, k, silu, tile)
+                    try:
+                        tries.append((chain.us(m, 5), tile))
+                    except Exception as error:
+                        print(f"  {name} {label} m={m} {tuple(tile)}: {str(error).splitlines()[0][:100]}")
+                tries.sort(key=lambda entry: entry[0])
+                best = tries[0][0]
+                use(m, n, k, silu, tries[0][1])
+                verify(f"{name} {label}", m, n, k, silu, weight_of=chain)
+                lines.append(f"   {label:8}" + " ".join(f"{tuple(t) if t else t}:{u / layers:.2f}" for u, t in tries))
+                figures.setdefault("tune", []).append([name, m, label, layers, [(u, t) for u, t in tries]])
+            if heads:
+                lines.append("   " + tune_head(chain, heads, m))
+            print(
+                f"{name} m={m}: {first / layers:.2f} -> {best / layers:.2f} us a layer, "
+                f"floor {chain.floor / layers:.2f} ({chain.floor / best:.0%}) [{time.perf_counter() - began:.1f} s]"
+            )
+            print("\n".join(lines), flush=True)
+            torch.cuda.empty_cache()
+        del chain, heads
+        torch.cuda.empty_cache()
+    write_tiles()
+    print("changed:", len([key for key in linear.TUNED if original.get(key) != linear.TUNED[key]]))
+
+
+def verify(label: str, m: int, n: int, k: int, silu: bool, weight_of: Chain) -> None:
+    """What was just chosen, against float32."""
+    at, (_, _, _, norm, residual, _) = next((i, kind) for i, kind in enumerate(weight_of.kinds) if kind[1:3] == (n, k))
+    x, scale, rest = inputs(m, n, k, norm, residual, silu)
+    weight = weight_of.weights[0][at]
+    y = linear.fused_linear(x, weight, norm=scale, eps=1e-6, residual=rest, silu=silu)
+    error = distance(y, x, weight, scale, rest, silu)
+    if not error < 1e-2:
+        print(f"  WRONG {label} m={m}: {error:.2e} by {linear.choose(m, n, k, silu)}")
+
+
+def tune_head(chain: Chain, heads: list[Tensor], m: int) -> str:
+    n, k = heads[0].shape
+    x, norm = chain.start[:m], chain.norm
+    tries: list[tuple[float, Tile | None]] = []
+    now = linear.choose(m, n, k, False)
+    for tile in [now, *[t for t in candidates(m, n, k, True, False) if t != now]]:
+        use(m, n, k, False, tile)
+        tries.append(
+            (graph_us(lambda i: linear.fused_linear(x, heads[i % len(heads)], norm=norm, eps=1e-6), 4, 3), tile)
+        )
+    tries.sort(key=lambda entry: entry[0])
+    use(m, n, k, False, tries[0][1])
+    return "head    " + " ".join(f"{tuple(t) if t else t}:{u:.0f}" for u, t in tries)
+
+
+def write_tiles() -> None:
+    """In the format of src/qwen3/data/linear_tiles.json."""
+    if "OUT" in os.environ:
+        rows = sorted([m, n, k, int(silu), list(tile)] for (m, n, k, silu), tile in linear.TUNED.items())
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        device = json.dumps(torch.cuda.get_device_name())
+        Path(os.environ["OUT"], "linear_tiles.json").write_text(f'{{"device": {device}, "tiles": [\n{lines}\n]}}\n')
+
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def chain_all(names: list[str]) -> None:
+    for model in names:
+        one = Chain(model, 1)
+        head = torch.empty(VOCABULARY, one.kinds[0][2], device=DEVICE, dtype=torch.bfloat16)
+        for m in ROWS:
+            linear.fused_linear(one.step(m), head, norm=one.norm, eps=1e-6)
 
 
 def chain(names: list[str]) -> None:
-    """All products of a decode step, attention left out: what launches cost between them."""
-    print("chain          m  pdl    us/step  floor us  share  tok/s at most")
+    """All products of a decode step, attention left out."""
+    print("chain          m   us/step   layers     head  floor us  share  tok/s at most")
     for model in names:
-        chain_of(model)
+        every = Chain(model, MODELS[model][-1])
+        head = torch.empty(VOCABULARY, every.kinds[0][2], device=DEVICE, dtype=torch.bfloat16).normal_(0, 0.02)
+        floor = every.floor + head.numel() * 2 / READ * 1e6
+
+        for m in ROWS:
+            layers = every.us(m, 5)
+            us = every.us(m, 5, head)
+            print(
+                f"{model:12} {m:3} {us:9.0f} {layers:8.0f} {us - layers:8.0f} {floor:9.0f} {floor / us:6.1%} "
+                f"{m * 1e6 / us:10.0f}",
+                flush=True,
+            )
+            figures.setdefault("chain", []).append([model, m, us, layers, floor])
+        del every, head
         torch.cuda.empty_cache()
 
 
@@ -381,29 +484,33 @@ def invariant() -> None:
 
 def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
-    wanted = [section.partition(":") for section in sys.argv[1:] or ["check", "sweep", "invariant", "chain"]]
-    every = {"sweep": ["0.6B", "8B", "30B-A3B", "4B", "32B"], "chain": ["0.6B", "8B"]}
-    listed = [(name, models.split(",") if models else every.get(name, [])) for name, _, models in wanted]
-    before = {
-        "check": lambda models: check_all(),
-        "sweep": sweep_all,
-        "invariant": lambda models: None,
-        "chain": lambda models: [chain_of(model) for model in models],
+    wanted = [section.partition(":") for section in sys.argv[1:] or ["check", "tune", "chain", "invariant"]]
+    every = {"tune": list(PLANS), "chain": ["0.6B", "8B"]}
+    before: dict[str, Callable[[list[str]], object]] = {
+        "check": lambda _: check_all(),
+        "tune": tune_all,
+        "invariant": lambda _: None,
+        "chain": chain_all,
     }
-    compile_apart([lambda name=name, models=models: before[name](models) for name, models in listed])
+    sections: dict[str, Callable[[list[str]], object]] = {
+        "check": lambda _: check(),
+        "tune": tune,
+        "invariant": lambda _: invariant(),
+        "chain": chain,
+    }
+    listed = [(name, models.split(",") if models else every.get(name, [])) for name, _, models in wanted]
+    compile_apart([partial(before[name], models) for name, models in listed])
     for name, models in listed:
         start = time.perf_counter()
         try:
-            if name in every:
-                {"sweep": sweep, "chain": chain}[name](models)
-            else:
-                {"check": check, "invariant": invariant}[name]()
+            print(f"ready in {compiled(lambda: before[name](models)):.1f} s")  # noqa: B023
+            sections[name](models)
         except Exception:
             traceback.print_exc()
         torch.cuda.empty_cache()
         print(f"[{name}: {time.perf_counter() - start:.1f} s]", flush=True)
-    if "OUT" in os.environ:
-        Path(os.environ["OUT"], "linear.json").write_text(json.dumps(figures))
+        if "OUT" in os.environ:
+            Path(os.environ["OUT"], "linear.json").write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

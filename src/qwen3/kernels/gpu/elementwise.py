@@ -5,21 +5,29 @@ Both round where the references do, so that they differ from them by the order o
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from qwen3.kernels.gpu.launch import launch
+from qwen3.kernels.gpu.launch import cdiv, launch, next_power_of_2
 
 
 @triton.jit
-def _rms_norm(x, weight, y, rows, stride, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+def _rms_norm(
+    x, weight, y, rows, stride, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     col = tl.arange(0, BLOCK)
     mask = (row < rows)[:, None] & (col < WIDTH)[None, :]
-    given = tl.load(x + row[:, None] * stride + col[None, :], mask=mask, other=0.0)
     scale = tl.load(weight + col, mask=col < WIDTH, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    given = tl.load(x + row[:, None] * stride + col[None, :], mask=mask, other=0.0)
     wide = given.to(tl.float32)
     wide *= tl.rsqrt(tl.sum(wide * wide, 1) / WIDTH + eps)[:, None]
     wide = wide.to(given.dtype).to(tl.float32) * scale[None, :]
@@ -27,7 +35,10 @@ def _rms_norm(x, weight, y, rows, stride, eps, WIDTH: tl.constexpr, BLOCK: tl.co
 
 
 @triton.jit
-def _silu_mul(x, y, half, stride, BLOCK: tl.constexpr):
+def _silu_mul(x, y, half, stride, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = col < half
@@ -38,21 +49,35 @@ def _silu_mul(x, y, half, stride, BLOCK: tl.constexpr):
     tl.store(y + row * half + col, wide.to(y.dtype.element_ty), mask=mask)
 
 
+@lru_cache
+def processors(device: torch.device) -> tuple[int, bool]:
+    """Multiprocessors of a device, and whether it can launch a kernel before the previous one has ended."""
+    if device.type != "cuda":
+        return 132, False
+    found = torch.cuda.get_device_properties(device)
+    return found.multi_processor_count, found.major >= 9
+
+
+def _dependent(device: torch.device) -> dict[str, bool]:
+    return {"PDL": True, "launch_pdl": True} if processors(device)[1] else {"PDL": False}
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `reference.rms_norm`: x [..., h], weight [h] -> [..., h]. A row's bits do not depend on the other rows."""
     width = x.shape[-1]
     flat = _rows(x)
     y = torch.empty(flat.shape, dtype=torch.promote_types(x.dtype, weight.dtype), device=x.device)
-    block = triton.next_power_of_2(width)
+    block = next_power_of_2(width)
     many = max(1, 2048 // block)  # rows of one program: short rows share one, so that each thread has 16 bytes or more
     launch(
         _rms_norm,
-        (triton.cdiv(len(flat), many),),
+        (cdiv(len(flat), many),),
         *(flat, weight, y, len(flat), flat.stride(0), eps),
         WIDTH=width,
         BLOCK=block,
         ROWS=many,
         num_warps=8 if block > 4096 else 4,
+        **_dependent(x.device),
     )
     return y.view(x.shape)
 
@@ -62,8 +87,9 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     half = gate_up.shape[-1] // 2
     flat = _rows(gate_up)
     y = torch.empty((len(flat), half), dtype=gate_up.dtype, device=gate_up.device)
-    block = min(1024, triton.next_power_of_2(half))
-    launch(_silu_mul, (len(flat), triton.cdiv(half, block)), flat, y, half, flat.stride(0), BLOCK=block)
+    block = min(1024, next_power_of_2(half))
+    grid = len(flat), cdiv(half, block)
+    launch(_silu_mul, grid, flat, y, half, flat.stride(0), BLOCK=block, **_dependent(flat.device))
     return y.view(*gate_up.shape[:-1], half)
 
 

@@ -2,16 +2,18 @@
 
 One launch computes act(rms_norm(x) @ weightᵀ) + residual. Decoding reads every weight once a step and computes almost
 nothing with it, so all here serves one purpose: that reading never pauses. One row goes through `_gemv` (no tensor
-cores: a program holds its weights in registers), 2 to 64 rows through `_gemm` (tensor cores, weights pipelined through
-shared memory; where tiles do not fill the device, K is split and the last program of a tile adds the parts in fixed
-order), more rows through PyTorch's. With programmatic dependent launch a kernel starts while the one before it ends,
-and asks for its first weights before it waits for its input.
+cores), a few rows through `_few` (tensor cores, weights and rows straight from memory into the registers these want),
+more through `_gemm` (weights pipelined through shared memory; where tiles do not fill the device, K is split and the
+last program of a tile adds the parts in fixed order) and the most through PyTorch's. With programmatic dependent launch
+a kernel starts while the one before it ends, and asks for its first weights before it waits for its input.
 """
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
-from typing import NamedTuple
+from importlib import resources
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -21,13 +23,15 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from qwen3.kernels import reference_engine
 from qwen3.kernels.gpu import elementwise
-from qwen3.kernels.gpu.launch import launch
+from qwen3.kernels.gpu.launch import cdiv, launch, next_power_of_2
 
 
 @triton.jit
-def _weight_rows(tile, N: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr):
-    """Rows of the weight in a tile: BLOCK neighbours; or half as many gate rows, then the up rows that go with them."""
-    row = tl.arange(0, BLOCK)
+def _weight_rows(tile, row, N: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr):
+    """Rows of the weight in a tile: BLOCK neighbours; or half as many gate rows, then the up rows that go with them.
+
+    row: which of the BLOCK rows, of any shape.
+    """
     if SILU:
         first = tile * (BLOCK // 2) + row % (BLOCK // 2)
         row = tl.minimum(first, N // 2 - 1) + (row // (BLOCK // 2)) * (N // 2)
@@ -50,8 +54,23 @@ def _load(pointers, col, K: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def _load_some(pointers, known, col, K: tl.constexpr, WHOLE: tl.constexpr):
+    """The same where `known`, else 0."""
+    return tl.load(pointers, mask=known if WHOLE else known & (col < K), other=0.0)
+
+
+@triton.jit
 def _tuple(tile):
     return (tile,)
+
+
+@triton.jit
+def _ask(pointers):
+    """Have the L2 cache fetch the 32 bytes or more around each pointer; nothing waits. Not in the interpreter."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.uint64)],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -64,14 +83,22 @@ def _gemv(
         gdc_launch_dependents()
     tile = tl.program_id(0)
     col = tl.arange(0, BLOCK_K)
-    base = weight + _weight_rows(tile, N, BLOCK_N, SILU)[:, None] * K + col[None, :]
+    base = weight + _weight_rows(tile, tl.arange(0, BLOCK_N), N, BLOCK_N, SILU)[:, None] * K + col[None, :]
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     WHOLE: tl.constexpr = K % BLOCK_K == 0
     ahead = _tuple(_load(base, col[None, :], K, WHOLE))
     for i in tl.static_range(1, min(AHEAD, STEPS)):
         ahead = ahead + _tuple(_load(base + i * BLOCK_K, col[None, :] + i * BLOCK_K, K, WHOLE))
     if PDL:
+        if norm is not None:
+            _ask(norm + tl.minimum(tl.arange(0, 256) * 32, K - 16))
         gdc_wait()
+    WIDTH: tl.constexpr = N // 2 if SILU else N
+    OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
+    n = tile * OUT + tl.arange(0, OUT)
+    mask = n < WIDTH
+    if residual is not None:
+        rest = tl.load(residual + n, mask=mask, other=0.0)
     # Sums of 8 neighbours stay within a thread, so that few registers are kept from step to step.
     total = tl.zeros((BLOCK_N, BLOCK_K // 8), tl.float32)
     squares = tl.zeros((BLOCK_K,), tl.float32)
@@ -89,16 +116,107 @@ def _gemv(
     out = tl.sum(total, 1)
     if norm is not None:
         out *= tl.rsqrt(tl.sum(squares, 0) / K + eps)
-    WIDTH: tl.constexpr = N // 2 if SILU else N
-    OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
     if SILU:
         gate, up = tl.split(tl.trans(tl.reshape(out, (2, OUT))))
         out = _silu_mul(gate, up)
-    n = tile * OUT + tl.arange(0, OUT)
-    mask = n < WIDTH
     if residual is not None:
-        out += tl.load(residual + n, mask=mask, other=0.0).to(tl.float32)
+        out += rest.to(tl.float32)
     tl.store(y + n, out.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _few_step(acc, squares, w_tile, x_tile, norm, at, k, K: tl.constexpr, WHOLE: tl.constexpr, BLOCK_N: tl.constexpr):
+    WARPS: tl.constexpr = acc.shape[0]
+    FULL: tl.constexpr = acc.shape[1]
+    SLABS: tl.constexpr = x_tile.shape[2]
+    if norm is not None:
+        wide = x_tile.to(tl.float32)
+        squares += tl.sum(wide * wide, 2)
+        k = tl.broadcast_to(k, (8, WARPS, SLABS, 1, 32))  # so that each thread loads what it needs
+        x_tile = (wide * _load(norm + at + k, at + k, K, WHOLE).to(tl.float32)).to(x_tile.dtype)
+    x_tile = tl.broadcast_to(x_tile, (8, WARPS, SLABS, FULL // 8, 32))
+    x_tile = tl.permute(tl.reshape(x_tile, (8, WARPS, SLABS, FULL // 8, 4, 4, 2)), (1, 3, 0, 2, 5, 4, 6))
+    w_tile = tl.permute(tl.reshape(w_tile, (8, WARPS, SLABS, BLOCK_N // 8, 4, 4, 2)), (1, 2, 5, 4, 6, 3, 0))
+    x_tile = tl.reshape(x_tile, (WARPS, FULL, SLABS * 32))
+    return tl.dot(x_tile, tl.reshape(w_tile, (WARPS, SLABS * 32, BLOCK_N)), acc), squares
+
+
+@triton.jit(do_not_specialize=["M"])
+def _few(
+    x, weight, norm, residual, y, M, stride, eps,
+    N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    WARPS: tl.constexpr, AHEAD: tl.constexpr, SILU: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    # A dot's sum does not care for the order of its columns. So memory's order, in which a thread loads 8 neighbours,
+    # is relabelled as the order in which the tensor cores want them in registers (of 16 columns a thread holds 2t,
+    # 2t+1, 2t+8, 2t+9), for x and weight alike: nothing passes through shared memory. Each warp has columns of its own
+    # (the dot's batch), 32 in 32 · WARPS; x's rows are the dot's 16, weight rows its 8. BLOCK_M 8: those 8 rows twice.
+    if PDL:
+        gdc_launch_dependents()
+    SLABS: tl.constexpr = BLOCK_K // (32 * WARPS)
+    FULL: tl.constexpr = 16 if BLOCK_M == 8 else BLOCK_M
+    STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    WHOLE: tl.constexpr = K % BLOCK_K == 0
+    NEAR: tl.constexpr = min(2, STEPS)
+    tile = tl.program_id(0)
+    # [8 rows, warps, slabs of columns, groups of 8 rows, 32 columns], in the order in which threads are given out.
+    eight = tl.arange(0, 8)[:, None, None, None, None]
+    slab = tl.arange(0, WARPS)[None, :, None, None, None] + tl.arange(0, SLABS)[None, None, :, None, None] * WARPS
+    k = slab * 32 + tl.arange(0, 32)[None, None, None, None, :]
+    row = tl.arange(0, BLOCK_N // 8)[None, None, None, :, None] * 8 + eight
+    w_at = weight + _weight_rows(tile, row, N, BLOCK_N, SILU) * K + k
+    ahead = _tuple(_load(w_at, k, K, WHOLE))
+    for i in tl.static_range(1, min(AHEAD, STEPS)):
+        ahead = ahead + _tuple(_load(w_at + i * BLOCK_K, k + i * BLOCK_K, K, WHOLE))
+    if PDL:
+        if norm is not None:
+            _ask(norm + tl.minimum(tl.arange(0, 256) * 32, K - 16))
+        gdc_wait()
+    token = tl.arange(0, BLOCK_M // 8)[None, None, None, :, None] * 8 + eight
+    x_at = x + token * stride + k
+    near = _tuple(_load_some(x_at, token < M, k, K, WHOLE))
+    for i in tl.static_range(1, NEAR):
+        near = near + _tuple(_load_some(x_at + i * BLOCK_K, token < M, k + i * BLOCK_K, K, WHOLE))
+    WIDTH: tl.constexpr = N // 2 if SILU else N
+    OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
+    m = tl.arange(0, FULL)
+    n = tile * OUT + tl.arange(0, OUT)
+    mask = ((m < BLOCK_M) & (m < M))[:, None] & (n < WIDTH)[None, :]
+    at = m[:, None] * WIDTH + n[None, :]
+    if residual is not None:
+        rest = tl.load(residual + at, mask=mask, other=0.0)
+    acc = tl.zeros((WARPS, FULL, BLOCK_N), tl.float32)
+    squares = tl.zeros((8, WARPS, BLOCK_M // 8, 32), tl.float32)
+    if STEPS <= 4 or (norm is None and STEPS <= 8):
+        for i in tl.static_range(STEPS):
+            w_tile, x_tile = ahead[0], near[0]
+            ahead, near = ahead[1:], near[1:]
+            if i + AHEAD < STEPS:
+                far = (i + AHEAD) * BLOCK_K
+                ahead = ahead + _tuple(_load(w_at + far, k + far, K, WHOLE))
+            if i + NEAR < STEPS:
+                far = (i + NEAR) * BLOCK_K
+                near = near + _tuple(_load_some(x_at + far, token < M, k + far, K, WHOLE))
+            acc, squares = _few_step(acc, squares, w_tile, x_tile, norm, i * BLOCK_K, k, K, WHOLE, BLOCK_N)
+    else:
+        for i in tl.range(STEPS, num_stages=1):
+            w_tile, x_tile = ahead[0], near[0]
+            far = (i + AHEAD) * BLOCK_K
+            ahead = ahead[1:] + _tuple(tl.load(w_at + far, mask=k + far < K, other=0.0))
+            far = (i + NEAR) * BLOCK_K
+            near = near[1:] + _tuple(_load_some(x_at + far, token < M, k + far, K, False))
+            acc, squares = _few_step(acc, squares, w_tile, x_tile, norm, i * BLOCK_K, k, K, WHOLE, BLOCK_N)
+    out = tl.sum(acc, 0)
+    if norm is not None:
+        total = tl.trans(tl.sum(tl.sum(squares, 3), 1))
+        total = tl.reshape(tl.broadcast_to(total, (FULL // 8, 8)), (FULL,))
+        out *= tl.rsqrt(total / K + eps)[:, None]
+    if SILU:
+        gate, up = tl.split(tl.permute(tl.reshape(out, (FULL, 2, OUT)), (0, 2, 1)))
+        out = _silu_mul(gate, up)
+    if residual is not None:
+        out += rest.to(tl.float32)
+    tl.store(y + at, out.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -111,22 +229,20 @@ def _gemm(
     if PDL:
         gdc_launch_dependents()
     tile, split = tl.program_id(1) // SPLIT, tl.program_id(1) % SPLIT
-    m = (tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)) * BLOCK_M + tl.arange(0, BLOCK_M)
+    group = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+    m = group * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
     SLICE: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT) * BLOCK_K
     WHOLE: tl.constexpr = SLICE * SPLIT == K
     begin = split * SLICE
-    rows = _weight_rows(tile, N, BLOCK_N, SILU)
+    rows = _weight_rows(tile, tl.arange(0, BLOCK_N), N, BLOCK_N, SILU)
     w_at = weight + rows[:, None] * K + k[None, :]
     x_at = x + m.to(tl.int64)[None, :] * stride + k[:, None]
     if PDL:
         if AHEAD > 0:
             # What the pipeline asks for first comes into the L2 cache (64 bytes each) while the kernel before ends.
             chunk = tl.minimum(begin + tl.arange(0, AHEAD // 32) * 32, K - 16)
-            tl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l",
-                [(weight + rows[:, None] * K + chunk[None, :]).to(tl.uint64)], dtype=tl.int32, is_pure=False, pack=1,
-            )  # fmt: skip
+            _ask(weight + rows[:, None] * K + chunk[None, :])
         gdc_wait()
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     squares = tl.zeros((BLOCK_K, BLOCK_M), tl.float32)
@@ -147,18 +263,19 @@ def _gemm(
         SIZE: tl.constexpr = BLOCK_N * BLOCK_M + BLOCK_M
         inside = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
         after = BLOCK_N * BLOCK_M + tl.arange(0, BLOCK_M)
-        part = parts + tl.program_id(1) * SIZE
+        meeting = group * (tl.num_programs(1) // SPLIT) + tile
+        part = parts + (meeting * SPLIT + split) * SIZE
         tl.store(part + inside, acc)
         if norm is not None:
             tl.store(part + after, total)
         tl.debug_barrier()  # all threads have stored before one of them says so
-        if tl.atomic_add(arrived + tile, 1, sem="acq_rel", scope="gpu") != SPLIT - 1:
+        if tl.atomic_add(arrived + meeting, 1, sem="acq_rel", scope="gpu") != SPLIT - 1:
             return
-        tl.store(arrived + tile, 0)
+        tl.store(arrived + meeting, 0)
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         total = tl.zeros((BLOCK_M,), tl.float32)
         for i in tl.static_range(SPLIT):
-            part = parts + (tile * SPLIT + i) * SIZE
+            part = parts + (meeting * SPLIT + i) * SIZE
             acc += tl.load(part + inside, cache_modifier=".cg")
             if norm is not None:
                 total += tl.load(part + after, cache_modifier=".cg")
@@ -180,8 +297,9 @@ def _gemm(
 class Tile(NamedTuple):
     """How a product is cut: rows and columns of the weight in a step, and how many warps a program has.
 
-    split 0: `_gemv`, which asks for `depth` steps ahead. Else `_gemm`: `depth` pipeline stages, K in `split` slices,
-    the first `ahead` columns of a slice (a power of two, 32 or more, or 0) prefetched into the L2 cache.
+    split 0: `_gemv` for one row, else `_few` (columns a multiple of 32 · warps); both ask for `depth` steps ahead.
+    Else `_gemm`: `depth` pipeline stages, K in `split` slices, the first `ahead` columns of a slice (a power of two, 32
+    or more, or 0) prefetched into the L2 cache. tokens: rows of x in a program, 0: as many as there are.
     """
 
     rows: int
@@ -190,16 +308,24 @@ class Tile(NamedTuple):
     warps: int
     split: int = 0
     ahead: int = 0
+    tokens: int = 0
 
 
-TUNED: dict[tuple[int, int, int, bool], Tile] = {}
-"""(rows of x rounded up to 1, 8, 16, 32 or 64; N; K; silu) -> what was fastest on an H100 (tools/tune/linear.py)."""
+def _tuned() -> dict[tuple[int, int, int, bool], Tile]:
+    data = json.loads((resources.files("qwen3") / "data" / "linear_tiles.json").read_text())
+    return {(rows, n, k, bool(silu)): Tile(*tile) for rows, n, k, silu, tile in data["tiles"]}
+
+
+TUNED = _tuned()
+"""(rows of x rounded up to 1, 8, 16, 32, 64, 128 or 256; N; K; silu) -> what was fastest in a decode step on an H100.
+
+From tools/tune/linear.py. Where nothing stands for more than MOST_ROWS, PyTorch's product is used."""
 
 MOST_ROWS = 64
-"""Above it PyTorch's products are used."""
+"""Above it the norm is a launch of its own."""
 
-INVARIANT = Tile(rows=128, columns=64, depth=4, warps=4, split=1)
-"""The one way of cutting, with 64 rows of x, that makes a row's bits independent of how many rows there are."""
+INVARIANT = Tile(rows=128, columns=64, depth=4, warps=4, split=1, tokens=64)
+"""The one way of cutting that makes a row's bits independent of how many rows there are."""
 
 PARTS = 8 << 20
 """Floats in the workspace in which the slices of a tile meet; launches that would need more are not split as far."""
@@ -207,23 +333,34 @@ PARTS = 8 << 20
 ARRIVALS = 16384
 """Tiles that a split launch may have."""
 
+_chosen: dict[tuple[int, int, int, bool, int], Tile | None] = {}  # `choose`, remembered: it costs as much as a launch
 
-def choose(rows: int, n: int, k: int, silu: bool, processors: int = 132) -> Tile:
-    """The tile for `rows` (a bucket: 1, 8, 16, 32, 64) by weight [n, k] on a device of so many multiprocessors."""
+
+def choose(rows: int, n: int, k: int, silu: bool, processors: int = 132) -> Tile | None:
+    """The tile for `rows` (a bucket: 1, 8, 16, 32, …) by weight [n, k] on a device of so many multiprocessors.
+
+    None: PyTorch's product.
+    """
     tuned = TUNED.get((rows, n, k, silu)) if processors == 132 else None
-    if tuned is not None:
+    if tuned is not None or rows > MOST_ROWS:
         return tuned
     if rows == 1:
-        columns = next((c for c in (2048, 1024, 512, 256) if k % c == 0), min(1024, triton.next_power_of_2(k)))
+        columns = next((c for c in (2048, 1024, 512, 256) if k % c == 0), min(1024, next_power_of_2(k)))
         depth = min(-(-k // columns), 3)
         # About 32 KB in flight in a program, and two programs or more for each multiprocessor.
         height = 16
         while height > 2 and (height * columns * depth > 16384 or n // height < 2 * processors):
             height //= 2
         return Tile(height, columns, depth, 4)
+    if rows <= 16:
+        # 8 weight rows where only that fills the device. 32 KB of weights asked for in a program, or all there are.
+        height = 8 if n < 16 * processors else 16
+        warps = 8 if n // height < 2 * processors and k >= 2048 else 4
+        columns = 512 if k >= 512 else max(32 * warps, next_power_of_2(k))
+        return Tile(height, columns, min(-(-k // columns), 2 if warps == 4 else 4), warps)
     # Each program reads its slice of x too: the more rows, the more weights it should meet there.
-    height = {8: 32, 16: 32, 32: 64, 64: 128}[rows]
-    columns = 128 if k % 128 == 0 or k > 512 else triton.next_power_of_2(min(k, 128))
+    height = {32: 64, 64: 128}[rows]
+    columns = 128 if k % 128 == 0 or k > 512 else next_power_of_2(min(k, 128))
     while height > 16 and -(-n // height) * max(1, k // 512) < processors:
         height //= 2
     tiles = -(-n // height)
@@ -240,19 +377,10 @@ def choose(rows: int, n: int, k: int, silu: bool, processors: int = 132) -> Tile
 
 
 @lru_cache
-def _processors(device: torch.device) -> tuple[int, bool]:
-    """Multiprocessors of a device, and whether it can launch a kernel before the previous one has ended."""
-    if device.type != "cuda":
-        return 132, False
-    found = torch.cuda.get_device_properties(device)
-    return found.multi_processor_count, found.major >= 9
-
-
-@lru_cache
 def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
     """(parts [PARTS] float32, arrived [ARRIVALS] int32) of a device, shared by all launches of one stream.
 
-    It must exist before the first capture of a CUDA graph: any product before that makes it.
+    It must exist before the first capture of a CUDA graph: any product of few rows before that makes it.
     """
     parts = torch.empty(PARTS, dtype=torch.float32, device=device)
     return parts, torch.zeros(ARRIVALS, dtype=torch.int32, device=device)
@@ -282,45 +410,66 @@ def fused_linear(
             *(x, weight), norm=norm, eps=eps, residual=residual, silu=silu, out_dtype=out_dtype, invariant=invariant
         )
     if norm is not None and (invariant or m > MOST_ROWS or x.dtype == torch.float16):
-        x, norm = (
-            elementwise.rms_norm(x, norm, eps),
-            None,
-        )  # the product with the norm's weight may leave float16's range
-    if m > MOST_ROWS and not invariant:
+        # In float16 the product of x and the norm's weight may leave its range.
+        x, norm = elementwise.rms_norm(x, norm, eps), None
+    processors, dependent = elementwise.processors(x.device)
+    if invariant:
+        tile: Tile | None = INVARIANT
+        dependent = dependent and m <= MOST_ROWS
+    else:
+        rows = 1 if m == 1 else max(8, next_power_of_2(m))
+        key = (rows, n, k, silu, processors)
+        if key not in _chosen:
+            workspace(x.device)
+            _chosen[key] = choose(*key)
+        tile = _chosen[key]
+    if tile is None:
         return _library(x, weight, residual, silu, out_dtype)
     if x.stride(1) != 1:
         x = x.contiguous()
-    residual = None if residual is None else residual.contiguous()
+    if residual is not None:
+        residual = residual.contiguous()
     y = torch.empty((m, n // 2 if silu else n), dtype=out_dtype or x.dtype, device=x.device)
-    processors, dependent = _processors(x.device)
-    if invariant:
-        block_m, tile = 64, INVARIANT
-    else:
-        block_m = 1 if m == 1 else max(8, triton.next_power_of_2(m))
-        tile = choose(block_m, n, k, silu, processors)
-    run(x, weight, norm, eps, residual, silu, y, max(8, block_m), tile, dependent and m <= MOST_ROWS)
+    run(x, weight, norm, eps, residual, silu, y, tile, dependent)
     return y
 
 
 def run(
     x: Tensor, weight: Tensor, norm: Tensor | None, eps: float, residual: Tensor | None, silu: bool, y: Tensor,
-    block_m: int, tile: Tile, dependent: bool,
+    tile: Tile, dependent: bool,
 ) -> None:  # fmt: skip
     """Fill y by one launch cut as `tile` says; `dependent`: programmatic dependent launch."""
-    (m, k), n = x.shape, len(weight)
-    meta = {"N": n, "K": k, "BLOCK_N": tile.rows, "BLOCK_K": tile.columns, "SILU": silu, "PDL": dependent}
+    (m, k), n = x.shape, weight.shape[0]
+    block_m = tile.tokens or max(8, next_power_of_2(m))
+    meta: dict[str, Any] = {
+        "N": n,
+        "K": k,
+        "BLOCK_N": tile.rows,
+        "BLOCK_K": tile.columns,
+        "SILU": silu,
+        "PDL": dependent,
+    }
     if dependent:
         meta["launch_pdl"] = True
     if tile.split == 0:
-        grid = (triton.cdiv(n, tile.rows),)
-        launch(_gemv, grid, x, weight, norm, residual, y, eps, AHEAD=tile.depth, num_warps=tile.warps, **meta)
+        meta["AHEAD"] = tile.depth
+        meta["num_warps"] = tile.warps
+        if m == 1:
+            launch(_gemv, (cdiv(n, tile.rows),), x, weight, norm, residual, y, eps, **meta)
+        else:
+            launch(
+                *(_few, (cdiv(n, tile.rows),), x, weight, norm, residual, y, m, x.stride(0), eps),
+                BLOCK_M=block_m,
+                WARPS=tile.warps,
+                **meta,
+            )
         return
     parts, arrived = workspace(x.device)
-    tiles, groups = triton.cdiv(m, block_m), triton.cdiv(m, block_m * 16)
+    tiles, groups = cdiv(m, block_m), cdiv(m, block_m * 16)
     launch(
         _gemm,
         # Programs that run together share weights (up to 16 neighbours) and rows of x.
-        (triton.cdiv(tiles, groups), triton.cdiv(n, tile.rows) * tile.split, groups),
+        (cdiv(tiles, groups), cdiv(n, tile.rows) * tile.split, groups),
         *(x, weight, norm, residual, y, parts, arrived, m, x.stride(0) if m > 1 else k, eps),
         BLOCK_M=block_m,
         SPLIT=tile.split,
