@@ -9,6 +9,7 @@ As a script it prints one line for each test, goes on after failures and ends in
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -76,7 +77,7 @@ def compare(config: ModelConfig, fp8: bool = False) -> dict[str, Any]:
     if fp8:
         model, tensors = in_fp8(model)
     twin = transformers_twin(model, tensors)
-    engine = Engine(model, max_len=1024)
+    engine = Engine(model, max_len=1024, blocks=8000)
     found = containment(engine, twin, PROMPTS, TOKENS)
     engine.close()
     out = {
@@ -206,6 +207,7 @@ def main() -> int:
                 raise
             findings[name] = {"ok": False, "error": f"{type(error).__name__}: {error}"[:600]}
         findings[name]["seconds"] = round(time.perf_counter() - begun, 1)
+        gc.collect()
         if DEVICE != "cpu":
             torch.cuda.empty_cache()
         print(f"== {name}: {json.dumps(findings[name])}", flush=True)
