@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +81,17 @@ def distance(y: Tensor, x: Tensor, weight: Tensor, norm: Tensor | None, residual
     return ((y.float() - right).norm() / right.norm()).item()
 
 
+@cache
+def side_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
+
+
 def graph_us(step: Callable[[int], object], count: int, repeat: int = 7) -> float:
     """Microseconds of one of `count` steps captured in a graph: median of replays. Everything was compiled before."""
     step(0)
     torch.cuda.synchronize()
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    with torch.cuda.stream(stream):  # torch.cuda.graph collects garbage and empties caches: 50 ms a capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(side_stream()):  # torch.cuda.graph collects garbage and empties caches: 50 ms a capture
         graph.capture_begin()
         for i in range(count):
             step(i)
