@@ -42,7 +42,7 @@ class Sample:
     @property
     def observed(self) -> bool:
         """Whether the host follows it token by token."""
-        return self.request.stream is not None
+        return self.request.stream is not None or self.request.params.logprobs is not None
 
 
 class Picked:
