@@ -328,7 +328,7 @@ class Chain:
 
 
 def use(m: int, n: int, k: int, silu: bool, tile: Tile | None) -> None:
-    linear._chosen.clear()
+    linear._planned.cache_clear()
     linear.TUNED.pop((m, n, k, silu), None)
     if tile is not None:
         linear.TUNED[m, n, k, silu] = tile
@@ -350,7 +350,8 @@ def tune_all(names: list[str]) -> None:
                 weight = torch.empty(n, k, device=DEVICE, dtype=torch.bfloat16)
                 for tile in [linear.choose(m, n, k, silu), *candidates(m, n, k, norm, name not in ("0.6B", "8B"))]:
                     if tile is not None:
-                        linear.run(x, weight, scale, 1e-6, rest, silu, y, tile, True)
+                        how = linear.plan(m, n, k, silu, tile, True, x.device)
+                        linear.start(how, x, weight, scale, 1e-6, rest, y)
 
 
 def tune(names: list[str]) -> None:

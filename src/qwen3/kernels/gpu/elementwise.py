@@ -58,6 +58,7 @@ def processors(device: torch.device) -> tuple[int, bool]:
     return found.multi_processor_count, found.major >= 9
 
 
+@lru_cache
 def _dependent(device: torch.device) -> dict[str, bool]:
     return {"PDL": True, "launch_pdl": True} if processors(device)[1] else {"PDL": False}
 
@@ -66,7 +67,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `reference.rms_norm`: x [..., h], weight [h] -> [..., h]. A row's bits do not depend on the other rows."""
     width = x.shape[-1]
     flat = _rows(x)
-    y = torch.empty(flat.shape, dtype=torch.promote_types(x.dtype, weight.dtype), device=x.device)
+    dtype = x.dtype if x.dtype == weight.dtype else torch.promote_types(x.dtype, weight.dtype)
+    y = x.new_empty(flat.shape, dtype=dtype)
     block = next_power_of_2(width)
     many = max(1, 2048 // block)  # rows of one program: short rows share one, so that each thread has 16 bytes or more
     launch(
@@ -79,21 +81,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         num_warps=8 if block > 4096 else 4,
         **_dependent(x.device),
     )
-    return y.view(x.shape)
+    return y if x.ndim == 2 else y.view(x.shape)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """As `reference.silu_mul`: gate_up [..., 2f] -> silu(gate) · up [..., f]."""
     half = gate_up.shape[-1] // 2
     flat = _rows(gate_up)
-    y = torch.empty((len(flat), half), dtype=gate_up.dtype, device=gate_up.device)
+    y = gate_up.new_empty((len(flat), half))
     block = min(1024, next_power_of_2(half))
     grid = len(flat), cdiv(half, block)
     launch(_silu_mul, grid, flat, y, half, flat.stride(0), BLOCK=block, **_dependent(flat.device))
-    return y.view(*gate_up.shape[:-1], half)
+    return y if gate_up.ndim == 2 else y.view(*gate_up.shape[:-1], half)
 
 
 def _rows(x: Tensor) -> Tensor:
     """x as [rows, h] with h contiguous; rows may stand apart."""
-    flat = x.reshape(-1, x.shape[-1])
+    flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     return flat if flat.stride(1) == 1 else flat.contiguous()

@@ -333,7 +333,8 @@ PARTS = 8 << 20
 ARRIVALS = 16384
 """Tiles that a split launch may have."""
 
-_chosen: dict[tuple[int, int, int, bool, int], Tile | None] = {}  # `choose`, remembered: it costs as much as a launch
+_SMALL = frozenset((torch.bfloat16, torch.float16))
+Launch = tuple[Any, tuple[int, ...], dict[str, Any], tuple[Tensor, ...]]
 
 
 def choose(rows: int, n: int, k: int, silu: bool, processors: int = 132) -> Tile | None:
@@ -403,81 +404,68 @@ def fused_linear(
     to the reference. The launches of a device share one workspace: use one stream. A weight may not be written by a
     kernel that itself lets the next one start early: those here read weights before they wait.
     """
-    m, (n, k) = len(x), weight.shape
-    small = x.dtype in (torch.bfloat16, torch.float16) and weight.dtype == x.dtype
-    if not small or k % 16 or not weight.is_contiguous() or m == 0:
+    (m, k), (n, columns), dtype = x.shape, weight.shape, x.dtype
+    if dtype not in _SMALL or weight.dtype != dtype or k % 16 or columns != k or not m or not weight.is_contiguous():
         return reference_engine.fused_linear(
             *(x, weight), norm=norm, eps=eps, residual=residual, silu=silu, out_dtype=out_dtype, invariant=invariant
         )
-    if norm is not None and (invariant or m > MOST_ROWS or x.dtype == torch.float16):
+    if norm is not None and (invariant or m > MOST_ROWS or dtype == torch.float16):
         # In float16 the product of x and the norm's weight may leave its range.
         x, norm = elementwise.rms_norm(x, norm, eps), None
-    processors, dependent = elementwise.processors(x.device)
-    if invariant:
-        tile: Tile | None = INVARIANT
-        dependent = dependent and m <= MOST_ROWS
-    else:
-        rows = 1 if m == 1 else max(8, next_power_of_2(m))
-        key = (rows, n, k, silu, processors)
-        if key not in _chosen:
-            workspace(x.device)
-            _chosen[key] = choose(*key)
-        tile = _chosen[key]
-    if tile is None:
+    how = _planned(m, n, k, silu, invariant, x.device)
+    if how is None:
         return _library(x, weight, residual, silu, out_dtype)
     if x.stride(1) != 1:
         x = x.contiguous()
-    if residual is not None:
+    if residual is not None and not residual.is_contiguous():
         residual = residual.contiguous()
-    y = torch.empty((m, n // 2 if silu else n), dtype=out_dtype or x.dtype, device=x.device)
-    run(x, weight, norm, eps, residual, silu, y, tile, dependent)
+    y = x.new_empty((m, n // 2 if silu else n), dtype=out_dtype or dtype)
+    start(how, x, weight, norm, eps, residual, y)
     return y
 
 
-def run(
-    x: Tensor, weight: Tensor, norm: Tensor | None, eps: float, residual: Tensor | None, silu: bool, y: Tensor,
-    tile: Tile, dependent: bool,
-) -> None:  # fmt: skip
-    """Fill y by one launch cut as `tile` says; `dependent`: programmatic dependent launch."""
-    (m, k), n = x.shape, weight.shape[0]
-    block_m = tile.tokens or max(8, next_power_of_2(m))
-    meta: dict[str, Any] = {
-        "N": n,
-        "K": k,
-        "BLOCK_N": tile.rows,
-        "BLOCK_K": tile.columns,
-        "SILU": silu,
-        "PDL": dependent,
-    }
+def start(
+    how: Launch, x: Tensor, weight: Tensor, norm: Tensor | None, eps: float, residual: Tensor | None, y: Tensor
+) -> None:
+    """Fill y by one launch as `plan` says."""
+    kernel, grid, meta, shared = how
+    if kernel is _gemv:
+        launch(kernel, grid, x, weight, norm, residual, y, eps, **meta)
+    else:
+        m, k = x.shape
+        # One row has no stride of its own: what it says there must not make another kernel of it.
+        launch(kernel, grid, x, weight, norm, residual, y, *shared, m, x.stride(0) if m > 1 else k, eps, **meta)
+
+
+@lru_cache(4096)
+def _planned(m: int, n: int, k: int, silu: bool, invariant: bool, device: torch.device) -> Launch | None:
+    """How a product is launched; None: PyTorch's. Remembered, for finding out takes as long as launching."""
+    processors, dependent = elementwise.processors(device)
+    if invariant:
+        return plan(m, n, k, silu, INVARIANT, dependent and m <= MOST_ROWS, device)
+    tile = choose(1 if m == 1 else max(8, next_power_of_2(m)), n, k, silu, processors)
+    return None if tile is None else plan(m, n, k, silu, tile, dependent, device)
+
+
+def plan(m: int, n: int, k: int, silu: bool, tile: Tile, dependent: bool, device: torch.device) -> Launch:
+    """(kernel, grid, constants, workspace) of x [m, k] by weight [n, k] cut as `tile` says.
+
+    dependent: programmatic dependent launch.
+    """
+    meta: dict[str, Any] = {"N": n, "K": k, "BLOCK_N": tile.rows, "BLOCK_K": tile.columns, "SILU": silu}
+    meta |= {"PDL": dependent, "num_warps": tile.warps}
     if dependent:
         meta["launch_pdl"] = True
+    block_m, blocks, shared = tile.tokens or max(8, next_power_of_2(m)), cdiv(n, tile.rows), workspace(device)
     if tile.split == 0:
         meta["AHEAD"] = tile.depth
-        meta["num_warps"] = tile.warps
         if m == 1:
-            launch(_gemv, (cdiv(n, tile.rows),), x, weight, norm, residual, y, eps, **meta)
-        else:
-            launch(
-                *(_few, (cdiv(n, tile.rows),), x, weight, norm, residual, y, m, x.stride(0), eps),
-                BLOCK_M=block_m,
-                WARPS=tile.warps,
-                **meta,
-            )
-        return
-    parts, arrived = workspace(x.device)
-    tiles, groups = cdiv(m, block_m), cdiv(m, block_m * 16)
-    launch(
-        _gemm,
-        # Programs that run together share weights (up to 16 neighbours) and rows of x.
-        (cdiv(tiles, groups), cdiv(n, tile.rows) * tile.split, groups),
-        *(x, weight, norm, residual, y, parts, arrived, m, x.stride(0) if m > 1 else k, eps),
-        BLOCK_M=block_m,
-        SPLIT=tile.split,
-        DEPTH=tile.depth,
-        AHEAD=tile.ahead,
-        num_warps=tile.warps,
-        **meta,
-    )
+            return _gemv, (blocks,), meta, ()
+        return _few, (blocks,), meta | {"BLOCK_M": block_m, "WARPS": tile.warps}, ()
+    meta |= {"BLOCK_M": block_m, "SPLIT": tile.split, "DEPTH": tile.depth, "AHEAD": tile.ahead}
+    # Programs that run together share weights (up to 16 neighbours) and rows of x.
+    groups = cdiv(m, block_m * 16)
+    return _gemm, (cdiv(cdiv(m, block_m), groups), blocks * tile.split, groups), meta, shared
 
 
 def _library(x: Tensor, weight: Tensor, residual: Tensor | None, silu: bool, out_dtype: torch.dtype | None) -> Tensor:
