@@ -170,7 +170,7 @@ def skinny_tiles(m: int, n: int, k: int) -> list[Tile]:
     found = [base, base._replace(ahead=0), base._replace(bk=256, stages=3)]
     found += [base._replace(split=s) for s in {max(1, base.split // 2), base.split * 2} - {base.split} if k // s >= 512]
     if m >= 32:
-        found.append(base._replace(bn=128, split=min(base.split * 2, k // 512), warps=8, stages=4))
+        found.append(base._replace(bn=128, split=max(1, min(base.split * 2, k // 512)), warps=8, stages=4))
     else:
         found.append(base._replace(bn=32, split=max(1, base.split // 2), warps=2))
     return list(dict.fromkeys(found))
@@ -335,7 +335,7 @@ def chain() -> None:
     size = sum(n * k for n, k in kinds) * layers
     print("  8B, all projections of a step       M   us/step  floor us share  tok/s at most")
     for m in CHAIN:
-        start, norm = normal(m, hidden), torch.ones(hidden, device="cuda", dtype=torch.bfloat16)
+        start, norm = normal(m, hidden), torch.ones(hidden, device=common.DEVICE, dtype=torch.bfloat16)
         us = graph_us(lambda _: chain_step(every, norm, start, heads), 1, 3)  # noqa: B023
         floor = max(size / READ, 2.0 * m * size / PEAK) * 1e6
         print(f"  {m:37} {us:9.0f} {floor:9.0f} {floor / us:5.0%} {m * 1e6 / us:10.0f}")

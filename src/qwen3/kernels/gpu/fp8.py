@@ -226,7 +226,7 @@ def quantize_rows(
     scales = torch.empty(-(-K // (group or K)), M, dtype=torch.float32, device=x.device)
     how = {"SILU": silu, "GROUP": group or width, "WIDTH": width, "num_warps": min(16, max(1, width // 1024)), **_PDL}
     launch(_quantize, (M,), x, norm, out, scales, M, K, x.stride(0), eps, **how)
-    return out, scales.t()
+    return out, scales.t() if group else scales.view(M, 1)
 
 
 def fp8_linear(
