@@ -300,5 +300,5 @@ def cublas(x: Tensor, scale: Tensor, weight: Fp8Weight, fast: bool = True) -> Te
 
 
 def _for_cublas(M: int, weight: Fp8Weight) -> bool:
-    """Whole blocks, and along K a multiple of 4 of them, is what cuBLAS asks where there are blocks."""
-    return M >= CUBLAS_ROWS and weight.shape[0] % 128 == 0 and weight.shape[1] % 512 == 0
+    """Blocks stay with `_gemm` until cuBLAS is seen to win there; it wants K in fours of them (tools/tune/fp8.py)."""
+    return M >= CUBLAS_ROWS and weight.block == 0 and weight.shape[0] % 16 == 0
