@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from qwen3.chat.events import Event, Finish, ReasoningDelta, TextDelta, ThinkingReport, ToolCallDelta, Usage
 from qwen3.chat.policy import ThinkingPolicy
@@ -37,7 +37,8 @@ EARLY_STOP = (
 REASONS = ("stop", "length", "cancelled")
 
 
-class Decisions(NamedTuple):
+@dataclass(frozen=True)
+class Decisions:
     """What decides the next token and the end of a stream, stop strings apart: its state now, and its rules as ids."""
 
     state: str

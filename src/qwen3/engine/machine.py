@@ -56,7 +56,7 @@ class Machine:
 
         max_tokens: what the context leaves; None: `params.max_tokens`. ignore_eos and min_tokens are the stream's.
         """
-        rules = stream.decisions()._asdict()
+        rules = dict(vars(stream.decisions()))
         limit = max_tokens if max_tokens is not None else params.max_tokens
         phase, done = rules.pop("state"), rules.pop("done")
         if not rules.pop("include_tools"):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from qwen3.kernels.gpu.launch import PDL, cdiv, launch, next_power_of_2
 
+FAST = tl.constexpr(PDL)  # the interpreter knows no assembly
 GROUP = tl.constexpr(64)
 FEW = tl.constexpr(128)  # groups, and candidates, that are looked at closely
 MAX_K = 96  # the largest top_k that takes this way
@@ -55,18 +56,6 @@ def _scramble(x):
     return x ^ (x >> 16)
 
 
-if PDL:
-
-    @triton.jit
-    def _log2(x):
-        return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
-else:  # the interpreter knows no assembly
-
-    @triton.jit
-    def _log2(x):
-        return tl.log2(x)
-
-
 @triton.jit
 def _exponential(ids, low, high, step):
     """Exponential noise -log(u), u = (hash + 1/2) / 2^32 as in `sampler.gumbel`: accurate for u near 0 and near 1."""
@@ -78,8 +67,12 @@ def _exponential(ids, low, high, step):
     x = _scramble(_scramble(ids.to(tl.uint32, bitcast=True) ^ x.to(tl.uint32)) + (x >> 32).to(tl.uint32))
     late = x >= 0xF0000000
     u = (tl.where(late, x ^ 0xFFFFFFFF, x).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    if FAST:
+        log = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [u], tl.float32, is_pure=True, pack=1)
+    else:
+        log = tl.log2(u)
     series = u * (1.0 + u * (0.5 + u * (0.33333334 + u * (0.25 + u * 0.2))))  # -log(1 - u), u < 1/16
-    return tl.where(late, series, _log2(u) * -0.6931471805599453)
+    return tl.where(late, series, log * -0.6931471805599453)
 
 
 @triton.jit
@@ -150,7 +143,7 @@ def _chunks(
     kind, scale, asked = tl.load(p + KIND), _number(p + SCALE), tl.load(p + LOGPROB_ROW)
     low, high = tl.load(p + KEY_LOW), tl.load(p + KEY_HIGH)
     edits = _edits(p, tables, vocab, padded)
-    if PDL:
+    if PDL:  # what is read before was written before the previous kernel began
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     cols = c * CHUNK + tl.arange(0, CHUNK)
@@ -412,16 +405,20 @@ def sample(
     count, columns = logits.shape
     chunks = cdiv(columns, chunk)
     near = chunks * (chunk // GROUP.value)
-    sizes = [count * 6 * chunks, count * near, count * 3 * FEW.value]
+    sizes = [cdiv(count * 6 * chunks, 4) * 4, count * near, count * 3 * FEW.value]  # each part at 16 bytes
     part, groups, few = torch.empty(sum(sizes), dtype=torch.int32, device=logits.device).split(sizes)
     part, groups = part.view(torch.float32), groups.view(torch.float32)
     slots, length = history.shape
     given = logits, logits.stride(0), rows, params, state, tables, part, groups
     padded = cdiv(vocab, chunk) * chunk
     options = {"CHUNK": chunk, "PDL": PDL} | ({"launch_pdl": True} if PDL else {})
-    launch(_chunks, (chunks, count), *given, columns, vocab, padded, slots, **options, num_warps=max(1, chunk // 512))
+    # Registers: as few as do without spilling, so that enough loads are in flight.
+    launch(
+        _chunks, (chunks, count), *given, columns, vocab, padded, slots,
+        **options, num_warps=max(1, chunk // 512), maxnreg=72,
+    )  # fmt: skip
     launch(
         _rows, (count,), *given, few, history, out, out.stride(0), vocab, padded, slots, length,
         CHUNKS=chunks, WIDE_CHUNKS=next_power_of_2(chunks), WIDE_GROUPS=next_power_of_2(near),
-        **options, num_warps=8,
+        **options, num_warps=8, maxnreg=128,
     )  # fmt: skip
