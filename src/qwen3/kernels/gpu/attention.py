@@ -121,6 +121,13 @@ def _rotated(x, other, weight, other_weight, cos, sin, eps, D: tl.constexpr):
 
 
 @triton.jit
+def _gathered(cache, ids, at, end, d, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows `at` below `end` of a cache, whose blocks are `ids`: [TILE, D]."""
+    where = (ids.to(tl.int64) * BLOCK + at % BLOCK) * STRIDE
+    return tl.load(cache + where[:, None] + d[None, :], mask=(at < end)[:, None], other=0.0)
+
+
+@triton.jit
 def _update(q, k, v, live, m, l, acc, ASM: tl.constexpr):
     """Online softmax over one more tile of keys. q holds the scale and log2(e)."""
     s = tl.where(live[None, :], tl.dot(q, k.to(q.dtype).T), float("-inf"))
@@ -131,10 +138,10 @@ def _update(q, k, v, live, m, l, acc, ASM: tl.constexpr):
     return top, l * shrink + tl.sum(p, 1), acc
 
 
-@triton.jit(do_not_specialize=["table_stride", "blocks", "splits", "chunk"])
+@triton.jit(do_not_specialize=["table_stride", "blocks", "angles", "splits", "chunk"])
 def _decode(
     qkv, q_weight, k_weight, cos_sin, positions, slots, tables, lengths, k_cache, v_cache, out, partial, stats,
-    counters, stride, table_stride, blocks, splits, chunk, eps,
+    counters, stride, table_stride, blocks, angles, splits, chunk, eps,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     TILE: tl.constexpr, STAGES: tl.constexpr, MERGE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
     ASM: tl.constexpr, PDL: tl.constexpr,
@@ -142,8 +149,9 @@ def _decode(
     """Program (KV head, row, share); GROUP = H / KV query heads in ROWS >= 16 rows of a tile. partial [R, KV, splits,
     GROUP, D], stats [R, KV, splits, 2, GROUP] (maximum, sum) float32; counters [R·KV] zero before and after.
 
-    EARLY: what may still change before the wait (the plan is written in the same graph) is read twice, and what was
-    loaded by it is used only if both agree. Cached keys themselves date from earlier steps.
+    EARLY: the first keys are loaded before the wait. What may still change before it (the plan is written in the same
+    graph) is read again behind it: cached keys themselves date from earlier steps, so if nothing differs they are
+    right. The first reading is clamped: it may be of memory that nobody has written yet.
     """
     head = tl.program_id(0)
     row = tl.program_id(1)
@@ -155,84 +163,88 @@ def _decode(
     half = tl.max_contiguous(tl.multiple_of(d % (D // 2), D // 2), D // 2)
     sign = tl.where(d < D // 2, -1.0, 1.0)
     table = tables + row.to(tl.int64) * table_stride
+    k_cache += head * D
+    v_cache += head * D
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     q_scale = tl.load(q_weight + d).to(tl.float32)[None, :]
     q_other = tl.load(q_weight + pair).to(tl.float32)[None, :]
+    k_scale = tl.load(k_weight + d).to(tl.float32)
+    k_other = tl.load(k_weight + pair).to(tl.float32)
     if EARLY:
-        length = tl.minimum(tl.maximum(tl.load(lengths + row, cache_modifier=".cg"), 1), table_stride * BLOCK)
-        begin, end, used = _share(length, split, splits, chunk, TILE)
+        guess = tl.minimum(tl.maximum(tl.load(lengths + row, cache_modifier=".cg"), 1), table_stride * BLOCK)
+        begin, end, used = _share(guess, split, splits, chunk, TILE)
         at = begin + span
-        live = at < end
-        ids = tl.load(table + at // BLOCK, mask=live, other=0, cache_modifier=".cg")
+        ids = tl.load(table + at // BLOCK, mask=at < end, other=0, cache_modifier=".cg")
         ids = tl.minimum(tl.maximum(ids, 0), blocks - 1)
-        where = (ids.to(tl.int64) * BLOCK + at % BLOCK) * (KV * D) + head * D
-        k = tl.load(k_cache + where[:, None] + d[None, :], mask=live[:, None], other=0.0)
-        v = tl.load(v_cache + where[:, None] + d[None, :], mask=live[:, None], other=0.0)
-        guess, seen = length, ids
+        k = _gathered(k_cache, ids, at, end, d, KV * D, BLOCK)
+        v = _gathered(v_cache, ids, at, end, d, KV * D, BLOCK)
+        spot = tl.minimum(tl.maximum(tl.load(positions + row, cache_modifier=".cg"), 0), angles - 1)
+        cos = tl.load(cos_sin + spot.to(tl.int64) * D + half)
+        sin = tl.load(cos_sin + spot.to(tl.int64) * D + D // 2 + half) * sign
     if PDL:
         tl.extra.cuda.gdc_wait()
     length = tl.load(lengths + row, cache_modifier=".cg")
-    begin, end, used = _share(length, split, splits, chunk, TILE)
-    if split >= used:
-        return
-    at = begin + span
-    live = at < end
-    ids = tl.load(table + at // BLOCK, mask=live, other=0, cache_modifier=".cg")
-    last = split == used - 1
-
+    position = tl.load(positions + row, cache_modifier=".cg").to(tl.int64)
+    slot = tl.load(slots + row).to(tl.int64)
     source = qkv + row.to(tl.int64) * stride
     heads = source + (head * GROUP + g)[:, None] * D
     x = tl.load(heads + d[None, :], mask=g[:, None] < GROUP, other=0.0).to(tl.float32)
     y = tl.load(heads + pair[None, :], mask=g[:, None] < GROUP, other=0.0).to(tl.float32)
-    angle = cos_sin + tl.load(positions + row).to(tl.int64) * D
-    cos = tl.load(angle + half)
-    sin = tl.load(angle + D // 2 + half) * sign
+    mine = source + (H + head) * D
+    x1 = tl.load(mine + d).to(tl.float32)
+    y1 = tl.load(mine + pair).to(tl.float32)
+    value = tl.load(mine + KV * D + d).to(tl.float32)
     if EARLY:
-        stale = (guess != length) | (tl.max((seen != ids).to(tl.int32), 0) != 0)
+        now = tl.load(table + at // BLOCK, mask=at < end, other=0, cache_modifier=".cg")
+        stale = (guess != length) | (spot != position) | (tl.max((ids != now).to(tl.int32), 0) != 0)
         if stale:
-            where = (ids.to(tl.int64) * BLOCK + at % BLOCK) * (KV * D) + head * D
-            k = tl.load(k_cache + where[:, None] + d[None, :], mask=live[:, None], other=0.0)
-            v = tl.load(v_cache + where[:, None] + d[None, :], mask=live[:, None], other=0.0)
+            begin, end, used = _share(length, split, splits, chunk, TILE)
+            at = begin + span
+            ids = tl.load(table + at // BLOCK, mask=at < end, other=0, cache_modifier=".cg")
+            k = _gathered(k_cache, ids, at, end, d, KV * D, BLOCK)
+            v = _gathered(v_cache, ids, at, end, d, KV * D, BLOCK)
+            cos = tl.load(cos_sin + position * D + half)
+            sin = tl.load(cos_sin + position * D + D // 2 + half) * sign
+    else:
+        begin, end, used = _share(length, split, splits, chunk, TILE)
+        cos = tl.load(cos_sin + position * D + half)
+        sin = tl.load(cos_sin + position * D + D // 2 + half) * sign
+    if split >= used:
+        return
+
+    FIRST: tl.constexpr = TILE if EARLY else 0  # blocks are looked up a tile before they are used
+    ahead = begin + FIRST + span
+    ids = tl.load(table + ahead // BLOCK, mask=ahead < end, other=0)
     q = _rotated(x, y, q_scale, q_other, cos[None, :], sin[None, :], eps, D) * SCALE
     # Every e4m3 number is a float16, and one instruction makes two of them.
     q = q.to(tl.float16 if k_cache.dtype.element_ty == tl.float8e4nv else k_cache.dtype.element_ty)
     m = tl.full((ROWS,), float("-inf"), tl.float32)
     l = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, D), tl.float32)
-    if last:
-        mine = source + (H + head) * D
-        x1 = tl.load(mine + d).to(tl.float32)
-        y1 = tl.load(mine + pair).to(tl.float32)
-        w1 = tl.load(k_weight + d).to(tl.float32)
-        w2 = tl.load(k_weight + pair).to(tl.float32)
-        new = _saturated(_rotated(x1, y1, w1, w2, cos, sin, eps, D), k_cache.dtype.element_ty)
-        value = _saturated(tl.load(mine + KV * D + d).to(tl.float32), v_cache.dtype.element_ty)
-        target = (tl.load(slots + row).to(tl.int64) * KV + head) * D + d
-        tl.store(k_cache + target, new)
-        tl.store(v_cache + target, value)
+    if split == used - 1:
+        new = _saturated(_rotated(x1, y1, k_scale, k_other, cos, sin, eps, D), k_cache.dtype.element_ty)
+        kept = _saturated(value, v_cache.dtype.element_ty)
+        tl.store(k_cache + slot * (KV * D) + d, new)
+        tl.store(v_cache + slot * (KV * D) + d, kept)
         m = tl.sum(q.to(tl.float32) * new.to(tl.float32)[None, :], 1)
         l += 1.0
-        acc += value.to(tl.float32)[None, :]
-    ids = tl.load(table + (at + (TILE if EARLY else 0)) // BLOCK, mask=at + (TILE if EARLY else 0) < end, other=0)
+        acc += kept.to(tl.float32)[None, :]
     if EARLY:  # the next tile is on its way, in registers, while this one is worked on
         for n in tl.range(begin, end, TILE, num_stages=1):
             at = n + TILE + span
-            where = (ids.to(tl.int64) * BLOCK + at % BLOCK) * (KV * D) + head * D
-            next_k = tl.load(k_cache + where[:, None] + d[None, :], mask=(at < end)[:, None], other=0.0)
-            next_v = tl.load(v_cache + where[:, None] + d[None, :], mask=(at < end)[:, None], other=0.0)
+            next_k = _gathered(k_cache, ids, at, end, d, KV * D, BLOCK)
+            next_v = _gathered(v_cache, ids, at, end, d, KV * D, BLOCK)
             ids = tl.load(table + (at + TILE) // BLOCK, mask=at + TILE < end, other=0)
             m, l, acc = _update(q, k, v, n + span < end, m, l, acc, ASM)
             k, v = next_k, next_v
     else:
         for n in tl.range(begin, end, TILE, num_stages=STAGES):
             at = n + span
-            live = at < end
-            where = (ids.to(tl.int64) * BLOCK + at % BLOCK) * (KV * D) + head * D
-            ids = tl.load(table + (at + TILE) // BLOCK, mask=at + TILE < end, other=0)  # a tile ahead of its use
-            k = tl.load(k_cache + where[:, None] + d[None, :], mask=live[:, None], other=0.0)
-            v = tl.load(v_cache + where[:, None] + d[None, :], mask=live[:, None], other=0.0)
-            m, l, acc = _update(q, k, v, live, m, l, acc, ASM)
+            k = _gathered(k_cache, ids, at, end, d, KV * D, BLOCK)
+            v = _gathered(v_cache, ids, at, end, d, KV * D, BLOCK)
+            ids = tl.load(table + (at + TILE) // BLOCK, mask=at + TILE < end, other=0)
+            m, l, acc = _update(q, k, v, at < end, m, l, acc, ASM)
 
     number = row * KV + head
     result = out + (row.to(tl.int64) * H + head * GROUP) * D
@@ -319,7 +331,7 @@ def decode(
     launch(
         _decode, (kv_heads, rows, config.splits), qkv, q_weight, k_weight, plan.cos_sin, plan.positions, plan.slots,
         plan.tables, plan.lengths, k_cache, v_cache, out, partial, stats, counters, qkv.stride(0),
-        plan.tables.stride(0), len(k_cache), config.splits, config.chunk, eps,
+        plan.tables.stride(0), len(k_cache), len(plan.cos_sin), config.splits, config.chunk, eps,
         H=heads, KV=kv_heads, D=dim, SCALE=dim**-0.5 * prefill.LOG2E, GROUP=group, ROWS=max(16, wide),
         TILE=config.tile, STAGES=config.stages, MERGE=max(1, 2048 // (wide * dim)), BLOCK=BLOCK, EARLY=config.early,
         ASM=PDL, PDL=PDL, num_warps=config.warps, launch_pdl=PDL,
