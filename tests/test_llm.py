@@ -6,6 +6,7 @@ import gc
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,18 @@ import torch
 
 from qwen3 import LLM, SamplingParams, ThinkingPolicy
 from qwen3.chat import Finish, ReasoningDelta, TextDelta, fold
-from qwen3.errors import ConfigError, ModelNotFoundError, Qwen3Error, UsageError
+from qwen3.checkpoint import memory
+from qwen3.checkpoint.fp8 import fp8_weights
+from qwen3.errors import (
+    ConfigError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    QueueFullError,
+    Qwen3Error,
+    UsageError,
+)
+from qwen3.kernels import StepPlan
+from qwen3.llm import check_options
 from tests.fixtures import random_checkpoint, random_model, tiny_config, tiny_tokenizer
 
 SHORT = SamplingParams(seed=1, max_tokens=30)
@@ -32,8 +44,10 @@ def llm(folder: Path) -> Iterator[LLM]:
 
 
 def same(a: Any, b: Any) -> bool:
-    fields = ("content", "reasoning_content", "finish_reason", "usage", "thinking", "warnings", "ids", "prompt_ids")
-    return all(getattr(a, name) == getattr(b, name) for name in fields)
+    """Whether two generations say the same; how much of their prompts came from the cache is not compared."""
+    fields = ("content", "reasoning_content", "finish_reason", "thinking", "warnings", "ids", "prompt_ids")
+    alike = all(getattr(a, name) == getattr(b, name) for name in fields)
+    return alike and replace(a.usage, cached_tokens=0) == replace(b.usage, cached_tokens=0)
 
 
 def test_what_was_loaded(llm: LLM, folder: Path) -> None:
@@ -52,7 +66,6 @@ def test_chat(llm: LLM) -> None:
     assert result.text == llm.tokenizer.decode(result.ids)
     assert result.usage.prompt_tokens == len(result.prompt_ids)
     assert result.usage.completion_tokens == len(result.ids) <= 30
-    assert result.usage.cached_tokens == 0
     assert result.message.role == "assistant"
     assert result.logprobs is None
     assert result.prompt_logprobs is None
@@ -138,6 +151,68 @@ def test_generate_continues_raw_prompts_in_order(llm: LLM) -> None:
         llm.generate(["a", ""])
 
 
+def test_cached_tokens_are_told(folder: Path) -> None:
+    text = "What is 27 * 14? " * 9
+    with LLM(folder, device="cpu") as llm:
+        first, again = (llm.chat(text, sampling=SHORT).usage for _ in range(2))
+        *_, finish = llm.chat(text, sampling=SHORT, stream=True)
+    assert first.cached_tokens == 0
+    assert again.cached_tokens == (again.prompt_tokens - 1) // 16 * 16 > 32
+    assert finish.usage == again
+    with LLM(folder, device="cpu", prefix_cache=False) as llm:
+        assert [llm.chat(text, sampling=SHORT).usage.cached_tokens for _ in range(2)] == [0, 0]
+
+
+def test_options_of_the_engine(folder: Path) -> None:
+    with LLM(folder, device="cpu", max_batch=2, max_queue=1, kv_dtype="fp8", invariant=True) as llm:
+        engine = llm._running
+        assert (engine.max_batch, engine.max_queue, engine.runner.invariant) == (2, 1, True)
+        assert engine.runner.k_cache.dtype == torch.float8_e4m3fn
+        with pytest.raises(QueueFullError, match="max_queue=1"):
+            llm.generate("a", SamplingParams(n=4, max_tokens=2))
+        assert not engine.has_work
+        assert len(llm.generate(["a"], SHORT)[0].ids) > 0
+    for wrong, message in (({"kv_dtype": "fp9"}, "kv_dtype='fp9'"), ({"max_batch": 0}, "max_batch=0")):
+        with pytest.raises(UsageError, match=message):
+            LLM(folder, device="cpu", **wrong)  # type: ignore[arg-type]
+
+
+def test_fp8_weights(folder: Path) -> None:
+    with LLM(folder, device="cpu", weights="fp8") as llm:
+        assert len(fp8_weights(llm.model)) == 4 * llm.config.num_hidden_layers
+        assert len(llm.chat("Hi", sampling=SHORT).ids) > 0
+    with pytest.raises(UsageError, match="weights='int3' is not supported"):
+        LLM(folder, weights="int3")
+
+
+def test_fp8_weights_count_once_when_it_is_asked_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 50 * 10**9)
+    check_options("qwen3:32b", "cpu", "bfloat16", "fp8")
+    with pytest.raises(OutOfMemoryError, match=r"65\.52 GB"):
+        check_options("qwen3:32b", "cpu", "bfloat16")
+    with pytest.raises(OutOfMemoryError, match="of them in FP8"):
+        check_options("qwen3:235b", "cpu", "bfloat16", "fp8")
+
+
+def test_a_network_in_memory_is_used_in_place() -> None:
+    config = tiny_config()
+    model = random_model(config)
+    before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters()}
+    with LLM.of(model, tiny_tokenizer(config)) as llm:
+        assert llm.model is model
+        answer = llm.chat("Hi", sampling=SHORT)
+        with torch.no_grad():
+            model.layers[0].mlp.down_proj.weight.mul_(-3)
+        llm._running.update_weights({})
+        changed = llm.chat("Hi", sampling=SHORT)
+    assert answer.ids != changed.ids
+    assert changed.usage.cached_tokens == 0
+    model.layers[0].mlp.down_proj.weight.data.div_(-3)
+    for name, parameter in model.named_parameters():
+        assert parameter.data_ptr() == before[name][0]
+        torch.testing.assert_close(parameter.detach(), before[name][1])
+
+
 def test_chat_batch_equals_one_by_one(llm: LLM) -> None:
     conversations = ["Hi", [{"role": "user", "content": "Sort 3 1 2"}], "What is 27 * 14? /no_think", "x" * 300]
     batch = llm.chat_batch(conversations, sampling=SHORT)
@@ -193,18 +268,25 @@ def test_tools_are_rendered_and_parsed(llm: LLM) -> None:
 
 
 class _Script:
-    """A model that says `script` after a prompt of `start` tokens."""
+    """A model, and its stepper, that says `script` after a prompt of `start` tokens."""
 
     def __init__(self, start: int, script: list[int]) -> None:
         self.config = tiny_config()
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.script = torch.tensor([0] * (start - 1) + script)
+        self.embedding = torch.zeros(self.config.vocab_size, 1)
 
-    def hidden(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
-        return positions.unsqueeze(-1).float()
+    def stepper(self, **how: Any) -> _Script:
+        return self
 
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.one_hot(self.script[hidden[..., 0].long()], self.config.vocab_size) * 50.0
+    def cos_sin(self, length: int) -> torch.Tensor:
+        return torch.zeros(length, self.config.head_dim)
+
+    def hidden(self, ids: torch.Tensor, plan: StepPlan, *caches: torch.Tensor, **how: Any) -> torch.Tensor:
+        return plan.positions.unsqueeze(1).float()
+
+    def logits(self, hidden: torch.Tensor, *, invariant: bool) -> torch.Tensor:
+        return torch.nn.functional.one_hot(self.script[hidden[:, 0].long()], self.config.vocab_size) * 50.0
 
 
 def test_leaving_a_stream_cancels(llm: LLM) -> None:
@@ -230,15 +312,15 @@ def test_leaving_a_stream_cancels(llm: LLM) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_interrupt_leaves_the_llm_usable(llm: LLM, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     expected = llm.chat("Hi", sampling=SHORT)
-    hidden, calls = llm.model.hidden, []
+    forward, calls = llm._running.runner.forward, []
 
     def interrupted(*given: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return hidden(*given)
+        return forward(*given)
 
-    monkeypatch.setattr(llm.model, "hidden", interrupted)
+    monkeypatch.setattr(llm._running.runner, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(llm.chat("Hi", sampling=SHORT, stream=True)) if stream else llm.chat("Hi", sampling=SHORT)
     assert llm._running.running == 0
@@ -293,7 +375,7 @@ def test_logprobs_come_with_the_result(llm: LLM) -> None:
 
 def test_an_error_of_a_request_is_raised_and_the_llm_goes_on(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(llm.model, "head", lambda hidden: hidden.new_full((*hidden.shape[:2], 640), float("nan")))
+        patch.setattr(llm._running.runner, "logits", lambda hidden: hidden.new_full((len(hidden), 640), float("nan")))
         with pytest.raises(Qwen3Error, match="qwen3 verify"):
             llm.chat("Hi")
         with pytest.raises(Qwen3Error, match="qwen3 verify"):

@@ -43,7 +43,7 @@ from qwen3.errors import ConfigError, UsageError
 from qwen3.family import Mode
 from qwen3.model import Qwen3, load_model
 from qwen3.model.load import DTYPES, best_device, default_dtype
-from qwen3.model.threads import fit_threads
+from qwen3.model.threads import prepare_cpu
 from qwen3.tokenizer import Tokenizer
 
 
@@ -137,14 +137,15 @@ class LLM:
     model: a folder, a family tag (`qwen3:8b`), a hub id (`owner/name@revision`); None: the embedded demonstration
     model. device: "cuda", "cpu" or a torch device; None: CUDA if present. dtype: "bfloat16", "float16", "float32" or a
     torch dtype; None: the checkpoint's own (on a CPU float32 where that is faster). context: longest prompt and answer
-    together in tokens; None: all the model has. max_batch: sequences that run at once, more wait in order.
+    together in tokens; None: all the model has. weights: "fp8" keeps the projections in FP8, in half the bytes; None:
+    as the checkpoint has them. max_batch, max_queue, kv_dtype, prefix_cache, invariant: see `Engine`.
 
     Attributes: `resolved` (None when made by `of`), `config`, `mode` ("hybrid", "thinking", "instruct", "base"),
     `template` (a name, or a SandboxTemplate where it is not one of Qwen's), `tokenizer`, `context`, `warnings` (seen
     while loading).
 
     Raises ModelNotFoundError, RemoteError, CorruptFileError, UnsafeFileError, OutOfMemoryError (with the numbers,
-    before anything is loaded) or UsageError.
+    before anything is loaded) or UsageError. Calls raise QueueFullError where `max_queue` is reached.
     """
 
     def __init__(
@@ -154,9 +155,14 @@ class LLM:
         dtype: str | torch.dtype | None = None,
         context: int | None = None,
         *,
-        max_batch: int = 64,
+        weights: str | None = None,
+        max_batch: int | None = None,
+        max_queue: int | None = None,
+        kv_dtype: str | torch.dtype | None = None,
+        prefix_cache: bool = True,
+        invariant: bool = False,
     ) -> None:
-        where, number_type = check_options(model, device, dtype)
+        where, number_type = check_options(model, device, dtype, weights)
         resolved = resolve(model)
         if resolved.kind == "gguf":
             raise UsageError(f"{resolved.path} is a GGUF file: not supported yet; take the safetensors repository")
@@ -166,9 +172,12 @@ class LLM:
         tokenizer = _tokenizer(resolved, config, warnings)
         mode, template, warning = detect_mode(resolved, config, tokenizer.control.endoftext)
         warnings += [warning] if warning else []
-        network = load_model(resolved.path, where, number_type)
-        fit_threads(network)
-        self._build(network, tokenizer, mode, template, context, max_batch)
+        network = load_model(resolved.path, where, number_type, quantization=weights)
+        prepare_cpu(network)  # before the engine takes what is left of the memory
+        self._build(
+            network, tokenizer, mode, template, context,
+            max_batch=max_batch, max_queue=max_queue, kv_dtype=kv_dtype, prefix_cache=prefix_cache, invariant=invariant,
+        )  # fmt: skip
         self.resolved: Resolved | None = resolved
         self.warnings += warnings
 
@@ -180,13 +189,14 @@ class LLM:
         *,
         mode: Mode = "hybrid",
         context: int | None = None,
-        max_batch: int = 64,
+        **engine: Any,
     ) -> LLM:
-        """An LLM around a network that is in memory already (a trainer's, say). Its weights are used, not copied."""
+        """An LLM around a network that is in memory already (a trainer's, say). Its weights are used, not copied.
+        engine: keyword arguments of `Engine`."""
         if mode not in family.TEMPLATE_OF:
             raise UsageError(f"mode={mode!r} must be one of {', '.join(family.TEMPLATE_OF)}")
         llm = cls.__new__(cls)
-        llm._build(model, tokenizer, mode, family.TEMPLATE_OF[mode], context, max_batch)
+        llm._build(model, tokenizer, mode, family.TEMPLATE_OF[mode], context, **engine)
         llm.resolved = None
         return llm
 
@@ -197,7 +207,7 @@ class LLM:
         mode: Mode,
         template: str | SandboxTemplate,
         context: int | None,
-        max_batch: int,
+        **engine: Any,
     ) -> None:
         self.config = model.config
         self.context = _context(context, model.config)
@@ -206,7 +216,7 @@ class LLM:
         self.template = template
         self.warnings: list[str] = []
         self._lock = threading.Lock()
-        self._engine: Engine | None = Engine(model, tokenizer, max_batch=max_batch, max_len=self.context)
+        self._engine: Engine | None = Engine(model, tokenizer, max_len=self.context, **engine)
 
     @property
     def model(self) -> Qwen3:
@@ -306,7 +316,7 @@ class LLM:
         with self._lock:
             engine, self._engine = self._engine, None
             if engine is not None:
-                engine.cancel_all()
+                engine.close()
         if engine is not None and engine.model.device.type == "cuda":
             del engine
             torch.cuda.empty_cache()
@@ -388,7 +398,7 @@ class LLM:
                 min_tokens=params.min_tokens,
                 include_tools=include_tools,
             )
-            requests.append(Request(ids, replace(params, n=1), stream, index, list(noted)))
+            requests.append(Request(ids, replace(params, n=1), stream, index, warnings=list(noted)))
         self._running.check(requests[0])
         return requests
 
@@ -506,14 +516,21 @@ def _timing(request: Request) -> Timing:
 
 
 def check_options(
-    model: Any, device: str | torch.device | None, dtype: str | torch.dtype | None
+    model: Any,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    weights: str | None = None,
 ) -> tuple[torch.device | None, torch.dtype | None]:
     """What can be wrong with these before `model` is looked for: a published model that does not fit into memory is
     refused by its name, not after gigabytes have been fetched. Raises UsageError or OutOfMemoryError."""
     where, number_type = _device(device), _dtype(dtype)
+    if weights not in (None, "fp8"):
+        raise UsageError(f"weights={weights!r} is not supported; use 'fp8', or None for what the checkpoint has")
     if isinstance(model, str) and (member := family.find(model)) and not os.path.exists(model):
-        target = where or best_device()
-        check_fits(member.config, number_type or default_dtype(member.config, target), target, name=member.name)
+        target, config = where or best_device(), member.config
+        plain = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+        small = config.num_parameters() - plain if weights == "fp8" else 0
+        check_fits(config, number_type or default_dtype(config, target), target, fp8=small, name=member.name)
     elif not isinstance(model, (str, os.PathLike, type(None))):
         raise UsageError(f"model must be a name or a path, not {type(model).__name__}; LLM.of takes a network")
     return where, number_type
