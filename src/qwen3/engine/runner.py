@@ -1,4 +1,4 @@
-"""One model on one device: its paged KV cache, a step's tensors, and the CUDA graphs of decode steps.
+"""One model on one device: its paged KV cache, and a step's tensors.
 
 What the host and the device say to each other in a step: the host names slots (where a running sample's state is) and
 brings the ids of prompt chunks; last tokens and positions of decoding samples are on the device already.
@@ -18,16 +18,12 @@ from qwen3 import kernels
 from qwen3.kernels import BLOCK, StepPlan
 from qwen3.model.step import Stepper
 
-_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-
 
 class State(Protocol):
     """What a sampler keeps for each slot. int32 [slots + 1] on the runner's device, 0 being the padding rows'."""
 
     last_token: Tensor
     position: Tensor
-
-    def sample(self, logits: Tensor, rows: Tensor, out: Tensor) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -37,17 +33,6 @@ class Fed:
     slot: int
     start: int
     ids: Sequence[int]
-
-
-@dataclass
-class Graph:
-    """A captured decode step of `size` rows. The tensors are its inputs and outputs."""
-
-    size: int
-    graph: torch.cuda.CUDAGraph
-    rows: Tensor  # int32 [size]
-    logits: Tensor  # [size, rows of the head]
-    out: Tensor  # int32 [size, 2]
 
 
 class Runner:
@@ -68,8 +53,8 @@ class Runner:
         self.stepper, self.device, self.max_len, self.invariant = stepper, device, max_len, invariant
         self.cos_sin = stepper.cos_sin(max_len)
         shape = (config.num_hidden_layers, blocks, BLOCK, config.num_key_value_heads, config.head_dim)
-        # A kernel may load a slot that was never written and give it weight 0: it must not hold NaN. On a CPU pages come
-        # as they are used, and only what was written is read.
+        # A kernel may load a slot that was never written and give it weight 0: it must not hold NaN. On a CPU only what
+        # was written is read, and pages come as they are used.
         make = torch.zeros if device.type == "cuda" else torch.empty
         self.k_cache = make(shape, dtype=kv_dtype, device=device)
         self.v_cache = make(shape, dtype=kv_dtype, device=device)
@@ -80,8 +65,7 @@ class Runner:
             (max_rows + 1,), config.num_experts_per_tok, dtype=torch.int32, device=self.device
         )
         self.custom_experts = 0  # samples whose number of experts per token is not the model's
-        self._graphs: dict[tuple[int, bool], Graph] = {}
-        self._pool: tuple[int, int] | None = None
+        self._rows: tuple[list[int], list[Tensor]] = ([], [])  # slots of the last step without chunks; them and starts
 
     def upload(self, values: np.ndarray) -> Tensor:
         """A host array on the device, without waiting for it."""
@@ -112,12 +96,42 @@ class Runner:
         self, decode: Sequence[int], chunks: Sequence[Fed], state: State, routes: Tensor | None = None
     ) -> Tensor:
         """States [N, h] after one step: a token of each slot in `decode`, then the chunks' tokens."""
-        ids, plan = self._lay_out(decode, chunks, state)
-        return self.stepper.hidden(ids, plan, self.k_cache, self.v_cache, routes=routes)
+        embedded = None
+        if chunks:
+            ids, plan = self._lay_out(decode, chunks, state)
+        else:
+            if self._rows[0] != decode:
+                self._rows = [*decode], self._send([decode], [range(len(decode) + 1)])
+            rows, starts = self._rows[1]
+            embedded, ids, plan = self._inputs(rows, starts, state)
+        return self.stepper.hidden(ids, plan, self.k_cache, self.v_cache, embedded=embedded, routes=routes)
+
+    def _inputs(self, rows: Tensor, starts: Tensor, state: State) -> tuple[Tensor, Tensor, StepPlan]:
+        """One token of each row: embeddings, ids, and the plan."""
+        x, ids, positions, slots, lengths, tables = kernels.decode_inputs(
+            rows, state.last_token, state.position, self.tables, self.stepper.embedding
+        )
+        return (
+            x,
+            ids,
+            StepPlan(
+                positions=positions,
+                slots=slots,
+                tables=tables,
+                starts=starts,
+                lengths=lengths,
+                cos_sin=self.cos_sin,
+                decode=len(rows),
+                max_query=0,
+                max_length=self.max_len,
+                invariant=self.invariant,
+                experts=self.expert_counts[rows] if self.custom_experts else None,
+            ),
+        )
 
     def _lay_out(self, decode: Sequence[int], chunks: Sequence[Fed], state: State) -> tuple[Tensor, StepPlan]:
         sizes = [len(chunk.ids) for chunk in chunks]
-        count, total = len(decode), sum(sizes)
+        count = len(decode)
         ends = [chunk.start + n for chunk, n in zip(chunks, sizes, strict=True)]
         row_ids, start, ids, positions, lengths, owners = self._send(
             [[*decode, *(chunk.slot for chunk in chunks)]],
@@ -128,11 +142,8 @@ class Runner:
             [np.repeat(np.arange(len(sizes)), sizes)],
         )
         own = self.tables[row_ids]
-        if total:
-            blocks = own[count:].view(-1)[owners.long() * own.shape[1] + (positions // BLOCK).long()]
-            slots = blocks * BLOCK + positions % BLOCK
-        else:
-            slots = positions
+        blocks = own[count:].view(-1)[owners.long() * own.shape[1] + (positions // BLOCK).long()]
+        slots = blocks * BLOCK + positions % BLOCK
         if count:
             first = kernels.decode_inputs(
                 row_ids[:count], state.last_token, state.position, self.tables, self.stepper.embedding
@@ -152,7 +163,7 @@ class Runner:
             lengths=lengths,
             cos_sin=self.cos_sin,
             decode=count,
-            max_query=max(sizes, default=0),
+            max_query=max(sizes),
             max_length=self.max_len,
             chunks=tuple(zip(sizes, ends, strict=True)),
             invariant=self.invariant,
@@ -172,67 +183,3 @@ class Runner:
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.stepper.logits(hidden, invariant=self.invariant)
-
-    # Decode steps as graphs
-
-    def graph(self, rows: int, state: State) -> Graph | None:
-        """The graph that runs `rows` decoding samples, captured now if need be; None: more rows than any graph has."""
-        size = next((bucket for bucket in _BUCKETS if bucket >= rows), None)
-        if size is None:
-            return None
-        key = (size, self.custom_experts > 0)
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(size, state)
-        return self._graphs[key]
-
-    def warm(self, state: State) -> None:
-        """Compile, in parallel, what a first prompt and a lone decoding sample need: a dry run of both. On slot 0, whose
-        block is scratch."""
-        from qwen3.kernels.gpu.launch import collect, compile_all
-
-        rows = torch.zeros(1, dtype=torch.int32, device=self.device)
-        out = torch.zeros(1, 2, dtype=torch.int32, device=self.device)
-        with collect() as jobs:
-            hidden = self.forward((), [Fed(0, 0, [0] * 128)], state)
-            state.sample(self.logits(hidden[-1:]), rows, out)
-            self._decode(rows, torch.arange(2, dtype=torch.int32, device=self.device), state, out)
-        compile_all(jobs)
-
-    def _capture(self, size: int, state: State) -> Graph:
-        from qwen3.kernels.gpu.launch import collect, compile_all
-
-        rows = torch.zeros(size, dtype=torch.int32, device=self.device)  # slot 0: nobody's state changes
-        out = torch.zeros(size, 2, dtype=torch.int32, device=self.device)
-        starts = torch.arange(size + 1, dtype=torch.int32, device=self.device)
-        with collect() as jobs:
-            self._decode(rows, starts, state, out)
-        compile_all(jobs)
-        self._decode(rows, starts, state, out)  # libraries allocate their workspaces before the capture
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = self._decode(rows, starts, state, out)
-        self._pool = graph.pool()
-        return Graph(size, graph, rows, logits, out)
-
-    def _decode(self, rows: Tensor, starts: Tensor, state: State, out: Tensor) -> Tensor:
-        """One token of every row, from the samples' state back into it; logits [R, rows of the head]."""
-        x, ids, positions, slots, lengths, tables = kernels.decode_inputs(
-            rows, state.last_token, state.position, self.tables, self.stepper.embedding
-        )
-        plan = StepPlan(
-            positions=positions,
-            slots=slots,
-            tables=tables,
-            starts=starts,
-            lengths=lengths,
-            cos_sin=self.cos_sin,
-            decode=len(rows),
-            max_query=0,
-            max_length=self.max_len,
-            invariant=self.invariant,
-            experts=self.expert_counts[rows] if self.custom_experts else None,
-        )
-        hidden = self.stepper.hidden(ids, plan, self.k_cache, self.v_cache, embedded=x)
-        logits = self.logits(hidden)
-        state.sample(logits, rows, out)
-        return logits
