@@ -27,14 +27,25 @@ from qwen3.chat import Event, Finish, TextDelta, ToolCallDelta
 from qwen3.engine.blocks import BlockPool
 from qwen3.engine.cost import StepCost
 from qwen3.engine.device_sampler import REPLACED
+from qwen3.engine.graphs import Graphs
 from qwen3.engine.machine import Machine
 from qwen3.engine.measures import keep_routes, measure, read_logprobs, read_prompt
 from qwen3.engine.memory import plan_blocks
-from qwen3.engine.pickers import FAILED, FULL, DevicePicker, Picked, Sample, failure, make_picker
+from qwen3.engine.pickers import (
+    FAILED,
+    FULL,
+    DevicePicked,
+    DevicePicker,
+    HostPicker,
+    Picked,
+    Sample,
+    failure,
+    make_picker,
+)
 from qwen3.engine.request import Request
 from qwen3.engine.runner import Fed, Runner
 from qwen3.engine.sampler import RowSampler, TokenLogprob
-from qwen3.engine.scheduler import Plan, Scheduler
+from qwen3.engine.scheduler import Chunk, Plan, Scheduler
 from qwen3.engine.scheduler import Sequence as Row
 from qwen3.errors import OutOfMemoryError, Qwen3Error, UsageError
 from qwen3.kernels import BLOCK
@@ -130,7 +141,8 @@ class Engine:
                 invariant=invariant,
             )
             if isinstance(self.picker, DevicePicker):
-                self.runner.warm(self.picker)
+                self.graphs = Graphs(self.runner, self.picker)
+                self.graphs.warm()
         self.overlap = isinstance(self.picker, DevicePicker)
         self.scheduler = self._fresh_scheduler()
         self._live: dict[int, Sample] = {}  # not done, or done since the last step
@@ -138,6 +150,7 @@ class Engine:
         self._decoding: tuple[list[Sample], list[int]] = ([], [])  # of the last plan: samples, places of the followed
         self._torn = False
         self._ended = False
+        self._routed = False  # a request has asked for routes
         self._next_id = 0
 
     def _fresh_scheduler(self) -> Scheduler:
@@ -179,6 +192,7 @@ class Engine:
     def _queue(self, request: Request) -> Row:
         request.id, self._next_id = self._next_id, self._next_id + 1
         reader = request.stream or self._machine(request)
+        self._routed |= request.keep_routes
         sampler = RowSampler(request.params, request.ids, self.vocab_size, self.model.device, request.index)
         row = self._row(request)
         self.scheduler.add(row)
@@ -388,11 +402,10 @@ class Engine:
     def _run(self, plan: Plan, lost: list[Sample]) -> _Flight | None:
         """One forward and the choice of its tokens, without the samples in `lost`."""
         samples, followed = self._decoding
-        routed = any(item.request.keep_routes for item in samples)
-        if isinstance(self.picker, DevicePicker) and not plan.chunks and not lost and not routed:
-            replayed = self.picker.replay(self.runner, samples, plan.changed)
+        if isinstance(self.picker, DevicePicker) and not lost and len(plan.chunks) <= 1:
+            replayed = self._replay(samples, followed, plan.chunks[0] if plan.chunks else None)
             if replayed is not None:
-                return self._flight_of(samples, followed, *replayed)
+                return replayed
         samples = [item for item in samples if item not in lost]
         chunks = [chunk for chunk in plan.chunks if self._live[chunk.seq.id] not in lost]
         if not samples and not chunks:
@@ -426,6 +439,25 @@ class Engine:
         logits = self.runner.logits(hidden if len(places) == len(hidden) else hidden[places])
         picked = self.picker.pick(logits, samples)
         return self._flight_of(samples, [i for i, item in enumerate(samples) if item.observed], picked, logits)
+
+    def _replay(self, samples: list[Sample], followed: list[int], chunk: Chunk | None) -> _Flight | None:
+        """The same by a captured graph, if there is one for it."""
+        fed, owner = None, None
+        if chunk is not None:
+            owner = self._live[chunk.seq.id]
+            if owner.request.params.prompt_logprobs is not None:
+                return None
+            fed = Fed(chunk.seq.slot, chunk.start, chunk.seq.tokens[chunk.start : chunk.start + chunk.size])
+        members = samples if owner is None else [*samples, owner]
+        if self._routed and any(item.request.keep_routes for item in members):
+            return None
+        graph = self.graphs.replay([item.row.slot for item in samples], fed, chunk is not None and chunk.last)
+        if graph is None:
+            return None
+        if chunk is not None and chunk.last:
+            followed = [*followed, len(samples)] if owner is not None and owner.observed else followed
+            samples = members
+        return self._flight_of(samples, followed, DevicePicked(graph.out, len(samples)), graph.logits)
 
     def _flight_of(self, samples: list[Sample], followed: list[int], picked: Picked, logits: Tensor) -> _Flight:
         places = [i for i in followed if samples[i].request.params.logprobs is not None]
@@ -470,9 +502,13 @@ class Engine:
                     self._fail(item, token)
                 else:
                     self._record(item, token, code)
-                    if i in entries and len(item.request.output) > len(item.request.logprobs):
+                    if (
+                        flight.logits is not None
+                        and i in entries
+                        and len(item.request.output) > len(item.request.logprobs)
+                    ):
                         self._note(item, token, entries[i], flight.logits[i : i + 1])
-        if not self.overlap:
+        if isinstance(self.picker, HostPicker):
             self.picker.advance([item for item in samples if not item.request.done])
 
     def _record(self, item: Sample, token: int, code: int) -> None:

@@ -18,7 +18,6 @@ from qwen3 import kernels
 from qwen3.engine.device_sampler import DeviceSampler
 from qwen3.engine.machine import Machine
 from qwen3.engine.request import Request
-from qwen3.engine.runner import Graph, Runner
 from qwen3.engine.sampler import RowSampler, sample
 from qwen3.engine.scheduler import Sequence as Row
 from qwen3.errors import CorruptFileError, Qwen3Error
@@ -96,7 +95,7 @@ class HostPicker:
             self.position[slots] = torch.tensor(place, dtype=torch.int32, device=self.position.device)
 
 
-class _DevicePicked(Picked):
+class DevicePicked(Picked):
     """`out` int32 [rows, 2] on the device: tokens and codes of the first `count` rows. Copied to the host meanwhile."""
 
     def __init__(self, out: Tensor, count: int) -> None:
@@ -129,7 +128,6 @@ class DevicePicker:
         self.last_token, self.position = self.sampler.last_token, self.sampler.position
         self.device = device
         self._side = torch.cuda.Stream(device)
-        self._rows: tuple[Graph | None, int] = (None, 0)
 
     def bind(self, item: Sample) -> None:
         request, row = item.request, item.row
@@ -154,25 +152,12 @@ class DevicePicker:
         slots = torch.tensor([item.row.slot for item in samples], dtype=torch.int32)
         out = torch.zeros(len(samples), 2, dtype=torch.int32, device=self.device)
         self.sample(logits, slots.pin_memory().to(self.device, non_blocking=True), out)
-        return _DevicePicked(out, len(samples))
-
-    def replay(self, runner: Runner, samples: Sequence[Sample], changed: bool) -> tuple[Picked, Tensor] | None:
-        """One decode step by its graph; None: no graph has so many rows. changed: others than in the last replay."""
-        graph = runner.graph(len(samples), self)
-        if graph is None:
-            return None
-        if changed or self._rows != (graph, len(samples)):
-            slots = torch.zeros(graph.size, dtype=torch.int32)
-            slots[: len(samples)] = torch.tensor([item.row.slot for item in samples], dtype=torch.int32)
-            graph.rows.copy_(slots.pin_memory(), non_blocking=True)
-            self._rows = graph, len(samples)
-        graph.graph.replay()
-        return _DevicePicked(graph.out, len(samples)), graph.logits
+        return DevicePicked(out, len(samples))
 
     def fetch(self, item: Sample, picked: Picked | None) -> tuple[list[int], Machine]:
         """Output and state of a sample that the host does not follow; with `picked`, as of that step, which another
         one that is still running need not delay (a sample that has ended changes no more)."""
-        if not isinstance(picked, _DevicePicked):
+        if not isinstance(picked, DevicePicked):
             return self.sampler.snapshot(item.row.slot)
         self._side.wait_event(picked.done)
         with torch.cuda.stream(self._side):

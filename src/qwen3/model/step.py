@@ -47,10 +47,11 @@ class Stepper:
         self.norm = model.norm.weight
         self.head = self.embedding if model.lm_head is None else model.lm_head.engine_weight
         self.layers = []
+        layer: Any
         for layer in model.layers:
             attention, mlp = layer.self_attn, layer.mlp
             if layer.sparse:
-                up, down, router = *mlp.experts.engine_weights, mlp.gate.weight
+                (up, down), router = mlp.experts.engine_weights, mlp.gate.weight
             else:
                 up, down, router = mlp.gate_up_proj.engine_weight, mlp.down_proj.engine_weight, None
             weights = _Weights(

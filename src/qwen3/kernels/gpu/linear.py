@@ -90,8 +90,6 @@ def _gemv(
     for i in tl.static_range(1, min(AHEAD, STEPS)):
         ahead = ahead + _tuple(_load(base + i * BLOCK_K, col[None, :] + i * BLOCK_K, K, WHOLE))
     if PDL:
-        if norm is not None:
-            _ask(norm + tl.minimum(tl.arange(0, 256) * 32, K - 16))
         gdc_wait()
     WIDTH: tl.constexpr = N // 2 if SILU else N
     OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N

@@ -1,0 +1,183 @@
+"""Steps as CUDA graphs: rows that decode, and at most one chunk of a prompt beside them.
+
+A graph is captured for a number of rows and a number of chunk tokens, both rounded up; what is missing is filled with
+slot 0, whose state never changes and whose keys go to scratch block 0. Decode-only graphs are captured when their size
+first comes, those with a chunk when it comes for the second time: until then, and for what no graph fits, steps run
+eagerly, with the host as the limit for small models (some 10 ms for 28 layers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qwen3 import kernels
+from qwen3.engine.runner import Fed, Runner, State
+from qwen3.kernels import BLOCK, StepPlan
+
+_ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_TOKENS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+_MOST_MIXED = 48  # graphs with a chunk; each holds a few megabytes
+Key = tuple[int, int, bool]
+
+
+class Sampling(State, Protocol):
+    """Such a state that also picks: one token of each row of logits, into out [R, 2]."""
+
+    def sample(self, logits: Tensor, rows: Tensor, out: Tensor) -> None: ...
+
+
+@dataclass
+class Graph:
+    """A captured step. inputs int32: see `Graphs._upload`; logits, out: of its rows, then of the chunk's last token."""
+
+    rows: int
+    tokens: int
+    graph: torch.cuda.CUDAGraph
+    inputs: Tensor
+    logits: Tensor  # [rows (+ 1 with a chunk), rows of the head]
+    out: Tensor  # int32 [the same, 2]
+    slots: tuple[int, ...] | None = None  # that a decode-only graph's inputs name now
+
+
+class Graphs:
+    """The captured steps of one runner, whose samples' state `state` keeps."""
+
+    def __init__(self, runner: Runner, state: Sampling) -> None:
+        self.runner, self.state = runner, state
+        self._graphs: dict[Key, Graph] = {}
+        self._seen: set[Key] = set()
+        self._pool: Any = None
+        self._span = torch.arange(max(*_TOKENS, *_ROWS) + 1, dtype=torch.int32, device=runner.device)
+
+    def replay(self, slots: Sequence[int], chunk: Fed | None = None, sampled: bool = False) -> Graph | None:
+        """Run one token of each slot, and `chunk`, after which a token is sampled too if `sampled`. The graph, whose
+        `out` and `logits` have a row for each slot, then the chunk's; None: nothing was run, do it otherwise."""
+        graph = self.find(len(slots), 0 if chunk is None else len(chunk.ids))
+        if graph is None:
+            return None
+        if chunk is not None:
+            self._upload(graph, slots, chunk, sampled)
+        elif graph.slots != (key := tuple(slots)):
+            graph.inputs.copy_(self._host([*slots, *[0] * (graph.rows - len(slots))]), non_blocking=True)
+            graph.slots = key
+        graph.graph.replay()
+        return graph
+
+    def find(self, rows: int, tokens: int = 0) -> Graph | None:
+        """The graph for so many rows and chunk tokens; it may be captured for that."""
+        size = next((size for size in _ROWS if size >= rows), None) if rows else 0
+        width = next((width for width in _TOKENS if width >= tokens), None) if tokens else 0
+        if size is None or width is None or not (size or width):
+            return None
+        key = (size, width, self.runner.custom_experts > 0)
+        if key in self._graphs:
+            return self._graphs[key]
+        if width and (key not in self._seen or sum(k[1] > 0 for k in self._graphs) >= _MOST_MIXED):
+            self._seen.add(key)
+            return None
+        self._graphs[key] = self._capture(size, width)
+        return self._graphs[key]
+
+    def warm(self) -> None:
+        """Compile, in parallel, what a first prompt and a lone decoding sample need: a dry run of both, on slot 0."""
+        from qwen3.kernels.gpu.launch import collect, compile_all
+
+        inputs, out = self._blank(1), self._blank(1, 2)
+        with collect() as jobs:
+            hidden = self.runner.forward((), [Fed(0, 0, [0] * 128)], self.state)
+            self.state.sample(self.runner.logits(hidden[-1:]), inputs, out)
+            self._step(1, 0, inputs, out)
+        compile_all(jobs)
+
+    def _host(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32).pin_memory()
+
+    def _blank(self, *shape: int) -> Tensor:
+        return torch.zeros(*shape, dtype=torch.int32, device=self.runner.device)
+
+    def _upload(self, graph: Graph, slots: Sequence[int], chunk: Fed, sampled: bool) -> None:
+        """Slots, padded; slots that sample, padded; which row of the states each of these is; the chunk's slot, start
+        and size; its ids, padded. The chunk samples right behind the slots."""
+        rest = [0] * (graph.rows - len(slots))
+        size = len(chunk.ids)
+        values = [*slots, *rest, *slots, chunk.slot if sampled else 0, *rest]
+        values += [*range(len(slots)), graph.rows + size - 1, *rest, chunk.slot, chunk.start, size, *chunk.ids]
+        graph.inputs[: len(values)].copy_(self._host(values), non_blocking=True)
+
+    def _capture(self, rows: int, tokens: int) -> Graph:
+        from qwen3.kernels.gpu.launch import collect, compile_all
+
+        picked = rows + (tokens > 0)
+        inputs = self._blank(rows + 2 * picked + 3 + tokens if tokens else rows)
+        if tokens:
+            inputs[rows + 2 * picked + 2] = tokens  # of size: as many as there can be
+        out = self._blank(picked, 2)
+        with collect() as jobs:
+            self._step(rows, tokens, inputs, out)
+        compile_all(jobs)
+        self._step(rows, tokens, inputs, out)  # libraries allocate their workspaces before the capture
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            logits = self._step(rows, tokens, inputs, out)
+        self._pool = graph.pool()
+        return Graph(rows, tokens, graph, inputs, logits, out)
+
+    def _step(self, rows: int, tokens: int, inputs: Tensor, out: Tensor) -> Tensor:
+        """The step itself, from the samples' state back into it; logits of the rows that sample."""
+        runner = self.runner
+        own = inputs[:rows]
+        x: Tensor | None = None
+        starts = self._span[: rows + 1]
+        parts: list[Sequence[Tensor]] = []
+        if rows:
+            x, *first = kernels.decode_inputs(
+                own, self.state.last_token, self.state.position, runner.tables, runner.stepper.embedding
+            )
+            parts.append(first)
+        if tokens:
+            picked, places, rest = inputs[rows:].split([rows + 1, rows + 1, 3 + tokens])
+            slot, start, size = rest[0:1], rest[1:2], rest[2:3]
+            parts.append(self._chunk(slot, start, size, rest[3:]))
+            starts = torch.cat([starts, size + rows])
+            x = None
+        else:
+            picked, places = own, None
+        ids, positions, slots, lengths, tables = (
+            torch.cat(some) if len(some) > 1 else some[0] for some in zip(*parts, strict=True)
+        )
+        experts = None
+        if runner.custom_experts:
+            experts = runner.expert_counts[own]
+            if tokens:
+                experts = torch.cat([experts, runner.expert_counts[slot].expand(tokens)])
+        plan = StepPlan(
+            positions=positions,
+            slots=slots,
+            tables=tables,
+            starts=starts,
+            lengths=lengths,
+            cos_sin=runner.cos_sin,
+            decode=rows,
+            max_query=tokens,
+            max_length=runner.max_len,
+            invariant=runner.invariant,
+            experts=experts,
+        )
+        hidden = runner.stepper.hidden(ids, plan, runner.k_cache, runner.v_cache, embedded=x)
+        logits = runner.logits(hidden if places is None else hidden.index_select(0, places))
+        self.state.sample(logits, picked, out)
+        return logits
+
+    def _chunk(self, slot: Tensor, start: Tensor, size: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """ids, positions, cache slots, length and table of a chunk; tokens from `size` on go to scratch."""
+        span = self._span[: len(ids)]
+        real = span < size
+        positions = torch.where(real, start + span, 0)
+        table = self.runner.tables.index_select(0, slot)
+        blocks = table[0].index_select(0, positions // BLOCK)
+        return ids, positions, torch.where(real, blocks * BLOCK + positions % BLOCK, 0), start + size, table
