@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from qwen3.errors import UsageError
-from qwen3.kernels import reference, reference_moe
+from qwen3.kernels import reference, reference_engine
 from qwen3.kernels.fp8 import quantize_fp8
 from qwen3.kernels.gpu import launch, moe, moe_tables
 from qwen3.kernels.gpu.moe_tables import Tile
@@ -18,7 +18,6 @@ from qwen3.kernels.gpu.moe_tables import Tile
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 E, H, M, K = 8, 64, 32, 2
 SMALL = {
-    "one": (Tile(1, 4, 32, 4), Tile(1, 8, 16, 4)),
     "swapped": (Tile(0, 32, 32, 4, 2, True), Tile(0, 16, 16, 4, 2, True)),
     "dense": (Tile(0, 16, 32, 4, 2, False), Tile(0, 64, 32, 4, 2, False)),
     "listed": (Tile(16, 32, 32, 4, 2, False), Tile(16, 32, 32, 4, 2, False)),
@@ -32,7 +31,7 @@ def case(tokens: int, seed: int, experts: int = E) -> tuple[torch.Tensor, ...]:
     x, residual = (torch.randn(tokens, H, generator=g).to(DEVICE) for _ in range(2))
     gate_up = torch.randn(experts, 2 * M, H, generator=g).to(DEVICE) * H**-0.5
     down = torch.randn(experts, H, M, generator=g).to(DEVICE) * M**-0.5
-    weights, chosen = reference_moe.route(torch.randn(tokens, experts, generator=g).to(DEVICE), K, True)
+    weights, chosen = reference.route(torch.randn(tokens, experts, generator=g).to(DEVICE), K, True)
     return x, gate_up, down, weights, chosen.int(), residual
 
 
@@ -46,8 +45,8 @@ def test_route_equals_reference(tokens: int, experts: int, k: int, normalise: bo
     logits = torch.randn(tokens, experts, device=DEVICE) * 3
     counts = torch.randint(1, k + 1, (tokens,), dtype=torch.int32, device=DEVICE)
     for given in (None, counts):
-        weights, chosen = moe.route(logits, k, normalise, given)
-        wanted, picks = reference_moe.route(logits, k, normalise, given)
+        weights, chosen = moe.route(logits, k, normalise, counts=given)
+        wanted, picks = reference.route(logits, k, normalise, counts=given)
         assert chosen.dtype == torch.int32
         assert chosen.long().equal(picks)
         torch.testing.assert_close(weights, wanted, rtol=1e-5, atol=1e-7)
@@ -82,7 +81,7 @@ def test_uniform_logits_equal_reference(layer: int) -> None:
     ids = torch.tensor([0, 1, 151935, 77], dtype=torch.int32, device=DEVICE)
     positions = torch.tensor([0, 40959, 3, 262143], dtype=torch.int32, device=DEVICE)
     out = moe.uniform_logits(ids, positions, layer, 128)
-    assert out.equal(reference_moe.uniform_logits(ids, positions, layer, 128))
+    assert out.equal(reference_engine.uniform_logits(ids, positions, layer, 128))
     assert float(out.min()) > 0
     assert float(out.max()) < 1
 
@@ -90,36 +89,34 @@ def test_uniform_logits_equal_reference(layer: int) -> None:
 def test_uniform_logits_choose_uniformly() -> None:
     tokens, experts, k = 20_000, 32, 4
     ids = torch.arange(tokens) % 50
-    chosen = reference_moe.uniform_logits(ids, torch.arange(tokens), 3, experts).topk(k).indices
+    chosen = reference_engine.uniform_logits(ids, torch.arange(tokens), 3, experts).topk(k).indices
     expected = tokens * k / experts
     assert (chosen.flatten().bincount(minlength=experts) - expected).abs().max() < 6 * expected**0.5
     pairs = torch.zeros(experts, experts).index_put_((chosen[:, 0], chosen[:, 1]), torch.ones(tokens), accumulate=True)
     off = pairs[~torch.eye(experts, dtype=torch.bool)]
     assert float(off.sub(off.mean()).square().sum() / off.mean()) == pytest.approx(len(off), rel=0.25)
-    assert not chosen.equal(reference_moe.uniform_logits(ids, torch.arange(tokens), 4, experts).topk(k).indices)
+    assert not chosen.equal(reference_engine.uniform_logits(ids, torch.arange(tokens), 4, experts).topk(k).indices)
 
 
 @pytest.mark.parametrize("tokens", [1, 33])
 @pytest.mark.parametrize("kind", SMALL)
 def test_experts_equal_reference(kind: str, tokens: int) -> None:
-    if kind == "one" and tokens > 1:
-        tokens = 1
     x, gate_up, down, weights, chosen, residual = case(tokens, seed=tokens)
-    add = residual if tokens > 1 or kind == "one" else None
+    add = residual if tokens > 1 else None
     out = moe.run(x, gate_up, down, weights, chosen, add, *SMALL[kind])
-    assert error(out, reference_moe.experts(x, gate_up, down, weights, chosen, residual=add)) < 2e-6
+    assert error(out, reference.experts(x, gate_up, down, weights, chosen, residual=add)) < 2e-6
 
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_skipped_experts_leave_no_trace(kind: str) -> None:
-    tokens = 1 if kind == "one" else 5
+    tokens = 5
     x, gate_up, down, weights, chosen, residual = case(tokens, seed=9)
     counts = torch.ones(tokens, dtype=torch.int32, device=DEVICE)
     counts[tokens // 2 + 1 :] = K
-    weights, chosen = moe.route(torch.randn(tokens, E, device=DEVICE), K, True, counts)
+    weights, chosen = moe.route(torch.randn(tokens, E, device=DEVICE), K, True, counts=counts)
     assert (chosen < 0).any()
     out = moe.run(x, gate_up, down, weights, chosen, residual, *SMALL[kind])
-    assert error(out, reference_moe.experts(x, gate_up, down, weights, chosen, residual=residual)) < 2e-6
+    assert error(out, reference.experts(x, gate_up, down, weights, chosen, residual=residual)) < 2e-6
 
 
 @pytest.mark.parametrize("kind", ["swapped", "dense", "listed"])
@@ -127,18 +124,17 @@ def test_all_tokens_on_the_same_experts(kind: str) -> None:
     x, gate_up, down, weights, chosen, _ = case(37, seed=4)
     chosen[:] = torch.tensor([6, 1], dtype=torch.int32)
     out = moe.run(x, gate_up, down, weights, chosen, None, *SMALL[kind])
-    assert error(out, reference_moe.experts(x, gate_up, down, weights, chosen)) < 2e-6
+    assert error(out, reference.experts(x, gate_up, down, weights, chosen)) < 2e-6
 
 
 @pytest.mark.parametrize("kind", SMALL)
 @pytest.mark.parametrize("block", [0, 128])
 def test_fp8_weights(kind: str, block: int) -> None:
-    tokens = 1 if kind == "one" else 9
-    x, gate_up, down, weights, chosen, residual = case(tokens, seed=11)
+    x, gate_up, down, weights, chosen, residual = case(9, seed=11)
     wide, tall = quantize_fp8(gate_up, block), quantize_fp8(down, block)
     out = moe.run(x, wide, tall, weights, chosen, residual, *SMALL[kind])
     plain = wide.dequantize(torch.float32), tall.dequantize(torch.float32)
-    assert error(out, reference_moe.experts(x, *plain, weights, chosen, residual=residual)) < 2e-6
+    assert error(out, reference.experts(x, *plain, weights, chosen, residual=residual)) < 2e-6
 
 
 def test_fp8_blocks_within_an_expert() -> None:
@@ -150,9 +146,8 @@ def test_fp8_blocks_within_an_expert() -> None:
     chosen = torch.tensor([[0, 1]], dtype=torch.int32, device=DEVICE)
     weights = torch.tensor([[0.75, 0.25]], device=DEVICE)
     x = torch.randn(1, 256, generator=g).to(DEVICE) / 16
-    wanted = reference_moe.experts(x, wide.dequantize(torch.float32), tall.dequantize(torch.float32), weights, chosen)
+    wanted = reference.experts(x, wide.dequantize(torch.float32), tall.dequantize(torch.float32), weights, chosen)
     for tiles in (
-        (Tile(1, 64, 128, 4), Tile(1, 64, 128, 4)),
         (Tile(0, 128, 64, 4, 2, True), Tile(0, 128, 128, 4, 2, True)),
         (Tile(16, 128, 128, 4, 2, False), Tile(16, 128, 64, 4, 2, False)),
     ):
@@ -164,14 +159,14 @@ def test_public_entry(tokens: int) -> None:
     x, gate_up, down, weights, chosen, residual = case(tokens, seed=2)
     for add in (None, residual):
         out = moe.experts(x, gate_up, down, weights, chosen, residual=add)
-        assert error(out, reference_moe.experts(x, gate_up, down, weights, chosen, residual=add)) < 2e-6 or not tokens
+        assert error(out, reference.experts(x, gate_up, down, weights, chosen, residual=add)) < 2e-6 or not tokens
 
 
 def test_invariant_computes_a_token_the_same_way_in_any_batch() -> None:
     """Bitwise on a GPU. The interpreter's matrix product depends on a row's place, so there: the same kernels."""
     x, gate_up, down, weights, chosen, residual = case(19, seed=5)
     whole = moe.experts(x, gate_up, down, weights, chosen, residual=residual, invariant=True)
-    assert error(whole, reference_moe.experts(x, gate_up, down, weights, chosen, residual=residual)) < 2e-6
+    assert error(whole, reference.experts(x, gate_up, down, weights, chosen, residual=residual)) < 2e-6
     kernels = []
     for rows in (slice(0, 19), slice(0, 1), slice(7, 8), slice(3, 9)):
         part = (x[rows], gate_up, down, weights[rows], chosen[rows])
@@ -192,7 +187,7 @@ def test_uneven_sizes_are_refused() -> None:
 def test_every_plan_runs() -> None:
     """The shipped tiles, clipped to small sizes, compute what they should."""
     x, gate_up, down, weights, chosen, _ = case(1, seed=8)
-    wanted = reference_moe.experts(x, gate_up, down, weights, chosen)
+    wanted = reference.experts(x, gate_up, down, weights, chosen)
     for plans in moe_tables.shipped()[1]:
         for tiles in plans.values():
             assert error(moe.run(x, gate_up, down, weights, chosen, None, *tiles), wanted) < 2e-6
@@ -201,7 +196,7 @@ def test_every_plan_runs() -> None:
 def test_tiles_are_kept_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QWEN3_CACHE", str(tmp_path / "new"))
     assert moe_tables._read() == {}
-    plans = {1: SMALL["one"], 64: SMALL["dense"]}
+    plans = {1: SMALL["swapped"], 64: SMALL["dense"]}
     moe_tables._write({"card,64,32,bf16": plans})
     moe_tables._write(moe_tables._read() | {"other": {64: SMALL["listed"]}})
     assert moe_tables._read() == {"card,64,32,bf16": plans, "other": {64: SMALL["listed"]}}
@@ -213,17 +208,42 @@ def test_tiles_are_kept_and_read_back(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_tuning_keeps_the_fastest_of_each_regime(monkeypatch: pytest.MonkeyPatch) -> None:
     _, tried = moe_tables.shipped()
-    fastest = tried[-1]
-    asked = []
+    asked, fastest = [], dict(zip(tried[0], (tried[i % 3] for i in range(len(tried[0]))), strict=True))
 
     def trial(tokens: int) -> moe_tables.Run:
         asked.append(tokens)
-        return lambda gate, low: None
+        limit = next(limit for limit in tried[0] if min(limit, 4096) == tokens)
+        return lambda gate, low: 1.0 if (gate, low) == fastest[limit][limit] else 2.0
 
     monkeypatch.setattr(launch, "compile_all", lambda jobs: None)
-    monkeypatch.setattr(moe_tables, "seconds", lambda run, pair: 1.0 if pair in fastest.values() else 2.0)
-    assert moe_tables._tune(trial) == fastest
-    assert asked == [min(limit, 4096) for limit in fastest]
+    monkeypatch.setattr(moe_tables, "seconds", lambda run, pair: run(*pair))
+    assert moe_tables._tune(trial) == {limit: plans[limit] for limit, plans in fastest.items()}
+    assert asked == [min(limit, 4096) for limit in tried[0]]
+
+
+def test_tiles_that_cannot_be_kept_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("QWEN3_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="not kept"):
+        moe_tables._write({"card,64,32,bf16": {64: SMALL["dense"]}})
+
+
+@pytest.mark.parametrize("tokens", [3, 700])
+def test_listing_is_by_expert_and_in_order(tokens: int) -> None:
+    """Every pair once, in tiles of its expert that are full but for the last; more pairs than are looked at at once."""
+    bm, slots = 16, tokens * K
+    chosen = torch.rand(tokens, E, generator=torch.Generator().manual_seed(tokens)).argsort(1)[:, :K].int()
+    chosen[chosen == 3] = -1
+    order = torch.full((slots * bm,), -7, dtype=torch.int32)
+    tiles = torch.full((slots,), -7, dtype=torch.int32)
+    chosen, order, tiles = (t.to(DEVICE) for t in (chosen, order, tiles))
+    launch.launch(moe._list, (E,), chosen, order, tiles, tokens * K, slots, WIDTH=8, BM=bm, PDL=False)
+    found: dict[int, list[int]] = {expert: [] for expert in range(E)}
+    for tile, info in enumerate(tiles.tolist()):
+        expert, used = divmod(info, 65536)
+        assert len(found[expert]) % bm == 0 or not used
+        found[expert] += order[tile * bm : tile * bm + used].tolist()
+    assert found == {e: (chosen.flatten() == e).nonzero()[:, 0].tolist() for e in range(E)}
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp8"])
@@ -232,8 +252,7 @@ def test_shipped_tables_serve_every_count(kind: str) -> None:
     for device in ("H100", "H200"):
         for shape in ("2048,768", "4096,1536"):
             plans = tables[f"{device},{shape},{kind}"]
-            for tokens in (1, 2, 64, 65, 512, 513, 10**6):
-                gate, low = moe_tables._pick(plans, tokens)
+            for tokens in (1, 2, 32, 64, 65, 256, 257, 1024, 10**6):
+                gate, low = moe_tables.pick(plans, tokens)
                 assert gate.bm == low.bm
-                assert (gate.bm == 1) == (tokens == 1)
-                assert (gate.bm == 0) == (1 < tokens <= 64)
+                assert (gate.bm == 0) == (tokens <= 64)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qwen3.errors import UsageError
-from qwen3.kernels import cpu, fp8, fused, reference, reference_engine, reference_moe
+from qwen3.kernels import cpu, fp8, fused, reference, reference_engine
 from qwen3.kernels.plan import StepPlan
 
 Kernel = Callable[..., Any]
@@ -181,16 +181,15 @@ def decode_inputs(
 
 
 def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> Tensor:
-    """See `reference_moe.uniform_logits`."""
+    """See `reference_engine.uniform_logits`."""
     return _pick("uniform_logits", ids.device.type)[1](ids, positions, layer, experts)
 
 
 _ANYWHERE = ("cpu", "cuda", "mps", "xpu", "meta", "privateuseone")
 for _name in ("linear", "rms_norm", "qk_norm_rope", "silu_mul", "attention", "route", "experts"):
     register(_name, "reference", getattr(reference, _name), _ANYWHERE)
-for _name in ("fused_linear", "rope_cache", "paged_attention", "attend", "decode_inputs"):
+for _name in ("fused_linear", "rope_cache", "paged_attention", "attend", "decode_inputs", "uniform_logits"):
     register(_name, "reference", getattr(reference_engine, _name), _ANYWHERE)
-register("uniform_logits", "reference", reference_moe.uniform_logits, _ANYWHERE)
 register("fp8_linear", "reference", fp8.fp8_linear, _ANYWHERE)
 for _name, _function in cpu.OPERATIONS.items():
     register(_name, "cpu", _function, ("cpu",))

@@ -117,3 +117,24 @@ def decode_inputs(
     ids, positions, own = last_token[rows], position[rows], tables[rows]
     block = own.gather(1, (positions // BLOCK).long().unsqueeze(1))[:, 0]
     return F.embedding(ids, embedding), ids, positions, block * BLOCK + positions % BLOCK, positions + 1, own
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit integers without visible structure (the finaliser of MurmurHash3)."""
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> Tensor:
+    """ids, positions [N] -> [N, experts] float32 in (0, 1), hashed from id, position and layer.
+
+    Their best k are a uniform choice without replacement: what the router of random weights is replaced by in
+    benchmarks, where real ones would favour a few experts.
+    """
+    seed = _mix((ids.long() + 0x9E3779B9) & 0xFFFFFFFF)
+    seed = _mix(seed ^ (positions.long() & 0xFFFFFFFF))
+    seed = _mix((seed + layer) & 0xFFFFFFFF)
+    lanes = _mix(torch.arange(experts, device=ids.device) + 0x7F4A7C15)
+    noise = _mix(seed.unsqueeze(1) ^ lanes)
+    return ((noise >> 9).float() + 0.5) * 2.0**-23

@@ -1,6 +1,6 @@
 """Floor 1 on NVIDIA GPUs, in Triton. Importing this needs Triton; `kernels.dispatch` does so for the first CUDA tensor.
 
-Each operation's plain twin is in `kernels.reference`, `kernels.reference_engine`, `kernels.reference_moe` or `kernels.fp8`.
+Each operation's plain twin is in `kernels.reference`, `kernels.reference_engine` or `kernels.fp8`.
 """
 
 from __future__ import annotations

@@ -1,23 +1,23 @@
-"""Mixture of experts in Triton: routing, expert GEMMs over grouped tokens, benchmark routing noise.
+"""Mixture of experts in Triton: routing, expert products over grouped tokens, benchmark routing noise.
 
-Three ways through the experts, all with weights read once per step where memory is the limit:
-* one token: matrix-vector products over (chosen expert, rows), the down projection also adds up the experts;
-* a few tokens: every token is a column of every expert's product, masked off where it did not choose the expert, so
-  that nothing has to be sorted (masked columns cost no memory traffic, and tensor cores idle anyway);
-* more: pairs (token, expert) are listed by expert in tiles, as also in the batch-invariant mode for any count.
+Weights are read once a step where memory is the limit. Up to 64 tokens every token is a column of every expert's
+product, masked off where it did not choose the expert, so that nothing has to be sorted (masked columns cost no memory
+traffic, and the tensor cores idle anyway). More tokens, and any number in the batch-invariant mode, are listed as pairs
+(token, expert) in tiles of one expert each.
 """
 
-# ruff: noqa: RUF005 (Triton adds tuples, it does not unpack them)
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from qwen3.errors import UsageError
 from qwen3.kernels.fp8 import Fp8Weight
-from qwen3.kernels.gpu.launch import PDL, cdiv, launch, next_power_of_2
+from qwen3.kernels.gpu.launch import PDL, launch, next_power_of_2
+from qwen3.kernels.gpu.linear import _ask, _silu_mul
 from qwen3.kernels.gpu.moe_tables import INVARIANT, Run, Tile, choose
 
 Weight = Tensor | Fp8Weight
@@ -29,46 +29,41 @@ def _route(logits, counts, weights, chosen, E: tl.constexpr, TOP: tl.constexpr, 
            WIDTH: tl.constexpr, SLOTS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     token = tl.program_id(0)
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    lane = tl.arange(0, WIDTH)
-    slot = tl.arange(0, SLOTS)
+        gdc_launch_dependents()
+        gdc_wait()
+    lane, slot = tl.arange(0, WIDTH), tl.arange(0, SLOTS)
     value = tl.load(logits + token * E + lane, mask=lane < E, other=float("-inf")).to(tl.float32)
     bits = value.to(tl.int32, bitcast=True)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
     # Value above, expert below: one maximum gives both, and the lower expert wins a tie. Padding is below -inf.
     lowest = tl.full((WIDTH,), -(2**62), tl.int64) * 2
     key = tl.where(lane < E, (ordered.to(tl.int64) << 32) | (WIDTH - 1 - lane), lowest)
-    keep = TOP
-    if counts is not None:
-        keep = tl.load(counts + token)
-    best = tl.full((SLOTS,), -1, tl.int32)
-    picked = tl.full((SLOTS,), float("-inf"), tl.float32)
+    tops = tl.zeros((SLOTS,), tl.int64)
     for k in tl.static_range(TOP):
         top = tl.max(key, 0)
         key = tl.where(key == top, lowest, key)
-        high = (top >> 32).to(tl.int32)
-        picked = tl.where(
-            (slot == k) & (k < keep), (high ^ ((high >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True), picked
-        )
-        best = tl.where((slot == k) & (k < keep), WIDTH - 1 - (top & 0xFFFFFFFF).to(tl.int32), best)
+        tops = tl.where(slot == k, top, tops)
+    used = slot < TOP
+    if counts is not None:
+        used = used & (slot < tl.load(counts + token))
+    high = (tops >> 32).to(tl.int32)
+    picked = (high ^ ((high >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
     biggest = tl.max(value, 0)
-    share = tl.where(best >= 0, tl.exp(picked - biggest), 0.0)
-    total = tl.sum(share, 0) if NORMALISE else tl.sum(tl.exp(value - biggest), 0)
-    share = tl.where(best >= 0, share / total, 0.0)
+    share = tl.where(used, tl.exp(picked - biggest), 0.0)
+    share /= tl.sum(share, 0) if NORMALISE else tl.sum(tl.exp(value - biggest), 0)
+    best = tl.where(used, WIDTH - 1 - (tops & 0xFFFFFFFF).to(tl.int32), -1)
     tl.store(weights + token * TOP + slot, share.to(weights.dtype.element_ty), mask=slot < TOP)
     tl.store(chosen + token * TOP + slot, best, mask=slot < TOP)
 
 
-def route(logits: Tensor, top_k: int, normalise: bool, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As `reference_moe.route`: logits [N, E] -> weights [N, top_k] in their dtype, experts int32 [N, top_k]."""
+def route(logits: Tensor, top_k: int, normalise: bool, *, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As `reference.route`: logits [N, E] -> weights [N, top_k] in their dtype, experts int32 [N, top_k]."""
     tokens, experts = logits.shape
-    weights = torch.empty(tokens, top_k, dtype=logits.dtype, device=logits.device)
-    chosen = torch.empty(tokens, top_k, dtype=torch.int32, device=logits.device)
-    meta = {"WIDTH": next_power_of_2(experts), "SLOTS": next_power_of_2(top_k)}
+    weights, chosen = logits.new_empty(tokens, top_k), logits.new_empty(tokens, top_k, dtype=torch.int32)
     if tokens:
         launch(_route, (tokens,), logits.contiguous(), counts, weights, chosen, E=experts, TOP=top_k,
-               NORMALISE=normalise, **meta, **_PDL, num_warps=1)  # fmt: skip
+               NORMALISE=normalise, WIDTH=next_power_of_2(experts), SLOTS=next_power_of_2(top_k), num_warps=1,
+               **_PDL)  # fmt: skip
     return weights, chosen
 
 
@@ -84,8 +79,8 @@ def _mix(x):
 def _uniform(ids, positions, out, layer, E: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr):
     token = tl.program_id(0)
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+        gdc_launch_dependents()
+        gdc_wait()
     lane = tl.arange(0, WIDTH)
     seed = _mix(tl.load(ids + token).to(tl.uint32) + 0x9E3779B9)
     seed = _mix(seed ^ tl.load(positions + token).to(tl.uint32))
@@ -96,134 +91,61 @@ def _uniform(ids, positions, out, layer, E: tl.constexpr, WIDTH: tl.constexpr, P
 
 
 def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> Tensor:
-    """As `reference_moe.uniform_logits`: noise in (0, 1), float32 [N, experts], by id, position and layer."""
+    """As `reference_engine.uniform_logits`: noise in (0, 1), float32 [N, experts], by id, position and layer."""
     out = torch.empty(len(ids), experts, dtype=torch.float32, device=ids.device)
     if len(ids):
         launch(_uniform, (len(ids),), ids, positions, out, layer, E=experts, WIDTH=next_power_of_2(experts),
-               **_PDL, num_warps=1)  # fmt: skip
+               num_warps=1, **_PDL)  # fmt: skip
     return out
 
 
-@triton.jit
-def _one_gate_up(x, w, scale, chosen, act, M: tl.constexpr, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-                 FP8: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """One token: silu(gate row · x) · (up row · x) of BN rows of one chosen expert. FP8 as in `_gemm`."""
-    slot = tl.program_id(1)
-    first = tl.program_id(0) * BN
-    n = first + tl.arange(0, BN)
-    k = tl.arange(0, BK)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        # Only now: the kernel that follows reads what the router chose before it waits for this one.
-        tl.extra.cuda.gdc_launch_dependents()
-    expert = tl.load(chosen + slot)
-    if expert < 0:
-        return
-    row = expert.to(tl.int64) * (2 * M) + n
-    # Sums of 8 neighbours stay within a thread, so that few registers are kept from step to step.
-    gate = tl.zeros((BN, BK // 8), tl.float32)
-    up = tl.zeros((BN, BK // 8), tl.float32)
-    for i in tl.static_range(0, K, BK):
-        a = tl.load(w + row[:, None] * K + (k + i)[None, :]).to(tl.float32)
-        b = tl.load(w + (row + M)[:, None] * K + (k + i)[None, :]).to(tl.float32)
-        y = tl.load(x + i + k).to(tl.float32)
-        z = y
-        if FP8 == 128:
-            y *= _block_scale(scale, expert, first, i + k, 2 * M, K)
-            z *= _block_scale(scale, expert, first + M, i + k, 2 * M, K)
-        gate += tl.sum((a * y[None, :]).reshape(BN, BK // 8, 8), 2)
-        up += tl.sum((b * z[None, :]).reshape(BN, BK // 8, 8), 2)
-    g = tl.sum(gate, 1)
-    u = tl.sum(up, 1)
-    if FP8 == 1:
-        g *= tl.load(scale + row)
-        u *= tl.load(scale + row + M)
-    tl.store(act + slot * M + n, (g / (1 + tl.exp(-g)) * u).to(act.dtype.element_ty))
-
-
-@triton.jit
-def _block_scale(scale, expert, row, k, N: tl.constexpr, K: tl.constexpr):
-    """Scales of one weight row (or of rows of its block) at columns k."""
-    return tl.load(scale + (expert * ((N + 127) // 128) + row // 128) * ((K + 127) // 128) + k // 128)
-
-
-@triton.jit
-def _one_down(act, w, scale, weights, chosen, residual, out, M: tl.constexpr, H: tl.constexpr, TOP: tl.constexpr,
-              BN: tl.constexpr, BK: tl.constexpr, FP8: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """One token: Σ over its experts of weight · (down row · act), + residual, for BN rows."""
-    first = tl.program_id(0) * BN
-    n = first + tl.arange(0, BN)
-    k = tl.arange(0, BK)
-    STEPS: tl.constexpr = M // BK
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-    # The router's choice was there before the kernel before this one let it start (see `_one_gate_up`), so all weights
-    # are asked for while that one ends. Its cache line may be older: it is read past L1. Skipped experts read expert 0.
-    ahead = (k,)
-    for slot in tl.static_range(TOP):
-        expert = tl.maximum(tl.load(chosen + slot, cache_modifier=".cg"), 0).to(tl.int64)
-        for i in tl.static_range(STEPS):
-            tile = tl.load(w + (expert * H + n)[:, None] * M + (i * BK + k)[None, :])
-            ahead = ahead + (tile,)  # type: ignore[assignment]
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-    total = tl.zeros((BN, BK // 8), tl.float32)
-    for slot in tl.static_range(TOP):
-        expert = tl.load(chosen + slot)
-        share = tl.load(weights + slot).to(tl.float32)
-        part = tl.zeros((BN, BK // 8), tl.float32)
-        for i in tl.static_range(STEPS):
-            y = tl.load(act + slot * M + i * BK + k, mask=expert >= 0, other=0.0).to(tl.float32) * share
-            if FP8 == 128:
-                y *= _block_scale(scale, tl.maximum(expert, 0), first, i * BK + k, H, M)
-            a = ahead[1 + slot * STEPS + i].to(tl.float32)
-            part += tl.sum((a * y[None, :]).reshape(BN, BK // 8, 8), 2)
-        if FP8 == 1:
-            part *= tl.load(scale + tl.maximum(expert, 0) * H + n)[:, None]
-        total += part
-    y = tl.sum(total, 1)
-    if residual is not None:
-        y += tl.load(residual + n).to(tl.float32)
-    tl.store(out + n, y.to(out.dtype.element_ty))
-
-
-@triton.jit(do_not_specialize=["pairs"])
-def _count(chosen, counts, pairs, WIDTH: tl.constexpr, SPAN: tl.constexpr):
-    """counts [WIDTH] += how often each expert was chosen, SPAN pairs a program."""
-    at = tl.program_id(0) * SPAN + tl.arange(0, SPAN)
-    expert = tl.load(chosen + at, mask=at < pairs, other=-1)
-    found = tl.histogram(expert, WIDTH, mask=expert >= 0)
-    tl.atomic_add(counts + tl.arange(0, WIDTH), found, mask=found > 0)
-
-
 @triton.jit(do_not_specialize=["pairs", "slots"])
-def _list(chosen, counts, order, tiles, pairs, slots, WIDTH: tl.constexpr, SPAN: tl.constexpr, BM: tl.constexpr):
-    """order: pairs by expert, each expert's from a multiple of BM on; tiles: expert · 65536 + pairs in the tile.
+def _list(chosen, order, tiles, pairs, slots, WIDTH: tl.constexpr, BM: tl.constexpr, PDL: tl.constexpr):
+    """One expert's part of order (pairs by expert, each expert's from a multiple of BM on) and of tiles [slots]: expert
+    · 65536 + pairs in the tile; tiles of 0 pairs may follow the last."""
+    own = tl.program_id(0)
+    SPAN: tl.constexpr = 64 * BM
+    lane, at = tl.arange(0, WIDTH), tl.arange(0, SPAN)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    counts = tl.zeros((WIDTH,), tl.int32)
+    start = 0
+    while start < pairs:
+        expert = tl.load(chosen + start + at, mask=start + at < pairs, other=-1)
+        counts += tl.histogram(expert, WIDTH, mask=expert >= 0)
+        start += SPAN
+    first = tl.sum(tl.where(lane < own, (counts + BM - 1) // BM, 0), 0)
+    count = tl.sum(tl.where(lane == own, counts, 0), 0)
+    place = order + first * BM
+    start = 0
+    while start < pairs:
+        mine = tl.load(chosen + start + at, mask=start + at < pairs, other=-1) == own
+        rank = tl.cumsum(mine.to(tl.int32), 0)
+        tl.store(place + rank - 1, start + at, mask=mine)
+        place += tl.max(rank, 0)
+        start += SPAN
+    end = tl.where(own == tl.num_programs(0) - 1, slots, first + (count + BM - 1) // BM)
+    while first < end:
+        used = tl.maximum(tl.minimum(count - lane * BM, BM), 0)
+        tl.store(tiles + first + lane, own * 65536 + used, mask=first + lane < end)
+        first += WIDTH
+        count -= WIDTH * BM
 
-    counts [2 · WIDTH]: those of `_count`, then zeros. The order within an expert is that of arrival: it moves rows of a
-    tile, which are computed independently, so results do not depend on it.
-    """
-    lane = tl.arange(0, WIDTH)
-    count = tl.load(counts + lane)
-    end = tl.cumsum((count + BM - 1) // BM, 0)
-    first = end - (count + BM - 1) // BM
-    at = tl.program_id(0) * SPAN + tl.arange(0, SPAN)
-    expert = tl.load(chosen + at, mask=at < pairs, other=-1)
-    rank = tl.atomic_add(counts + WIDTH + expert, 1, mask=expert >= 0)
-    tl.store(order + tl.gather(first, tl.maximum(expert, 0), 0) * BM + rank, at, mask=expert >= 0)
-    tile = tl.program_id(0)
-    while tile < slots:
-        mine = (first <= tile) & (tile < end)
-        used = tl.sum(tl.where(mine, tl.minimum(count - (tile - first) * BM, BM), 0), 0)
-        tl.store(tiles + tile, tl.sum(tl.where(mine, lane, 0), 0) * 65536 + used)
-        tile += tl.num_programs(0)
+
+@triton.jit
+def _ask_early(rows, K: tl.constexpr, EARLY: tl.constexpr):
+    """The first EARLY programs have the L2 cache fetch the first KiB of their weight rows, 64 bytes a request."""
+    if tl.program_id(0) < EARLY:
+        column = tl.arange(0, 16) * (512 // rows.dtype.element_ty.primitive_bitwidth)
+        _ask(rows[:, None] + tl.minimum(column, K - 16)[None, :])
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _gemm(
     x, w, scale, weights, chosen, order, tiles, out, tokens, GATED: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
     TOP: tl.constexpr, SLOTS: tl.constexpr, LISTED: tl.constexpr, BY_PAIR: tl.constexpr, SWAP: tl.constexpr,
-    FP8: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
+    FP8: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """BM pairs × BN rows of one expert. w [E, N, K]; rows of x and out are pairs (x's with GATED: tokens).
 
@@ -231,13 +153,23 @@ def _gemm(
     LISTED: tiles of `_list`; otherwise all tokens, masked; BY_PAIR: program per pair, run by the first of its expert.
     SWAP: weights are the left operand, so that a few pairs fill a narrow right one. FP8: 0, 1 (scale per row), 128.
     """
-    if PDL:
-        # As in `_one_gate_up` and `_one_down`. One program always waits, so that kernels still end in their order.
-        if GATED or tl.program_id(0) == 0:
-            tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    slot = tl.program_id(0) // (N // BN)
+    slot, tile = tl.program_id(0) // (N // BN), tl.program_id(0) % (N // BN)
     lane = tl.arange(0, BM)
+    column = tile * BN + tl.arange(0, BN)
+    row = column
+    # Gate and up rows alternate in the tile (in groups of 8 when they are the left operand), so that both of a pair end
+    # in one thread's registers.
+    G: tl.constexpr = 8 if SWAP else 1
+    if GATED:
+        row = column // (2 * G) * G + column % G + (column // G) % 2 * (N // 2)
+    if PDL:
+        if GATED and not LISTED and not BY_PAIR:
+            _ask_early(w + slot.to(tl.int64) * N * K + row * K, K, EARLY)  # nearly every expert is some token's
+        # The second product starts when all programs of the first have passed here: what the router chose, and the
+        # lists, are there before it waits. One of its programs waits here too, so that kernels end in their order.
+        if GATED or tl.program_id(0) == 0:
+            gdc_wait()
+        gdc_launch_dependents()
     if LISTED:
         info = tl.load(tiles + slot, cache_modifier=".cg")
         if info & 65535 == 0:
@@ -259,58 +191,35 @@ def _gemm(
         elif first == tokens * TOP:
             return
     used = pair >= 0
-    # Gate and up rows alternate in the tile (in groups of 8 when they are the left operand), so that both of a pair
-    # end in one thread's registers.
-    column = tl.program_id(0) % (N // BN) * BN + tl.arange(0, BN)
-    row = column
-    if GATED:
-        G: tl.constexpr = 8 if SWAP else 1
-        row = column // (2 * G) * G + column % G + (column // G) % 2 * (N // 2)
-    wide: tl.constexpr = (K + 127) // 128
-    high: tl.constexpr = (N + 127) // 128
     source = x + (pair // TOP if GATED else pair).to(tl.int64) * K
     base = w + expert.to(tl.int64) * N * K + row * K
     if PDL and not GATED:
-        tl.extra.cuda.gdc_wait()
+        _ask_early(base, K, EARLY)
+        gdc_wait()
     acc = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.float32)
     for start in range(0, K, BK):
         k = start + tl.arange(0, BK)
-        if SWAP:
-            a = tl.load(base[:, None] + k[None, :])
-            b = tl.load(source[None, :] + k[:, None], mask=used[None, :], other=0.0)
-            if FP8:
-                a = a.to(tl.float32).to(b.dtype)  # by way of float32: Hopper turns float16 into bfloat16 slowly
-        else:
-            a = tl.load(source[:, None] + k[None, :], mask=used[:, None], other=0.0)
-            b = tl.load(base[None, :] + k[:, None])
-            if FP8:
-                b = b.to(tl.float32).to(a.dtype)
+        a = tl.load(source[:, None] + k[None, :], mask=used[:, None], other=0.0)
+        b = tl.load(base[:, None] + k[None, :])
+        if FP8:
+            b = b.to(tl.float32).to(a.dtype)  # by way of float32: Hopper turns float16 into bfloat16 slowly
         if FP8 == 128:
-            s = tl.load(scale + (expert * high + row // 128) * wide + start // 128)
-            acc += tl.dot(a, b) * (s[:, None] if SWAP else s[None, :])
+            s = tl.load(scale + (expert * tl.cdiv(N, 128) + row // 128) * tl.cdiv(K, 128) + start // 128)
+            acc += tl.dot(b, a.T) * s[:, None] if SWAP else tl.dot(a, b.T) * s[None, :]
         else:
-            acc = tl.dot(a, b, acc)
-    if FP8 == 1:
-        s = tl.load(scale + expert * N + row)
-        acc *= s[:, None] if SWAP else s[None, :]
-    if GATED:
-        if SWAP:
-            gate, up = acc.reshape(BN // 16, 2, 8, BM).permute(0, 2, 3, 1).split()
-            gate, up = gate.reshape(BN // 2, BM), up.reshape(BN // 2, BM)
-        else:
-            gate, up = acc.reshape(BM, BN // 2, 2).split()
-        y = gate / (1 + tl.exp(-gate)) * up
-        n = tl.program_id(0) % (N // BN) * (BN // 2) + tl.arange(0, BN // 2)
-    else:
-        share = tl.load(weights + pair, mask=used, other=0.0).to(tl.float32)
-        y = acc * (share[None, :] if SWAP else share[:, None])
-        n = column
-    to = out + pair.to(tl.int64) * (N // 2 if GATED else N)
-    y = y.to(out.dtype.element_ty)
+            acc = tl.dot(b, a.T, acc) if SWAP else tl.dot(a, b.T, acc)
     if SWAP:
-        tl.store(to[None, :] + n[:, None], y, mask=used[None, :])
+        acc = acc.T
+    if FP8 == 1:
+        acc *= tl.load(scale + expert * N + row)[None, :]
+    if GATED:
+        gate, up = acc.reshape(BM, BN // (2 * G), 2, G).permute(0, 1, 3, 2).split()
+        acc = _silu_mul(gate, up).reshape(BM, BN // 2)
+        column = tile * (BN // 2) + tl.arange(0, BN // 2)
     else:
-        tl.store(to[:, None] + n[None, :], y, mask=used[:, None])
+        acc *= tl.load(weights + pair, mask=used, other=0.0).to(tl.float32)[:, None]
+    to = out + pair.to(tl.int64)[:, None] * (N // 2 if GATED else N) + column[None, :]
+    tl.store(to, acc.to(out.dtype.element_ty), mask=used[:, None])
 
 
 @triton.jit
@@ -320,8 +229,8 @@ def _combine(parts, chosen, residual, out, H: tl.constexpr, TOP: tl.constexpr, B
     token = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+        gdc_launch_dependents()
+        gdc_wait()
     y = tl.zeros((BLOCK,), tl.float32)
     if residual is not None:
         y += tl.load(residual + token * H + n).to(tl.float32)
@@ -335,11 +244,10 @@ def experts(
     x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, chosen: Tensor, *,
     residual: Tensor | None = None, invariant: bool = False,
 ) -> Tensor:  # fmt: skip
-    """As `reference_moe.experts`: x [N, h], gate_up [E, 2m, h], down [E, h, m], both plain or both FP8 -> [N, h].
+    """As `reference.experts`: x [N, h], gate_up [E, 2m, h], down [E, h, m], both plain or both FP8 -> [N, h].
 
-    weights and chosen [N, k] as `route` gives them (-1: none). Each expert's weights are read once for up to 64 tokens.
-    Deterministic; invariant: a token's result is the same bits whatever else is in the batch. Raises UsageError if h or
-    m is not a multiple of 16.
+    weights and chosen [N, k] as `route` gives them (-1: none). Deterministic; invariant: a token's result is the same
+    bits whatever else is in the batch. Raises UsageError if h or m is not a multiple of 16.
     """
     if not len(x):
         return torch.empty_like(x) if residual is None else residual.clone()
@@ -357,49 +265,35 @@ def experts(
 
 def run(
     x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, chosen: Tensor, residual: Tensor | None,
-    gate: Tile, low: Tile,
+    gate: Tile, low: Tile, early: int = 528,
 ) -> Tensor:  # fmt: skip
-    """`experts` on contiguous tensors with the given tiles, which must suit N (see `moe_tables.Tile`)."""
+    """`experts` on contiguous tensors with the given tiles, which must suit N (see `moe_tables.Tile`).
+
+    early: how many programs of a product ask for weights while the kernel before ends (528: 4 · 132 multiprocessors).
+    """
     (tokens, h), (E, _, m), top = x.shape, down.shape, chosen.shape[1]
     if h % 16 or m % 16:
-        raise UsageError(
-            f"hidden_size {h} and moe_intermediate_size {m}: expert kernels of the GPU take multiples of 16"
-        )
+        raise UsageError(f"hidden_size {h}, moe_intermediate_size {m}: the GPU's experts take multiples of 16")
     fp8 = 0 if isinstance(gate_up, Tensor) else gate_up.block or 1
-    (wide, wide_scale), (tall, tall_scale) = _split(gate_up), _split(down)
-    out, act = torch.empty_like(x), x.new_empty(tokens * top, m)
-    if gate.bm == 1:
-        bn, bk = _fit(gate.bn, m), _fit(gate.bk, h)
-        launch(_one_gate_up, (m // bn, top), x, wide, wide_scale, chosen, act, M=m, K=h, BN=bn, BK=bk, FP8=fp8,
-               num_warps=gate.warps, **_PDL)  # fmt: skip
-        bn, bk = _fit(low.bn, h), _fit(low.bk, m)
-        launch(_one_down, (h // bn,), act, tall, tall_scale, weights, chosen, residual, out, M=m, H=h, TOP=top, BN=bn,
-               BK=bk, FP8=fp8, num_warps=low.warps, **_PDL)  # fmt: skip
-        return out
-    parts = x.new_empty(tokens * top, h)
     pairs, bm = tokens * top, gate.bm or max(16, next_power_of_2(tokens))
     slots = min(pairs, pairs // bm + E if gate.bm else E)  # the most tiles, pairs or experts there can be
     order = tiles = None
     if gate.bm:
-        grid, width = (cdiv(pairs, 512),), next_power_of_2(E)
-        counts = torch.zeros(2 * width, dtype=torch.int32, device=x.device)
-        order, tiles = counts.new_empty(slots * bm), counts.new_empty(slots)
-        launch(_count, grid, chosen, counts, pairs, WIDTH=width, SPAN=512, num_warps=4)
-        launch(_list, grid, chosen, counts, order, tiles, pairs, slots, WIDTH=width, SPAN=512, BM=bm, num_warps=4)
-    for a, w, scale, to, tile in ((x, wide, wide_scale, act, gate), (act, tall, tall_scale, parts, low)):
+        order, tiles = chosen.new_empty(slots * bm), chosen.new_empty(slots)
+        launch(_list, (E,), chosen, order, tiles, pairs, slots, WIDTH=next_power_of_2(E), BM=bm,
+               num_warps=max(4, bm // 8), **_PDL)  # fmt: skip
+    out, act, parts = torch.empty_like(x), x.new_empty(pairs, m), x.new_empty(pairs, h)
+    for a, weight, to, tile in ((x, gate_up, act, gate), (act, down, parts, low)):
+        w, scale = (weight, None) if isinstance(weight, Tensor) else (weight.data, weight.scale)
         N, K = w.shape[1:]
         bn, bk = _fit(tile.bn, N), _fit(min(tile.bk, 128) if fp8 == 128 else tile.bk, K)
         launch(_gemm, (slots * (N // bn),), a, w, scale, weights, chosen, order, tiles, to, tokens, GATED=a is x, N=N,
                K=K, TOP=top, SLOTS=next_power_of_2(top), LISTED=gate.bm > 0, BY_PAIR=gate.bm == 0 and pairs < E,
-               SWAP=tile.swap, FP8=fp8, BM=bm, BN=bn, BK=bk, num_warps=tile.warps, num_stages=tile.stages,
-               **_PDL)  # fmt: skip
+               SWAP=tile.swap, FP8=fp8, BM=bm, BN=bn, BK=bk, EARLY=early, num_warps=tile.warps,
+               num_stages=tile.stages, **_PDL)  # fmt: skip
     block = _fit(1024, h)
     launch(_combine, (tokens, h // block), parts, chosen, residual, out, H=h, TOP=top, BLOCK=block, num_warps=4, **_PDL)
     return out
-
-
-def _split(weight: Weight) -> tuple[Tensor, Tensor | None]:
-    return (weight, None) if isinstance(weight, Tensor) else (weight.data, weight.scale)
 
 
 def _fit(block: int, size: int) -> int:

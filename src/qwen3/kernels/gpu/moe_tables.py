@@ -7,32 +7,32 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
-from functools import cache
+from contextlib import suppress
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton.runtime.errors import OutOfResources
+from triton.testing import do_bench_cudagraph
 
 from qwen3.kernels.gpu import launch
 
 
 class Tile(NamedTuple):
-    """A program's part of a product: bm pairs × bn weight rows, bk columns a step; swap: weights are the left operand.
-
-    bm 0: the pairs of all tokens (64 at most); 1: one token, as a matrix-vector product (stages and swap unused).
-    """
+    """A program's part of a product: bm pairs (0: those of all tokens, 64 at most) × bn weight rows, bk columns a step;
+    swap: weights are the left operand."""
 
     bm: int
     bn: int
     bk: int
     warps: int
-    stages: int = 0
-    swap: bool = False
+    stages: int
+    swap: bool
 
 
 Pair = tuple[Tile, Tile]
@@ -49,9 +49,11 @@ def _plans(plans: Any) -> Plans:
 
 @cache
 def shipped() -> tuple[dict[str, Plans], list[Plans]]:
-    """Plans by "device,h,m,weights", and those worth trying for another shape."""
+    """Plans by "device,h,m,weights" (which may name the entry they are taken from), and those to try for others."""
     data = json.loads((resources.files("qwen3") / "data" / "moe_tiles.json").read_text())
-    return {key: _plans(plans) for key, plans in data["tiles"].items()}, [_plans(plans) for plans in data["tried"]]
+    tiles = data["tiles"]
+    plans = {key: _plans(tiles[own] if isinstance(own, str) else own) for key, own in tiles.items()}
+    return plans, [_plans(own) for own in data["tried"]]
 
 
 def choose(device: torch.device, h: int, m: int, kind: str, tokens: int, trial: Callable[[int], Run]) -> Pair:
@@ -61,23 +63,23 @@ def choose(device: torch.device, h: int, m: int, kind: str, tokens: int, trial: 
     QWEN3_TUNE=0): trial(tokens) gives the products to time. Results are kept in QWEN3_CACHE (else ~/.cache/qwen3).
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "H100"
-    plans = _known.get(key := f"{name},{h},{m},{kind},{triton.__version__}")
-    if plans is None:
+    key = f"{name},{h},{m},{kind},{triton.__version__}"
+    if key not in _known:
         tables, _ = shipped()
+        default = tables[f"H100,2048,768,{kind}"]
         short = next((part for part in ("H100", "H200") if part in name), name)
-        plans = tables.get(f"{short},{h},{m},{kind}") or (_read().get(key) if device.type == "cuda" else None)
-        if plans is None:
-            plans = tables[f"H100,2048,768,{kind}"]
-            if device.type == "cuda" and os.environ.get("QWEN3_TUNE") != "0":
-                if launch._noted is not None or torch.cuda.is_current_stream_capturing():
-                    return _pick(plans, tokens)
-                plans = _tune(trial)
-                _write(_read() | {key: plans})
-        _known[key] = plans
-    return _pick(plans, tokens)
+        plans = tables.get(f"{short},{h},{m},{kind}") or _read().get(key)
+        if plans is None and device.type == "cuda" and os.environ.get("QWEN3_TUNE") != "0":
+            if launch._noted is not None or torch.cuda.is_current_stream_capturing():
+                return pick(default, tokens)
+            plans = _tune(trial)
+            _write(_read() | {key: plans})
+        _known[key] = plans or default
+    return pick(_known[key], tokens)
 
 
-def _pick(plans: Plans, tokens: int) -> Pair:
+def pick(plans: Plans, tokens: int) -> Pair:
+    """The tiles of the smallest limit that `tokens` keep."""
     return plans[min(limit for limit in plans if tokens <= limit)]
 
 
@@ -88,32 +90,18 @@ def _tune(trial: Callable[[int], Run]) -> Plans:
         for plans in tried:
             for limit, pair in plans.items():
                 runs[limit](*pair)
-    launch.compile_all(jobs)
-    return {
-        limit: min((plans[limit] for plans in tried if limit in plans), key=lambda pair: seconds(run, pair))
-        for limit, run in runs.items()
-    }
+    with suppress(OutOfResources):
+        launch.compile_all(jobs)
+    return {limit: min((plans[limit] for plans in tried), key=partial(seconds, run)) for limit, run in runs.items()}
 
 
-def seconds(run: Run, pair: Any, rounds: int = 5, calls: int = 4) -> float:
+def seconds(run: Run, pair: Pair) -> float:
     """Median GPU time of run(*pair), replayed from a graph; infinity for tiles that need more than the device has."""
+    torch.cuda.synchronize()
     try:
-        run(*pair)
-    except triton.runtime.errors.OutOfResources:
+        return float(do_bench_cudagraph(lambda: run(*pair), rep=5, return_mode="median")) / 1000
+    except OutOfResources:
         return float("inf")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            run(*pair)
-    times = []
-    for _ in range(rounds):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1000 / calls)
-    return sorted(times)[rounds // 2]
 
 
 def _file() -> Path:
@@ -126,15 +114,16 @@ def _read() -> dict[str, Plans]:
         return {key: _plans(plans) for key, plans in json.loads(_file().read_text()).items()}
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         warnings.warn(f"{_file()} is not a table of tiles ({error}): measuring again", stacklevel=2)
         return {}
 
 
 def _write(plans: dict[str, Plans]) -> None:
-    _file().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=_file().parent, delete=False) as out:
-        json.dump(plans, out)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(out.name, _file())
+    part = _file().with_suffix(f".{os.getpid()}")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(plans))
+        part.replace(_file())
+    except OSError as error:
+        warnings.warn(f"measured tiles are not kept for the next start: {error}", stacklevel=2)
