@@ -146,6 +146,17 @@ def test_decode_head_size_128_and_float16() -> None:
     step.check(splits=2, chunk=16, tile=16, warps=2, early=True)
 
 
+def test_decode_loads_again_what_was_stale() -> None:
+    """The first reading of a position is held to the table's length: said to be shorter than it is, it differs from
+    the second reading, as it would if the step's plan had still been in the making."""
+    step = Step([40, 3, 90], seed=6)
+    expected = reference.attend(*step.args(wide=True))
+    step.plan = replace(step.plan, cos_sin=step.plan.cos_sin[:10])
+    out = torch.full(expected.shape, float("nan"), dtype=torch.bfloat16, device=DEVICE)
+    attention.decode(*step.args(), out, config=attention.DecodeConfig(2, 16, 16, 1, early=True))
+    close(out, expected)
+
+
 def test_decode_twice_over_the_same_counters() -> None:
     """The counters are zero again after each launch; so the order of arrival never shows: the bits are the same."""
     step = Step([100, 30, 64], seed=9)

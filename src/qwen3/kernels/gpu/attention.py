@@ -48,7 +48,7 @@ def decode_config(rows: int, kv_heads: int, max_length: int) -> DecodeConfig:
         splits, chunk, tile, early = 8, 128, 64, False
     else:
         splits, chunk, tile, early = 4, 512, 64, False
-    splits = min(splits, triton.next_power_of_2(triton.cdiv(max_length, chunk)))
+    splits = min(splits, next_power_of_2(cdiv(max_length, chunk)))
     return DecodeConfig(splits, chunk, tile, warps=4, early=early)
 
 
@@ -195,21 +195,19 @@ def _decode(
     x1 = tl.load(mine + d).to(tl.float32)
     y1 = tl.load(mine + pair).to(tl.float32)
     value = tl.load(mine + KV * D + d).to(tl.float32)
+    stale: tl.constexpr = True
     if EARLY:
         now = tl.load(table + at // BLOCK, mask=at < end, other=0, cache_modifier=".cg")
         stale = (guess != length) | (spot != position) | (tl.max((ids != now).to(tl.int32), 0) != 0)
-        if stale:
-            begin, end, used = _share(length, split, splits, chunk, TILE)
+    if stale:
+        begin, end, used = _share(length, split, splits, chunk, TILE)
+        cos = tl.load(cos_sin + position * D + half)
+        sin = tl.load(cos_sin + position * D + D // 2 + half) * sign
+        if EARLY:
             at = begin + span
             ids = tl.load(table + at // BLOCK, mask=at < end, other=0, cache_modifier=".cg")
             k = _gathered(k_cache, ids, at, end, d, KV * D, BLOCK)
             v = _gathered(v_cache, ids, at, end, d, KV * D, BLOCK)
-            cos = tl.load(cos_sin + position * D + half)
-            sin = tl.load(cos_sin + position * D + D // 2 + half) * sign
-    else:
-        begin, end, used = _share(length, split, splits, chunk, TILE)
-        cos = tl.load(cos_sin + position * D + half)
-        sin = tl.load(cos_sin + position * D + D // 2 + half) * sign
     if split >= used:
         return
 

@@ -124,9 +124,8 @@ def _merge(a, b, a_lse, b_lse, out, rows, H: tl.constexpr, D: tl.constexpr, ROWS
     d = tl.arange(0, D)
     mask = r < rows
     place = (r % H).to(tl.int64) * (rows // H) + r // H
-    weight = 1 / (
-        1 + tl.exp(tl.load(b_lse + place, mask=mask, other=0.0) - tl.load(a_lse + place, mask=mask, other=0.0))
-    )
+    other = tl.load(b_lse + place, mask=mask, other=0.0)
+    weight = tl.sigmoid(tl.load(a_lse + place, mask=mask, other=0.0) - other)
     at = r.to(tl.int64)[:, None] * D + d[None, :]
     x = tl.load(a + at, mask=mask[:, None], other=0.0).to(tl.float32)
     y = tl.load(b + at, mask=mask[:, None], other=0.0).to(tl.float32)
