@@ -15,7 +15,9 @@ a function of (seed, index, step, token), so the same tokens follow.
 
 from __future__ import annotations
 
+import gc
 import itertools
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -83,7 +85,8 @@ class Engine:
     model's; "fp8" halves it. prefix_cache: keep the KV of what was computed, and use it for prompts that begin alike.
     invariant: a request gets the same tokens and log-probabilities, bit for bit, whatever runs beside it.
     uniform_routing: experts are drawn, not routed (speed on random weights). vocab_size: ids from it on are never
-    sampled (None: the tokenizer's).
+    sampled (None: the tokenizer's). stall: seconds, by estimate, that prompt chunks may add to a step in which others
+    decode; None: little where anyone has a stream, else no limit.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Engine:
         invariant: bool = False,
         uniform_routing: bool = False,
         vocab_size: int | None = None,
+        stall: float | None = None,
     ) -> None:
         config, kind = model.config, model.device.type
         given = {"max_batch": max_batch, "max_len": max_len, "prefill_chunk": prefill_chunk, "blocks": blocks}
@@ -125,27 +129,21 @@ class Engine:
         self.kv_dtype = kv_dtype or model.dtype
         self.version = 0  # of the weights
         self.steps = 0
+        if kind == "cuda":  # what a former engine left behind, it may be most of the memory
+            gc.collect()
+            torch.cuda.empty_cache()
         with torch.inference_mode():
             self.picker = make_picker(self.max_batch, self.vocab_size, model.device, self.max_len)
-            self.blocks = blocks or plan_blocks(
-                config, model.device, model.dtype, self.kv_dtype,
-                rows=self.max_batch, max_len=self.max_len, tokens=self.prefill_chunk,
-            )  # fmt: skip
-            self.runner = Runner(
-                model.stepper(uniform_routing=uniform_routing),
-                model.device,
-                max_rows=self.max_batch,
-                max_len=self.max_len,
-                blocks=self.blocks,
-                kv_dtype=self.kv_dtype,
-                invariant=invariant,
-            )
+            self.runner = self._make_runner(blocks, invariant, uniform_routing)
+            self.blocks = len(self.runner.k_cache[0])
             if isinstance(self.picker, DevicePicker):
                 self.graphs = Graphs(self.runner, self.picker)
                 self.graphs.warm()
         self.overlap = isinstance(self.picker, DevicePicker)
-        self.scheduler = self._fresh_scheduler()
+        self.stall = stall
+        self._cost = StepCost(config, kind)
         self._live: dict[int, Sample] = {}  # not done, or done since the last step
+        self.scheduler = self._fresh_scheduler()
         self._flight: _Flight | None = None
         self._decoding: tuple[list[Sample], list[int]] = ([], [])  # of the last plan: samples, places of the followed
         self._torn = False
@@ -153,15 +151,43 @@ class Engine:
         self._routed = False  # a request has asked for routes
         self._next_id = 0
 
+    def _make_runner(self, blocks: int | None, invariant: bool, uniform_routing: bool) -> Runner:
+        """With as large a KV pool as there is room for. An estimate that was too high is lowered until it fits."""
+        model = self.model
+        count = blocks or plan_blocks(
+            model.config, model.device, model.dtype, self.kv_dtype,
+            rows=self.max_batch, max_len=self.max_len, tokens=self.prefill_chunk,
+        )  # fmt: skip
+        for attempt in itertools.count():
+            try:
+                return Runner(
+                    model.stepper(uniform_routing=uniform_routing),
+                    model.device,
+                    max_rows=self.max_batch,
+                    max_len=self.max_len,
+                    blocks=count,
+                    kv_dtype=self.kv_dtype,
+                    invariant=invariant,
+                )
+            except torch.OutOfMemoryError as error:
+                if blocks is not None or attempt == 4:
+                    raise OutOfMemoryError(
+                        f"a KV cache of {count:,} blocks of {BLOCK} tokens does not fit on {model.device}: "
+                        f"{str(error).splitlines()[0]}"
+                    ) from error
+                torch.cuda.empty_cache()
+                count = int(count * 0.85)
+        raise AssertionError
+
     def _fresh_scheduler(self) -> Scheduler:
-        cost = StepCost(self.model.config, self.model.device.type)
         return Scheduler(
             BlockPool(self.blocks),
             max_rows=self.max_batch,
             token_budget=self.max_batch + max(BLOCK, self.prefill_chunk),
+            chunk_tokens=self.prefill_chunk if self.prefill_chunk >= BLOCK else None,
             max_queue=self.max_queue,
-            cost=cost,
-            work_budget=cost.budget,
+            cost=self._cost,
+            work_budget=self._work_budget(),
         )
 
     # What callers use
@@ -370,6 +396,7 @@ class Engine:
 
     def _launch(self) -> _Flight | None:
         """Plan a step and start it; None: there is nothing to do."""
+        self.scheduler.work_budget = self._work_budget()
         plan = self.scheduler.plan()
         if plan is None:
             return None
@@ -395,6 +422,12 @@ class Engine:
                 lost += self._blame(there, error)
                 if len(lost) >= len(self._members(plan)):
                     return None
+
+    def _work_budget(self) -> float:
+        """Seconds that chunks may add to a step in which others decode: nobody waits for requests without a stream."""
+        if self.stall is not None:
+            return self.stall
+        return self._cost.budget if any(item.observed for item in self._live.values()) else math.inf
 
     def _members(self, plan: Plan) -> list[Sample]:
         return self._decoding[0] + [self._live[chunk.seq.id] for chunk in plan.chunks]
@@ -648,7 +681,7 @@ class Engine:
             )
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self.scheduler.token_budget = max(self.max_batch + BLOCK, self.scheduler.token_budget // 2)
+            self.scheduler.chunk_tokens = max(BLOCK, self.scheduler.chunk_tokens // 2)
             members = [max(members, key=lambda item: item.request.id)]
         self.scheduler.pool.forget()  # the plan offered blocks that were never filled
         for item in members:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qwen3 import kernels
@@ -131,24 +132,25 @@ class Graphs:
         """The step itself, from the samples' state back into it; logits of the rows that sample."""
         runner = self.runner
         own = inputs[:rows]
-        x: Tensor | None = None
+        states: list[Tensor] = []
         starts = self._span[: rows + 1]
         parts: list[Sequence[Tensor]] = []
         if rows:
             x, *first = kernels.decode_inputs(
                 own, self.state.last_token, self.state.position, runner.tables, runner.stepper.embedding
             )
+            states.append(x)
             parts.append(first)
         if tokens:
             picked, places, rest = inputs[rows:].split([rows + 1, rows + 1, 3 + tokens])
             slot, start, size = rest[0:1], rest[1:2], rest[2:3]
             parts.append(self._chunk(slot, start, size, rest[3:]))
             starts = torch.cat([starts, size + rows])
-            x = None
+            states.append(F.embedding(rest[3:], runner.stepper.embedding))
         else:
             picked, places = own, None
-        ids, positions, slots, lengths, tables = (
-            torch.cat(some) if len(some) > 1 else some[0] for some in zip(*parts, strict=True)
+        embedded, ids, positions, slots, lengths, tables = (
+            torch.cat(some) if len(some) > 1 else some[0] for some in (states, *zip(*parts, strict=True))
         )
         experts = None
         if runner.custom_experts:
@@ -168,7 +170,7 @@ class Graphs:
             invariant=runner.invariant,
             experts=experts,
         )
-        hidden = runner.stepper.hidden(ids, plan, runner.k_cache, runner.v_cache, embedded=x)
+        hidden = runner.stepper.hidden(ids, plan, runner.k_cache, runner.v_cache, embedded=embedded)
         logits = runner.logits(hidden if places is None else hidden.index_select(0, places))
         self.state.sample(logits, picked, out)
         return logits

@@ -152,8 +152,8 @@ class Share:
 
 
 class Scheduler:
-    """max_rows: sequences that run at once. token_budget: most tokens of a step, at least max_rows + 16.
-    max_queue: most sequences that wait (None: no bound). cost(size, position): the work of a chunk, growing with both;
+    """max_rows: sequences that run at once. token_budget: most tokens of a step, at least max_rows + 16; chunk_tokens:
+    most of prompts among them, None: no bound of its own. max_queue: most sequences that wait (None: no bound). cost(size, position): the work of a chunk, growing with both;
     where rows decode, the chunks of a step stay within `work_budget` (None: cost(token_budget, 0)) in sum, but one
     block is always computed. Raises UsageError for a token budget that could stall prompts.
     """
@@ -164,6 +164,7 @@ class Scheduler:
         *,
         max_rows: int,
         token_budget: int,
+        chunk_tokens: int | None = None,
         max_queue: int | None = None,
         cost: Callable[[int, int], float] | None = None,
         work_budget: float | None = None,
@@ -174,6 +175,7 @@ class Scheduler:
         self.pool = pool
         self.max_rows = max_rows
         self.token_budget = token_budget
+        self.chunk_tokens = token_budget if chunk_tokens is None else chunk_tokens
         self.max_queue = max_queue
         self.cost = cost
         self.work_budget = inf if cost is None else cost(token_budget, 0) if work_budget is None else work_budget
@@ -453,6 +455,7 @@ class Scheduler:
         """First rows that resume, then by priority, then the tenant served least: long prompts take turns."""
         self._prefill.sort(key=lambda s: (not s.resumed, s.priority, s.share.served(self.step), s.arrival))
         tokens = self.token_budget - len(self._decode) - sum(c.size for c in self._draft.chunks)
+        tokens = min(tokens, self.chunk_tokens)
         work = self.work_budget if self._decode or self._draft.chunks or self._prefill[0].resumed else inf
         first = True
         for seq in self._prefill:
