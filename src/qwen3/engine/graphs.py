@@ -150,7 +150,7 @@ class Graphs:
         else:
             picked, places = own, None
         embedded, ids, positions, slots, lengths, tables = (
-            torch.cat(some) if len(some) > 1 else some[0] for some in (states, *zip(*parts, strict=True))
+            torch.cat(list(some)) if len(some) > 1 else some[0] for some in (states, *zip(*parts, strict=True))
         )
         experts = None
         if runner.custom_experts:

@@ -153,9 +153,10 @@ class Share:
 
 class Scheduler:
     """max_rows: sequences that run at once. token_budget: most tokens of a step, at least max_rows + 16; chunk_tokens:
-    most of prompts among them, None: no bound of its own. max_queue: most sequences that wait (None: no bound). cost(size, position): the work of a chunk, growing with both;
-    where rows decode, the chunks of a step stay within `work_budget` (None: cost(token_budget, 0)) in sum, but one
-    block is always computed. Raises UsageError for a token budget that could stall prompts.
+    most of prompts among them, None: no bound of its own. max_queue: most sequences that wait (None: no bound).
+    cost(size, position): the work of a chunk, growing with both; where rows decode, the chunks of a step stay within
+    `work_budget` (None: cost(token_budget, 0)) in sum, but one block is always computed. Raises UsageError for a token
+    budget that could stall prompts.
     """
 
     def __init__(
