@@ -246,7 +246,7 @@ def test_listing_is_by_expert_and_in_order(tokens: int) -> None:
     assert found == {e: (chosen.flatten() == e).nonzero()[:, 0].tolist() for e in range(E)}
 
 
-@pytest.mark.parametrize("kind", ["bf16", "fp8"])
+@pytest.mark.parametrize("kind", ["bf16", "fp8", "fp8-128"])
 def test_shipped_tables_serve_every_count(kind: str) -> None:
     tables, _ = moe_tables.shipped()
     for device in ("H100", "H200"):

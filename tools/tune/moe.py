@@ -1,4 +1,4 @@
-"""Checks and times the expert kernels on this GPU; the measured tiles go into src/qwen3/kernels/gpu/moe_tables.py.
+"""Checks and times the expert kernels on this GPU; the measured tiles go into src/qwen3/data/moe_tiles.json.
 
 PYTHONPATH=src OUT=folder python tools/tune/moe.py [seconds to spend, default 50]
 """
@@ -11,16 +11,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from qwen3.kernels import reference_moe
+from qwen3.kernels import reference, reference_engine
 from qwen3.kernels.fp8 import Fp8Weight, quantize_fp8
-from qwen3.kernels.gpu import launch, moe
-from qwen3.kernels.gpu.moe_tables import Tile, seconds
+from qwen3.kernels.gpu import elementwise, launch, moe
+from qwen3.kernels.gpu.moe_tables import INVARIANT, Tile, choose, seconds
 
 E, TOP = 128, 8
 SHAPES = {"30B-A3B": (2048, 768), "235B-A22B": (4096, 1536)}
@@ -29,30 +30,18 @@ BEGIN = time.monotonic()
 LIMIT = float(sys.argv[1]) if len(sys.argv) > 1 else 50.0
 report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": []}
 
-ONE_GATE = [
-    Tile(1, 4, 512, 4), Tile(1, 4, 1024, 4), Tile(1, 8, 512, 4), Tile(1, 8, 512, 8), Tile(1, 2, 1024, 2),
-    Tile(1, 2, 512, 2), Tile(1, 4, 512, 2), Tile(1, 16, 512, 8),
-]  # fmt: skip
-ONE_LOW = [
-    Tile(1, 4, 256, 4), Tile(1, 2, 256, 2), Tile(1, 8, 256, 8), Tile(1, 2, 512, 4), Tile(1, 1, 256, 1),
-    Tile(1, 4, 256, 2),
-]  # fmt: skip
-DENSE = [
-    Tile(0, 64, 128, 4, 4, True), Tile(0, 64, 64, 4, 6, True), Tile(0, 128, 64, 4, 5, True),
-    Tile(0, 32, 256, 4, 3, True),
-    Tile(0, 64, 128, 4, 3, True), Tile(0, 128, 128, 8, 3, True), Tile(0, 64, 256, 4, 3, True),
-    Tile(0, 64, 128, 4, 4, False),
-    Tile(0, 128, 64, 4, 4, False),
+FEW = [
+    Tile(0, 64, 128, 4, 3, True), Tile(0, 64, 64, 4, 6, True), Tile(0, 128, 64, 4, 5, True),
+    Tile(0, 64, 128, 4, 4, True),
 ]  # fmt: skip
 LISTED = [
-    Tile(64, 128, 64, 4, 4, False), Tile(64, 64, 128, 4, 3, False), Tile(32, 64, 128, 4, 4, True),
-    Tile(32, 128, 64, 4, 4, True), Tile(64, 64, 128, 4, 3, True), Tile(16, 64, 128, 4, 4, True),
+    Tile(32, 64, 128, 4, 4, True), Tile(32, 64, 128, 4, 3, True), Tile(32, 128, 128, 4, 3, True),
+    Tile(64, 128, 64, 4, 4, True), Tile(64, 128, 64, 4, 4, False), Tile(128, 128, 64, 4, 3, False),
 ]  # fmt: skip
 MANY = [
-    Tile(128, 256, 64, 8, 3, False), Tile(128, 128, 64, 4, 3, False), Tile(128, 128, 64, 8, 4, False),
-    Tile(64, 256, 64, 4, 3, False), Tile(128, 256, 64, 8, 3, True), Tile(128, 128, 64, 4, 3, True),
+    Tile(128, 256, 64, 8, 3, False), Tile(128, 128, 64, 4, 3, False), Tile(128, 256, 64, 8, 4, False),
+    Tile(128, 128, 64, 4, 3, True), Tile(128, 128, 128, 8, 3, True),
 ]  # fmt: skip
-EIGHT_DENSE = [tile for tile in DENSE if tile.swap]
 
 
 def section(work: Callable[..., None], *args: Any) -> None:
@@ -105,20 +94,24 @@ def check_small() -> None:
         logits = torch.randn(tokens, E, device="cuda") * 2
         counts = torch.randint(1, TOP + 1, (tokens,), device="cuda", dtype=torch.int32)
         for given in (None, counts):
-            weights, chosen = moe.route(logits, TOP, True, given)
-            wanted, picks = reference_moe.route(logits, TOP, True, given)
+            weights, chosen = moe.route(logits, TOP, True, counts=given)
+            wanted, picks = reference.route(logits, TOP, True, counts=given)
             assert chosen.long().equal(picks), "route: chosen"
             torch.testing.assert_close(weights, wanted, rtol=1e-4, atol=1e-6)
         ids = torch.randint(0, 151936, (tokens,), device="cuda", dtype=torch.int32)
         for layer in (0, 1, 16, 47):
             got = moe.uniform_logits(ids, ids // 3, layer, E)
-            assert got.equal(reference_moe.uniform_logits(ids, ids // 3, layer, E)), "uniform_logits"
+            assert got.equal(reference_engine.uniform_logits(ids, ids // 3, layer, E)), "uniform_logits"
     print("route and uniform_logits ok")
 
 
 def check(name: str, gate_up: torch.Tensor, down: torch.Tensor) -> None:
     h = down.shape[1]
-    kinds = {"bf16": (gate_up, down), "fp8": packed(gate_up, down, 0), "fp8-128": packed(gate_up, down, 128)}
+    kinds: dict[str, tuple[Any, Any]] = {
+        "bf16": (gate_up, down),
+        "fp8": packed(gate_up, down, 0),
+        "fp8-128": packed(gate_up, down, 128),
+    }
     batches = []
     for tokens in (1, 9, 32, 64, 100, 700, 3000):
         x, weights, chosen = batch(tokens, h, tokens)
@@ -182,20 +175,19 @@ def sweep(name: str, wide: Any, tall: Any, kind: str, tokens: int, gates: list[A
             for low in mates(gate, lows):
                 go(gate, low)
     launch.compile_all(jobs)
-    calls = 2 if tokens < 1000 else 1
 
-    def timed(gate: Any, low: Any) -> float:
+    def time_of(gate: Any, low: Any) -> float:
         try:
-            return seconds(go, (gate, low), 5, calls) / len(sets)
+            return seconds(go, (gate, low)) / len(sets)
         except Exception as problem:
             print("failed", gate, low, str(problem)[:200])
             return float("inf")
 
-    first = {gate: timed(gate, mates(gate, lows)[0]) for gate in gates}
+    first = {gate: time_of(gate, mates(gate, lows)[0]) for gate in gates}
     found = {}
     for gate in sorted(first, key=first.__getitem__)[: 1 if tokens < 100 else 2]:
         for low in mates(gate, lows):
-            found[gate, low] = timed(gate, low)
+            found[gate, low] = time_of(gate, low)
     (gate, low), best = min(found.items(), key=lambda item: item[1])
     size = 1 if isinstance(wide, Fp8Weight) else 2
     distinct = sum(len(chosen.unique()) for _, _, chosen in sets) / len(sets)
@@ -210,32 +202,44 @@ def sweep(name: str, wide: Any, tall: Any, kind: str, tokens: int, gates: list[A
     print("   lows", *(f"{tuple(pair[1])}:{value * 1e6:.1f}" for pair, value in found.items()))
 
 
-def torch_grouped(name: str, gate_up: torch.Tensor, down: torch.Tensor, tokens: int) -> None:
-    """The same through PyTorch's grouped product, with and without what has to be done around it."""
+def timed(work: Callable[[], Any]) -> float:
+    return seconds(lambda *_: work(), INVARIANT) * 1e6
+
+
+def early(name: str, wide: Any, tall: Any, kind: str, tokens: int) -> None:
+    """Norm, routing and experts, as a step has them, by how many programs ask for weights before their turn."""
     h, m = SHAPES[name]
-    x, _, chosen = batch(tokens, h, 1)
-    order = chosen.flatten().argsort(stable=True)
-    offs = chosen.flatten().long().bincount(minlength=E).cumsum(0).int()
-    rows = x[order // TOP]
-    wide, tall = gate_up.transpose(1, 2), down.transpose(1, 2)
-    act = torch.randn(len(rows), m, device="cuda").bfloat16()
-    first = seconds(lambda *_: torch._grouped_mm(rows, wide, offs), (), 5, 1)
-    second = seconds(lambda *_: torch._grouped_mm(act, tall, offs), (), 5, 1)
-    gather = seconds(lambda *_: x[order // TOP], (), 5, 1)
-    work = 2 * tokens * TOP * m * h / 1e12
-    print(f"torch grouped_mm {name} {tokens}: gate/up {2 * work / first:.0f} TFLOP/s, down {work / second:.0f}, "
-          f"together {(first + second) * 1e6:.0f} us, gather {gather * 1e6:.0f} us")  # fmt: skip
-    report[f"grouped_mm {name} {tokens}"] = [first, second, gather]
+    sets = [torch.randint(0, 10000, (tokens,), device="cuda", dtype=torch.int32) for _ in range(6)]
+    x, gain = torch.randn(tokens, h, device="cuda").bfloat16(), torch.ones(h, device="cuda").bfloat16()
+    pair = choose(x.device, h, m, kind, tokens, lambda _: lambda *_: None)
+
+    def go(programs: int) -> None:
+        for ids in sets:
+            y = elementwise.rms_norm(x, gain, 1e-6)
+            weights, chosen = moe.route(moe.uniform_logits(ids, ids, 3, E), TOP, True)
+            moe.run(y, wide, tall, weights, chosen, x, *pair, programs)
+
+    found = [(programs, timed(partial(go, programs)) / len(sets)) for programs in (0, 264, 528, 0, 264, 528)]
+    print("early", name, kind, tokens, *(f"{programs}:{us:.1f}" for programs, us in found))
+    report[f"early {name} {kind} {tokens}"] = found
 
 
 def small_times() -> None:
-    for tokens in (1, 32, 16384):
-        logits = torch.randn(tokens, E, device="cuda")
+    for tokens in (1, 32, 256, 16384):
         ids = torch.arange(tokens, device="cuda", dtype=torch.int32)
-        one = seconds(lambda *_: moe.route(logits, TOP, True), (), 5, 20) * 1e6  # noqa: B023
-        two = seconds(lambda *_: moe.uniform_logits(ids, ids, 3, E), (), 5, 20) * 1e6  # noqa: B023
-        print(f"route {tokens}: {one:.2f} us, uniform_logits {two:.2f} us")
-        report[f"route {tokens}"] = one
+        logits = moe.uniform_logits(ids, ids, 3, E)
+        chosen = moe.route(logits, TOP, True)[1]
+        pairs, bm = tokens * TOP, 32 if tokens < 1000 else 128
+        slots = min(pairs, pairs // bm + E)
+        order, tiles = chosen.new_empty(slots * bm), chosen.new_empty(slots)
+        how: dict[str, Any] = {"WIDTH": E, "BM": bm, "PDL": True, "num_warps": max(4, bm // 8), "launch_pdl": True}
+        found = {
+            "route": timed(partial(moe.route, logits, TOP, True)),
+            "uniform_logits": timed(partial(moe.uniform_logits, ids, ids, 3, E)),
+            "list": timed(partial(launch.launch, moe._list, (E,), chosen, order, tiles, pairs, slots, **how)),
+        }
+        print("small", tokens, *(f"{key}:{us:.2f} us" for key, us in found.items()))
+        report[f"small {tokens}"] = found
 
 
 def profile(name: str, wide: Any, tall: Any, tokens: int) -> None:
@@ -256,32 +260,25 @@ def main() -> None:
     for name in SHAPES:
         gate_up, down = weights_of(name)
         section(check, name, gate_up, down)
-        if name != "30B-A3B":
-            section(sweep, name, gate_up, down, "bf16", 32, DENSE[:5], DENSE[:5])
-            section(sweep, name, gate_up, down, "bf16", 1, ONE_GATE[:4], ONE_LOW[:4])
-            section(sweep, name, gate_up, down, "bf16", 4096, MANY[:3], MANY[:3])
-            continue
-        section(sweep, name, gate_up, down, "bf16", 32, DENSE, DENSE)
-        section(sweep, name, gate_up, down, "bf16", 1, ONE_GATE, ONE_LOW)
-        section(sweep, name, gate_up, down, "bf16", 1, DENSE[:4], DENSE[:4])
-        section(sweep, name, gate_up, down, "bf16", 16384, MANY, MANY)
-        section(torch_grouped, name, gate_up, down, 16384)
-        section(sweep, name, gate_up, down, "bf16", 256, LISTED, LISTED)
-        section(sweep, name, gate_up, down, "bf16", 8, DENSE[:5], DENSE[:5])
-        section(sweep, name, gate_up, down, "bf16", 64, DENSE[:5] + LISTED[:3], DENSE[:5] + LISTED[:3])
-        for tokens in (1, 32, 256, 16384):
-            section(profile, name, gate_up, down, tokens)
-        section(sweep, name, gate_up, down, "bf16", 4096, MANY[:4], MANY[:4])
-        section(sweep, name, gate_up, down, "bf16", 1024, LISTED[:1] + MANY[1:4:2], LISTED[:1] + MANY[1:4:2])
-        section(torch_grouped, name, gate_up, down, 4096)
-        wide, tall = packed(gate_up, down, 128)
-        for tokens, tiles in ((32, EIGHT_DENSE[:5]), (256, [tile for tile in LISTED if tile.swap])):
-            section(sweep, name, wide, tall, "fp8-128", tokens, tiles, tiles)
-        wide, tall = packed(gate_up, down, 0)
-        section(sweep, name, wide, tall, "fp8", 256, [tile for tile in LISTED if tile.swap], LISTED[2:])
-        section(sweep, name, wide, tall, "fp8", 1, ONE_GATE[:4], ONE_LOW[:4])
-        section(sweep, name, wide, tall, "fp8", 4096, MANY[4:], MANY[4:])
-        del gate_up, down, wide, tall
+        for tokens in (1, 8, 32, 64) if name == "30B-A3B" else (1, 32):
+            section(early, name, gate_up, down, "bf16", tokens)
+        for tokens, tiles in ((1, FEW), (32, FEW), (16384, MANY[:3])):
+            section(sweep, name, gate_up, down, "bf16", tokens, tiles, tiles)
+        if name == "30B-A3B":
+            for tokens, tiles in ((256, LISTED[:2]), (512, LISTED[::4]), (2048, [*LISTED[4:], MANY[0]])):
+                section(sweep, name, gate_up, down, "bf16", tokens, tiles, tiles)
+            for tokens in (256, 16384):
+                section(profile, name, gate_up, down, tokens)
+            wide, tall = packed(gate_up, down, 0)
+            section(early, name, wide, tall, "fp8", 1)
+            low_bits = ((1, FEW), (64, FEW), (256, LISTED[:4]), (1024, LISTED[3:4] + MANY[3:]), (4096, MANY[3:]))
+            for tokens, tiles in low_bits:
+                section(sweep, name, wide, tall, "fp8", tokens, tiles, tiles)
+            wide, tall = packed(gate_up, down, 128)
+            more = [MANY[3], Tile(128, 128, 64, 8, 3, True)]
+            section(sweep, name, wide, tall, "fp8-128", 4096, more, more)
+            del wide, tall
+        del gate_up, down
     for row in report["rows"]:
         print(f"{row['model']:10} {row['kind']:8} {row['tokens']:6} {row['distinct']:6.1f} experts {row['us']:9.1f} us "
               f"{row['gb_s']:6.0f} GB/s {row['tflop_s']:5.0f} TFLOP/s  {row['floor_us'] / row['us']:4.0%} of floor  "

@@ -258,7 +258,7 @@ def experts(
         routed = route(uniform_logits(at, at, 0, down.shape[0]), chosen.shape[1], True)
         return lambda gate, low: run(rows, gate_up, down, *routed, None, gate, low)
 
-    kind = "bf16" if isinstance(gate_up, Tensor) else "fp8"
+    kind = "bf16" if isinstance(gate_up, Tensor) else "fp8-128" if gate_up.block else "fp8"
     tiles = INVARIANT if invariant else choose(x.device, x.shape[1], down.shape[2], kind, len(x), trial)
     return run(*args, residual if residual is None else residual.contiguous(), *tiles)
 

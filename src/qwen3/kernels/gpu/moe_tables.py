@@ -57,7 +57,7 @@ def shipped() -> tuple[dict[str, Plans], list[Plans]]:
 
 
 def choose(device: torch.device, h: int, m: int, kind: str, tokens: int, trial: Callable[[int], Run]) -> Pair:
-    """The tiles for `tokens` tokens of hidden size h, experts of width m and `kind` of weights: bf16 or fp8.
+    """The tiles for `tokens` tokens of hidden size h, experts of width m and `kind` of weights: bf16, fp8 or fp8-128.
 
     A shape without a table is measured at its first use on a CUDA device outside graph capture (seconds; never with
     QWEN3_TUNE=0): trial(tokens) gives the products to time. Results are kept in QWEN3_CACHE (else ~/.cache/qwen3).
