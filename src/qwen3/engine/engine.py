@@ -26,13 +26,14 @@ import torch
 from torch import Tensor
 
 from qwen3.chat import Event, Finish, TextDelta, ToolCallDelta
+from qwen3.checkpoint.memory import dtype_bytes
 from qwen3.engine.blocks import BlockPool
 from qwen3.engine.cost import StepCost
 from qwen3.engine.device_sampler import REPLACED
 from qwen3.engine.graphs import Graphs
 from qwen3.engine.machine import Machine
 from qwen3.engine.measures import keep_routes, measure, read_logprobs, read_prompt
-from qwen3.engine.memory import plan_blocks
+from qwen3.engine.memory import plan_blocks, scratch_bytes
 from qwen3.engine.pickers import (
     FAILED,
     FULL,
@@ -54,7 +55,8 @@ from qwen3.kernels import BLOCK
 from qwen3.model import Qwen3
 from qwen3.tokenizer import Tokenizer
 
-_PREFILL_CHUNK = {"cuda": 16384}
+_PREFILL_CHUNK = {"cuda": (32768, 16384, 8192)}
+_SCRATCH_SHARE = 0.05  # of a device's memory that a step may take, where a smaller chunk can avoid it
 _MAX_BATCH = {"cuda": 256}
 KV_DTYPES = {
     "fp8": torch.float8_e4m3fn,
@@ -80,13 +82,13 @@ class Engine:
 
     max_batch: most samples that run at once, the rest queue (256 on a GPU, 64 else). max_len: longest prompt and output
     together, in tokens, None: the model's context. prefill_chunk: prompt tokens of a step, which bounds its memory
-    (16,384 on a GPU, 2,048 else). max_queue: most samples that wait; more are refused with QueueFullError. blocks: size
-    of the KV pool in blocks of 16 tokens, None: what the device has room for. kv_dtype: of the KV cache, None: the
-    model's; "fp8" halves it. prefix_cache: keep the KV of what was computed, and use it for prompts that begin alike.
-    invariant: a request gets the same tokens and log-probabilities, bit for bit, whatever runs beside it.
-    uniform_routing: experts are drawn, not routed (speed on random weights). vocab_size: ids from it on are never
-    sampled (None: the tokenizer's). stall: seconds, by estimate, that prompt chunks may add to a step in which others
-    decode; None: little where anyone has a stream, else no limit.
+    (None: up to 32,768 on a GPU, as memory allows; else 2,048). max_queue: most samples that wait; more are refused
+    with QueueFullError. blocks: size of the KV pool in blocks of 16 tokens, None: what the device has room for.
+    kv_dtype: of the KV cache, None: the model's; "fp8" halves it. prefix_cache: keep the KV of what was computed, and
+    use it for prompts that begin alike. invariant: a request gets the same tokens and log-probabilities, bit for bit,
+    whatever runs beside it. uniform_routing: experts are drawn, not routed (speed on random weights). vocab_size: ids
+    from it on are never sampled (None: the tokenizer's). stall: seconds, by estimate, that prompt chunks may add to a
+    step in which others decode; None: little where anyone has a stream, else no limit.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class Engine:
         self.vocab_size = vocab_size or (config.vocab_size if tokenizer is None else tokenizer.vocab_size)
         self.max_batch = max_batch or _MAX_BATCH.get(kind, 64)
         self.max_len = min(max_len or config.context_length, config.context_length)
-        self.prefill_chunk = prefill_chunk or _PREFILL_CHUNK.get(kind, 2048)
+        self.prefill_chunk = prefill_chunk or self._usual_chunk()
         self.max_queue, self.prefix_cache = max_queue, prefix_cache
         self.kv_dtype = kv_dtype or model.dtype
         self.version = 0  # of the weights
@@ -150,6 +152,15 @@ class Engine:
         self._ended = False
         self._routed = False  # a request has asked for routes
         self._next_id = 0
+
+    def _usual_chunk(self) -> int:
+        """Long chunks suit long prompts; but a step's memory is the KV cache's loss."""
+        model = self.model
+        for size in _PREFILL_CHUNK.get(model.device.type, (2048,)):
+            scratch = scratch_bytes(model.config, size, 1, dtype_bytes(model.dtype))
+            if model.device.type != "cuda" or scratch < _SCRATCH_SHARE * torch.cuda.mem_get_info(model.device)[1]:
+                break
+        return size
 
     def _make_runner(self, blocks: int | None, invariant: bool, uniform_routing: bool) -> Runner:
         """With as large a KV pool as there is room for. An estimate that was too high is lowered until it fits."""
@@ -317,6 +328,11 @@ class Engine:
         return len(self.scheduler.waiting)
 
     @property
+    def stream_stall(self) -> float:
+        """Seconds that prompt chunks may add to a step beside streams, by estimate."""
+        return self._cost.budget
+
+    @property
     def used_blocks(self) -> int:
         """Blocks that samples hold now; 0 when nothing runs."""
         return self.scheduler.pool.used
@@ -351,6 +367,13 @@ class Engine:
                 self._ended = False
             self._torn = False
 
+    def warm_up(self, rows: int | None = None) -> None:
+        """Make ready now what is otherwise made when it is first needed: a server does so before it is busy. On a GPU:
+        the graphs of decode steps of up to `rows` samples (None: max_batch)."""
+        if isinstance(self.picker, DevicePicker):
+            with torch.inference_mode():
+                self.graphs.capture(min(rows or self.max_batch, self.max_batch))
+
     def close(self) -> None:
         """Cancel what runs and give the memory back. The engine cannot be used afterwards."""
         self.cancel_all()
@@ -364,8 +387,9 @@ class Engine:
         ids, params = request.ids, request.params
         if not ids:
             raise UsageError("the prompt is empty: at least one token is needed")
-        bad = next((i for i in ids if not 0 <= i < self.vocab_size), None)
-        if bad is not None:
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self.vocab_size:
+            bad = low if low < 0 else high
             raise UsageError(f"the prompt holds id {bad}; this model's tokens are 0 to {self.vocab_size - 1}")
         room = (self.blocks - 1) * BLOCK
         limit, what = self.max_len, "context"

@@ -20,7 +20,7 @@ from qwen3 import kernels
 from qwen3.engine.runner import Fed, Runner, State
 from qwen3.kernels import BLOCK, StepPlan
 
-_ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024)
 _TOKENS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 _MOST_MIXED = 48  # graphs with a chunk; each holds a few megabytes
 Key = tuple[int, int, bool]
@@ -94,6 +94,11 @@ class Graphs:
             self.state.sample(self.runner.logits(hidden[-1:]), inputs, out)
             self._step(1, 0, inputs, out)
         compile_all(jobs)
+
+    def capture(self, rows: int) -> None:
+        """Capture the decode-only graphs for up to `rows` rows now, instead of when they are first needed."""
+        for size in sorted({*(size for size in _ROWS if size < rows), *[s for s in _ROWS if s >= rows][:1]}):
+            self.find(size)
 
     def _host(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32).pin_memory()

@@ -95,7 +95,7 @@ def has_fbgemm() -> bool:
 
 def fused_linear(
     x: Tensor, weight: Tensor, *, norm: Tensor | None = None, eps: float = 0.0, residual: Tensor | None = None,
-    silu: bool = False, out_dtype: torch.dtype | None = None, invariant: bool = False,
+    silu: bool = False, out_dtype: torch.dtype | None = None, invariant: bool = False, overwrite: bool = False,
 ) -> Tensor:  # fmt: skip
     """See `reference_engine.fused_linear`."""
     if norm is not None:
@@ -268,7 +268,7 @@ def attend(
     return paged_attention(q, plan, k_cache, v_cache).reshape(q.shape[0], -1)
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[..., Any]] = {
     "fused_linear": fused_linear,
     "rope_cache": rope_cache,
     "paged_attention": paged_attention,

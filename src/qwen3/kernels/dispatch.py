@@ -152,10 +152,11 @@ def experts(
 # The engine's: inference over a flat batch.
 
 
-def fused_linear(x: Tensor, weight: Any, **how: Any) -> Tensor:
+def fused_linear(x: Tensor, weight: Any, *, overwrite: bool = False, **how: Any) -> Tensor:
     """See `reference_engine.fused_linear`; weight may be an Fp8Weight."""
-    name = "fused_linear" if isinstance(weight, Tensor) else "fp8_linear"
-    return _pick(name, x.device.type)[1](x, weight, **how)
+    if isinstance(weight, Tensor):
+        return _pick("fused_linear", x.device.type)[1](x, weight, overwrite=overwrite, **how)
+    return _pick("fp8_linear", x.device.type)[1](x, weight, **how)
 
 
 def attend(

@@ -101,7 +101,7 @@ def experts(
     order = flat.argsort(stable=True)
     order = order[int((flat < 0).sum()) :]
     tokens = order // top_k
-    rows_in, scales = x[tokens], weights.flatten()[order].unsqueeze(-1)
+    rows_in, scales = x[tokens], weights.to(x.dtype).flatten()[order].unsqueeze(-1)
     out = torch.zeros_like(x)
     start = 0
     for expert, count in enumerate(torch.bincount(flat[order], minlength=gate_up.shape[0]).tolist()):

@@ -24,11 +24,13 @@ def fused_linear(
     silu: bool = False,
     out_dtype: torch.dtype | None = None,
     invariant: bool = False,
+    overwrite: bool = False,
 ) -> Tensor:
     """x [M, K], weight [N, K] -> rms_norm(x; norm) @ weightᵀ (+ residual) [M, N].
 
     silu: weight holds gate rows, then up rows; the result is silu(gate) · up [M, N/2]. out_dtype: of the result, None:
-    x's. invariant: each row's numbers are those it would have alone.
+    x's. invariant: each row's numbers are those it would have alone. overwrite: the residual is not needed any more,
+    its memory may become the result's.
     """
     if norm is not None:
         x = reference.rms_norm(x, norm, eps)

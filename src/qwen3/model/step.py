@@ -79,8 +79,8 @@ class Stepper:
     ) -> Tensor:
         """ids [N] -> states [N, h] before the last norm; writes keys and values at `plan.slots`.
 
-        k_cache, v_cache: [L, blocks, 16, KV, D]. embedded [N, h]: the ids' embeddings where they are at hand. routes
-        [L, N, k]: filled with the experts that each token took in each sparse layer.
+        k_cache, v_cache: [L, blocks, 16, KV, D]. embedded [N, h]: the ids' embeddings where they are at hand (they may
+        be overwritten). routes [L, N, k]: filled with the experts that each token took in each sparse layer.
         """
         config, invariant = self.config, plan.invariant
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -88,10 +88,10 @@ class Stepper:
         for i, w in enumerate(self.layers):
             qkv = kernels.fused_linear(x, w.qkv, norm=w.norm1, eps=self.eps, invariant=invariant)
             seen = kernels.attend(qkv, heads, kv_heads, w.q_norm, w.k_norm, self.eps, plan, k_cache[i], v_cache[i])
-            x = kernels.fused_linear(seen, w.out, residual=x, invariant=invariant)
+            x = kernels.fused_linear(seen, w.out, residual=x, invariant=invariant, overwrite=True)
             if w.router is None:
                 h = kernels.fused_linear(x, w.up, norm=w.norm2, eps=self.eps, silu=True, invariant=invariant)
-                x = kernels.fused_linear(h, w.down, residual=x, invariant=invariant)
+                x = kernels.fused_linear(h, w.down, residual=x, invariant=invariant, overwrite=True)
                 continue
             h = kernels.rms_norm(x, w.norm2, self.eps)
             if self.uniform_routing:
@@ -103,7 +103,7 @@ class Stepper:
             )
             if routes is not None:
                 routes[i] = chosen
-            x = kernels.experts(h, w.up, w.down, scales.to(h.dtype), chosen, residual=x, invariant=invariant)
+            x = kernels.experts(h, w.up, w.down, scales, chosen, residual=x, invariant=invariant)
         return x
 
     def logits(self, hidden: Tensor, *, invariant: bool = False) -> Tensor:

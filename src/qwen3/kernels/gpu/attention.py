@@ -8,7 +8,7 @@ program that finishes last (an atomic counter tells) adds them up, in a fixed or
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -40,16 +40,20 @@ class DecodeConfig:
 
 
 def decode_config(rows: int, kv_heads: int, max_length: int) -> DecodeConfig:
-    """Few rows: many short shares, so that every multiprocessor has one. Many rows: shares only even lengths out."""
+    """Few rows: many short shares, so that every multiprocessor has one. Many rows: shares only even lengths out.
+
+    Measured on an H100 at 0.6B, 8B and 30B-A3B shapes, contexts of 300 to 32,000 (docs/log.md, 2026-11-22).
+    """
     pairs = rows * kv_heads
-    if pairs <= 128:
-        splits, chunk, tile, early = max(4, 512 // pairs), 32, 32, True
+    if pairs <= 16:
+        found = DecodeConfig(64, 32, 32, warps=2, stages=1, early=True)
+    elif pairs <= 128:
+        found = DecodeConfig(1024 // next_power_of_2(pairs), 32, 16, warps=1, stages=1, early=True)
     elif pairs <= 512:
-        splits, chunk, tile, early = 8, 128, 64, False
+        found = DecodeConfig(4, 512, 64, warps=4, stages=1, early=True)
     else:
-        splits, chunk, tile, early = 4, 512, 64, False
-    splits = min(splits, next_power_of_2(cdiv(max_length, chunk)))
-    return DecodeConfig(splits, chunk, tile, warps=4, early=early)
+        found = DecodeConfig(4 if rows < 192 else 1, 512, 64, warps=4)
+    return replace(found, splits=min(found.splits, next_power_of_2(cdiv(max_length, found.chunk))))
 
 
 @triton.jit

@@ -395,6 +395,7 @@ def fused_linear(
     silu: bool = False,
     out_dtype: torch.dtype | None = None,
     invariant: bool = False,
+    overwrite: bool = False,
 ) -> Tensor:
     """As `reference_engine.fused_linear`: x [M, K] (rows may stand apart), weight [N, K] -> [M, N], with silu [M, N/2].
 
@@ -412,7 +413,7 @@ def fused_linear(
         x, norm = elementwise.rms_norm(x, norm, eps), None
     how = _planned(m, n, k, silu, invariant, x.device)
     if how is None:
-        return _library(x, weight, residual, silu, out_dtype)
+        return _library(x, weight, residual, silu, out_dtype, overwrite)
     if x.stride(1) != 1:
         x = x.contiguous()
     if residual is not None and not residual.is_contiguous():
@@ -466,12 +467,16 @@ def plan(m: int, n: int, k: int, silu: bool, tile: Tile, dependent: bool, device
     return _gemm, (cdiv(cdiv(m, block_m), groups), blocks * tile.split, groups), meta, shared
 
 
-def _library(x: Tensor, weight: Tensor, residual: Tensor | None, silu: bool, out_dtype: torch.dtype | None) -> Tensor:
+def _library(
+    x: Tensor, weight: Tensor, residual: Tensor | None, silu: bool, out_dtype: torch.dtype | None, overwrite: bool
+) -> Tensor:
     """PyTorch's product, which many rows are faster in."""
     if silu:
         y = elementwise.silu_mul(torch.mm(x, weight.t()))
     elif residual is not None and residual.dtype == x.dtype:
-        y, residual = torch.addmm(residual, x, weight.t()), None
+        # Not in place, the residual is copied first.
+        out = residual if overwrite and residual.is_contiguous() else None
+        y, residual = torch.addmm(residual, x, weight.t(), out=out), None
     elif out_dtype == torch.float32:
         y = torch.mm(x, weight.t(), out_dtype=out_dtype)
     else:
