@@ -236,6 +236,41 @@ def test_chunks_and_mixed_steps(heads: int, kv_heads: int, kv_dtype: torch.dtype
     step.check()
 
 
+@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, FP8])
+@pytest.mark.parametrize("splits", [1, 2, 5])
+def test_chunks_with_divided_keys(splits: int, kv_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares of 64 keys and more, the last with the diagonal: contexts that leave some empty, all but one, and none."""
+    monkeypatch.setattr(prefill, "SHARE", 64)
+    monkeypatch.setattr(prefill, "_splits", lambda programs, plan: splits)
+    for heads, kv_heads, chunks in ((4, 2, [(40, 420), (9, 9), (1, 65), (1, 64), (70, 200)]), (5, 1, [(33, 357)])):
+        shape = {"heads": heads, "kv_heads": kv_heads, "dim": 16, "kv_dtype": kv_dtype, "gap": 8}
+        Step([5, 41], chunks, seed=splits, **shape).check()
+
+
+def test_divided_keys_where_the_host_knows_bounds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a graph: a chunk of fewer tokens than there is room for. What is behind them stays as it was."""
+    monkeypatch.setattr(prefill, "SHARE", 64)
+    step = Step([], [(20, 400)], seed=8)
+    step.plan = replace(step.plan, chunks=(), max_query=150, max_length=4096)
+    assert prefill._splits(6, step.plan) == prefill.MOST
+    args = step.args(wide=True)
+    q = reference.rope_cache(*args)
+    room = torch.cat((q, torch.full((130, *q.shape[1:]), float("nan"), device=DEVICE))).bfloat16()
+    out = torch.full_like(room, 7.0)
+    prefill.chunks(room, step.plan, *args[-2:], out)
+    close(out[:20], reference.paged_attention(q, step.plan, *args[-2:]))
+    assert out[20:].eq(7).all()
+
+
+@pytest.mark.parametrize(
+    ("programs", "chunks", "bound", "splits"),
+    [(16, (), 40960, 16), (24, (), 40960, 11), (256, (), 40960, 1), (512, (), 40960, 1), (8, (), 2048, 2),
+     (8, ((64, 700),), 40960, 1), (32, ((128, 30000), (9, 9)), 32000, 8)],
+)  # fmt: skip
+def test_how_keys_are_divided(programs: int, chunks: tuple, bound: int, splits: int) -> None:
+    assert prefill._splits(programs, replace(Step([1]).plan, chunks=chunks, max_length=bound)) == splits
+
+
 def test_paged_attention_takes_decode_rows_too() -> None:
     step = Step([5, 41], [(20, 70)], seed=1)
     args = step.args(wide=True)

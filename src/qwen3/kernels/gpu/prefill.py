@@ -22,6 +22,10 @@ Tiles = tuple[int, int, int, int]
 TILES: Tiles = (128, 64, 8, 3)
 INVARIANT_TILES: Tiles = (64, 64, 4, 2)
 
+PROGRAMS, MOST, SHARE = 264, 16, 1024
+"""A small chunk's keys are divided, so that there are about PROGRAMS programs (two for each multiprocessor of an H100),
+but into at most MOST shares (a power of two), of at least SHARE keys (a multiple of any tile)."""
+
 
 @triton.jit
 def widened(x, dtype: tl.constexpr, ASM: tl.constexpr):
@@ -68,20 +72,24 @@ def _span(
     return m, l, acc
 
 
-@triton.jit(do_not_specialize=["first_token", "first_row", "skip", "table_stride"])
+@triton.jit(do_not_specialize=["table_stride", "first_token", "first_row", "skip", "tokens", "splits"])
 def _prefill(
-    q, k_cache, v_cache, tables, starts, lengths, out, q_stride, out_stride, table_stride, first_token, first_row, skip,
-    scale,
+    q, k_cache, v_cache, tables, starts, lengths, out, sums, q_stride, out_stride, table_stride, first_token, first_row,
+    skip, tokens, splits, scale,
     KV: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    STAGES: tl.constexpr, INVARIANT: tl.constexpr, BLOCK: tl.constexpr, ASM: tl.constexpr,
+    STAGES: tl.constexpr, SHARE: tl.constexpr, INVARIANT: tl.constexpr, BLOCK: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Program (KV head, tile of queries, row): BLOCK_M // GROUP tokens times the GROUP heads that share keys.
+    """Program (share and KV head, tile of queries, row): BLOCK_M // GROUP tokens times the GROUP heads that share keys.
 
     q, out: [tokens from first_token on, H, D]. The first `skip` tokens of a row are left out. Keys come in tiles at
     absolute positions, so what a query gets depends on its own position alone; INVARIANT: by one path, too.
+
+    splits > 1: out is [splits, tokens, H, D], and sums [splits, tokens, H] gets the logarithm (base 2) of each share's
+    softmax sum, -inf where the share is empty and `out` is left as it is. The last share has the tile's diagonal, too.
     """
     TOKENS: tl.constexpr = BLOCK_M // GROUP
-    head = tl.program_id(0)
+    head = tl.program_id(0) % KV
+    split = tl.program_id(0) // KV
     row = first_row + tl.program_id(2)
     begin = tl.load(starts + row)
     count = tl.load(starts + row + 1) - begin
@@ -96,6 +104,17 @@ def _prefill(
     here = length - count + own
     place = (begin - first_token + own).to(tl.int64)
     heads = (head * GROUP + r % GROUP) * D
+    end = tl.minimum(length, length - count + tile + TOKENS)
+    full = 0
+    if not INVARIANT:
+        full = (length - count + tile + 1) // BLOCK_N * BLOCK_N  # keys that the tile's first query sees
+    share = tl.maximum(tl.cdiv(tl.cdiv(full, splits), BLOCK_N) * BLOCK_N, SHARE)
+    first = split * share
+    used = tl.maximum(tl.cdiv(full, share), 1)
+    to_sums = sums + (split.to(tl.int64) * tokens + place) * (KV * GROUP) + head * GROUP + r % GROUP
+    if split >= used:
+        tl.store(to_sums, tl.full((BLOCK_M,), float("-inf"), tl.float32), mask=real)
+        return
     x = tl.load(q + (place * q_stride + heads)[:, None] + lane[None, :], mask=real[:, None], other=0.0)
     if k_cache.dtype.element_ty == tl.float8e4nv:
         x = x.to(tl.float16)
@@ -105,31 +124,43 @@ def _prefill(
     table = tables + row.to(tl.int64) * table_stride
     k_cache += head * D
     v_cache += head * D
-    end = tl.minimum(length, length - count + tile + TOKENS)
-    full = 0
     if not INVARIANT:
-        full = (length - count + tile + 1) // BLOCK_N * BLOCK_N  # keys that the tile's first query sees
-        m, l, acc = _span(x, k_cache, v_cache, table, lane, here, 0, full, m, l, acc, scale,
-                          KV, D, BLOCK_N, STAGES, False, BLOCK, ASM)  # fmt: skip
+        m, l, acc = _span(x, k_cache, v_cache, table, lane, here, first, tl.minimum(first + share, full), m, l, acc,
+                          scale, KV, D, BLOCK_N, STAGES, False, BLOCK, ASM)  # fmt: skip
+    if split < used - 1:
+        end = full
     m, l, acc = _span(x, k_cache, v_cache, table, lane, here, full, end, m, l, acc, scale,
                       KV, D, BLOCK_N, STAGES, True, BLOCK, ASM)  # fmt: skip
-    tl.store(out + (place * out_stride + heads)[:, None] + lane[None, :],
+    if splits > 1:
+        tl.store(to_sums, m + tl.log2(l), mask=real)
+    tl.store(out + ((split.to(tl.int64) * tokens + place) * out_stride + heads)[:, None] + lane[None, :],
              (acc / l[:, None]).to(out.dtype.element_ty), mask=real[:, None])  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["rows"])
-def _merge(a, b, a_lse, b_lse, out, rows, H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr):
-    """a, b, out [rows = tokens·H, D] over disjoint keys, a_lse, b_lse [H, tokens]: their softmax over all keys."""
+@triton.jit(do_not_specialize=["first_token", "first_row", "skip", "tokens", "splits"])
+def _combine(
+    parts, sums, starts, out, out_stride, first_token, first_row, skip, tokens, splits,
+    H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, MOST: tl.constexpr,
+):  # fmt: skip
+    """Program (ROWS tokens times heads, row): shares as `_prefill` leaves them, added up. Empty ones cost nothing."""
+    row = first_row + tl.program_id(1)
+    begin = tl.load(starts + row)
+    count = tl.load(starts + row + 1) - begin
+    if skip + tl.program_id(0) * ROWS // H >= count:
+        return
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    s = tl.arange(0, MOST)
     d = tl.arange(0, D)
-    mask = r < rows
-    place = (r % H).to(tl.int64) * (rows // H) + r // H
-    other = tl.load(b_lse + place, mask=mask, other=0.0)
-    weight = tl.sigmoid(tl.load(a_lse + place, mask=mask, other=0.0) - other)
-    at = r.to(tl.int64)[:, None] * D + d[None, :]
-    x = tl.load(a + at, mask=mask[:, None], other=0.0).to(tl.float32)
-    y = tl.load(b + at, mask=mask[:, None], other=0.0).to(tl.float32)
-    tl.store(out + at, (y + (x - y) * weight[:, None]).to(out.dtype.element_ty), mask=mask[:, None])
+    real = skip + r // H < count
+    place = (begin - first_token + skip + r // H).to(tl.int64)
+    at = (s.to(tl.int64)[:, None] * tokens + place[None, :]) * H + (r % H)[None, :]
+    some = tl.load(sums + at, mask=(s < splits)[:, None] & real[None, :], other=float("-inf"))
+    weight = tl.exp2(some - tl.where(real, tl.max(some, 0), 0.0)[None, :])
+    weight /= tl.where(real, tl.sum(weight, 0), 1.0)[None, :]
+    x = tl.load(parts + at[:, :, None] * D + d[None, None, :], mask=(weight > 0)[:, :, None], other=0.0)
+    total = tl.sum(x.to(tl.float32) * weight[:, :, None], 0)
+    tl.store(out + (place * out_stride + r % H * D)[:, None] + d[None, :], total.to(out.dtype.element_ty),
+             mask=real[:, None])  # fmt: skip
 
 
 def paged_attention(q: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor) -> Tensor:
@@ -141,11 +172,11 @@ def paged_attention(q: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor)
 
 def chunks(
     q: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor, out: Tensor, *, first: int = 0, skip: int = 0,
-    tiles: Tiles | None = None,
+    tiles: Tiles | None = None, splits: int | None = None,
 ) -> None:  # fmt: skip
     """Attention of all rows from row `first` on (rows before it have one token each): q, out [N - first, H, D].
 
-    skip: leading tokens of each row that are left as they are in `out`.
+    skip: leading tokens of each row that are left as they are in `out`. splits: shares that keys are divided into.
     """
     heads, kv_heads, dim = q.shape[1], *k_cache.shape[-2:]
     group = heads // kv_heads
@@ -155,12 +186,39 @@ def chunks(
         return
     tiles = tiles or (INVARIANT_TILES if plan.invariant else TILES)
     block_m, block_n, warps, stages = tiles
+    across = cdiv(longest, block_m // group)
+    if splits is None:
+        splits = 1 if plan.invariant else _splits(kv_heads * across * rows, plan)
+    parts, sums = out, plan.cos_sin  # one share: nothing goes to the sums, which need a tensor of their type
+    if splits > 1:
+        parts = torch.empty((splits, *q.shape), dtype=q.dtype, device=q.device)
+        sums = torch.empty(parts.shape[:-1], dtype=torch.float32, device=q.device)
     launch(
-        _prefill, (kv_heads, cdiv(longest, block_m // group), rows), q, k_cache, v_cache, plan.tables,
-        plan.starts, plan.lengths, out, q.stride(0), out.stride(0), plan.tables.stride(0), first, first, skip,
+        _prefill, (kv_heads * splits, across, rows), q, k_cache, v_cache, plan.tables, plan.starts, plan.lengths,
+        parts, sums, q.stride(0), parts.stride(-3), plan.tables.stride(0), first, first, skip, len(q), splits,
         dim**-0.5 * LOG2E, KV=kv_heads, D=dim, GROUP=group, BLOCK_M=block_m, BLOCK_N=block_n, STAGES=stages,
-        INVARIANT=plan.invariant, BLOCK=BLOCK, ASM=PDL, num_warps=warps,
+        SHARE=SHARE, INVARIANT=plan.invariant, BLOCK=BLOCK, ASM=PDL, num_warps=warps,
     )  # fmt: skip
+    if splits > 1:
+        _join(parts, sums, out, plan, first, skip, longest)
+
+
+def _join(
+    parts: Tensor, sums: Tensor, out: Tensor, plan: StepPlan, first: int, skip: int, longest: int, most: int = MOST
+) -> None:
+    """parts [splits <= most, N, H, D] and sums [splits, N, H] into out, up to token `skip + longest` of each row."""
+    splits, tokens, heads, dim = parts.shape
+    each = max(1, 8192 // (most * dim))
+    launch(
+        _combine, (cdiv(longest * heads, each), len(plan.lengths) - first), parts, sums, plan.starts, out,
+        out.stride(0), first, first, skip, tokens, splits, H=heads, D=dim, ROWS=each, MOST=most, num_warps=4,
+    )  # fmt: skip
+
+
+def _splits(programs: int, plan: StepPlan) -> int:
+    """Into how many shares the keys of so many programs go; a graph's plan has no chunks, but a bound of the length."""
+    longest = max((length for _, length in plan.chunks), default=plan.max_length)
+    return max(1, min(MOST, PROGRAMS // programs, cdiv(longest, SHARE)))
 
 
 def dense_tokens(plan: StepPlan) -> int:
@@ -174,7 +232,7 @@ def dense_tokens(plan: StepPlan) -> int:
 def dense(q: Tensor, k: Tensor, v: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor) -> Tensor:
     """Attention of the first tokens of the plan's last row: q [n, H, D] over their own keys k, v [n, KV, D] and those
     that the cache holds before them -> [n, H, D]. The two parts are joined by their log-sum-exp."""
-    tokens, heads, dim = q.shape
+    tokens, _, dim = q.shape
     count, length = plan.chunks[-1]
     past = length - count
     own, own_lse = _cudnn(q, k, v, causal=True, lse=past > 0)
@@ -183,9 +241,8 @@ def dense(q: Tensor, k: Tensor, v: Tensor, plan: StepPlan, k_cache: Tensor, v_ca
     blocks = plan.tables[-1, : past // BLOCK]
     old = (cache.view(torch.uint8).index_select(0, blocks).view(cache.dtype) for cache in (k_cache, v_cache))
     seen, seen_lse = _cudnn(q, *(x.view(past, -1, dim).to(q.dtype) for x in old), causal=False, lse=True)
-    rows = 16
-    args = (own, seen, own_lse, seen_lse, own, tokens * heads)
-    launch(_merge, (cdiv(tokens * heads, rows),), *args, H=heads, D=dim, ROWS=rows, num_warps=4)
+    sums = torch.stack((own_lse.T, seen_lse.T)) * LOG2E
+    _join(torch.stack((own, seen)), sums, own, plan, plan.decode, 0, tokens, most=2)
     return own
 
 
