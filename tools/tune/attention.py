@@ -2,8 +2,9 @@
 
 Sections: check (against float32, shapes of all eight models; bits of the invariant mode), decode (configurations, in
 graphs of dependent launches that walk over more cache than L2 holds), prefill (tiles; cuDNN and torch's flash beside
-them; what cuDNN's first call of a shape costs), step (whole `attend` calls, RoPE, host time of a call). Tables go to
-stdout, the best of each case last; all figures to $OUT/attention.json.
+them; what cuDNN's first call of a shape costs), chunks (small ones behind a long context, whose keys are divided), step
+(whole `attend` calls, RoPE, host time of a call). Tables go to stdout, the best of each case last; all figures to
+$OUT/attention.json.
 """
 
 from __future__ import annotations
@@ -103,8 +104,9 @@ class Case:
     def attend(self, layer: int = 0) -> Tensor:
         return attention.attend(*self.args(layer))
 
-    def chunks(self, q: Tensor, tiles: prefill.Tiles) -> None:
-        prefill.chunks(q, self.plan, self.k[0], self.v[0], self.out.view(self.tokens, self.heads, D), tiles=tiles)
+    def chunks(self, q: Tensor, tiles: prefill.Tiles | None, splits: int | None = 1, layer: int = 0) -> None:
+        out = self.out.view(self.tokens, self.heads, D)
+        prefill.chunks(q, self.plan, self.k[layer], self.v[layer], out, tiles=tiles, splits=splits)
 
 
 def error(x: Tensor, y: Tensor) -> float:
@@ -336,6 +338,34 @@ def prefill_section() -> None:
     summary.extend(["prefill: (queries, keys, warps, stages)", *table])
 
 
+def chunks_section() -> None:
+    """As in a step's graph: the host knows bounds alone. us for shares of the keys: 1, 4, 8, what is chosen."""
+    ways = (1, 4, 8, None)
+    table = []
+    for model in ("0.6B", "8B"):
+        for context in (1000, 8000, 30000):
+            for size in (64, 128, 256, 512):
+                layers = 4 if context < 30000 else 2
+                case = Case(model, [], [(size, context + size)], layers=layers)
+                case.plan = replace(case.plan, chunks=(), max_length=40960)
+                q = torch.randn(size, case.heads, D, device="cuda").to(BF16)
+                found, wrong = [], 0.0
+                for splits in ways:
+                    case.chunks(q, None, splits)
+                    if splits == 1:
+                        right = case.out.clone()
+                        if context == 1000:
+                            theirs = reference.paged_attention(q.float(), case.plan, case.k[0], case.v[0])
+                            wrong = error(right, theirs.flatten(1))
+                    wrong = max(wrong, error(case.out, right))
+                    found.append(replayed(partial(case.chunks, q, None, splits), layers))
+                name = f"{model:4} {size:3} tokens at {context:5}"
+                figures[f"chunks {name}"] = {str(way): seconds * 1e6 for way, seconds in zip(ways, found, strict=True)}
+                table.append(f"{name}: " + " ".join(f"{seconds * 1e6:7.1f}" for seconds in found) + f" | {wrong:.4f}")
+                print(table[-1], "WRONG" if not wrong < 1e-2 else "", flush=True)
+    summary.extend(["chunks: us with 1, 4, 8, auto shares | largest error", *table])
+
+
 def step() -> None:
     lines = []
     for chunk in ((1024, 1024), (8192, 32768), (32768, 32768)):
@@ -370,7 +400,7 @@ def step() -> None:
     summary.extend(lines)
 
 
-SECTIONS = {"check": check, "decode": decode, "prefill": prefill_section, "step": step}
+SECTIONS = {"check": check, "decode": decode, "prefill": prefill_section, "chunks": chunks_section, "step": step}
 
 
 def main() -> None:
