@@ -134,6 +134,12 @@ class Clock:
 class FakeEngine:
     """A step costs `step` seconds, ten times as much before `warm`, and 1 ms for every 1,024 prompt tokens it feeds."""
 
+    stall: float | None = None
+    stream_stall = 0.004
+
+    def warm_up(self, rows: int) -> None:
+        assert rows > 0
+
     def __init__(self, clock: Clock, step: float = 0.01, warm: float = 0.0, chunk: int = 4096) -> None:
         self.clock, self.step, self.warm, self.chunk = clock, step, warm, chunk
         self.live: list[Any] = []

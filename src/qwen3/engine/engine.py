@@ -369,7 +369,10 @@ class Engine:
 
     def warm_up(self, rows: int | None = None) -> None:
         """Make ready now what is otherwise made when it is first needed: a server does so before it is busy. On a GPU:
-        the graphs of decode steps of up to `rows` samples (None: max_batch)."""
+        the graphs of decode steps of up to `rows` samples (None: max_batch). Python's garbage collector is told that
+        what lives now is there to stay: else it looks at all of it again and again, for tens of milliseconds."""
+        gc.collect()
+        gc.freeze()
         if isinstance(self.picker, DevicePicker):
             with torch.inference_mode():
                 self.graphs.capture(min(rows or self.max_batch, self.max_batch))
@@ -433,7 +436,8 @@ class Engine:
                 self._fail(self._live[row.id], error)
         self.runner.place(plan.new_blocks)
         if plan.changed:
-            samples = [self._live[row.id] for row in plan.decode]
+            # Long contexts first: what starts last in a kernel should be short.
+            samples = sorted((self._live[row.id] for row in plan.decode), key=lambda item: -item.row.total)
             self._decoding = samples, [i for i, item in enumerate(samples) if item.observed]
         if not plan.decode and not plan.chunks:
             return None

@@ -69,13 +69,13 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
 
 @torch.inference_mode()
 def measure_ceilings(device: torch.device, elements: int | None = None) -> Ceilings:
-    """Every ceiling of `device`, in about two seconds; needs about 1 GB there (GPU) or 0.3 GB (CPU).
+    """Every ceiling of `device`, in about two seconds; needs about 4 GB there (GPU) or 0.3 GB (CPU).
 
-    elements: float32 values of the buffers that are read and copied; None: 128 M on a GPU (512 MB, ten times its L2
-    cache), 32 M on a CPU.
+    elements: float32 values of the buffers that are read and copied; None: 512 M on a GPU (2 GB: starting and ending a
+    kernel must not count), 32 M on a CPU.
     """
     cuda = device.type == "cuda"
-    count = elements or (128 << 20 if cuda else 32 << 20)
+    count = elements or (512 << 20 if cuda else 32 << 20)
     found: dict[str, float] = {}
 
     def attempt(name: str, amount: float, work: Callable[[], Any]) -> None:

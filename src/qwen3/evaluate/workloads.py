@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import random
 import statistics
@@ -196,7 +195,6 @@ def offline(subject: Subject, count: int, energy: Callable[[], float | None]) ->
     start = time.perf_counter()
     subject.engine.warm_up(count)  # the peer captures its graphs while it starts
     warm_up = time.perf_counter() - start
-    gc.collect()
     before = energy()
     seconds = subject.generate(inputs, outputs)
     after = energy()
