@@ -165,7 +165,7 @@ def test_cached_tokens_are_told(folder: Path) -> None:
 
 def test_options_of_the_engine(folder: Path) -> None:
     with LLM(folder, device="cpu", max_batch=2, max_queue=1, kv_dtype="fp8", invariant=True) as llm:
-        engine = llm._running
+        engine = llm.engine
         assert (engine.max_batch, engine.max_queue, engine.runner.invariant) == (2, 1, True)
         assert engine.runner.k_cache.dtype == torch.float8_e4m3fn
         with pytest.raises(QueueFullError, match="max_queue=1"):
@@ -203,7 +203,7 @@ def test_a_network_in_memory_is_used_in_place() -> None:
         answer = llm.chat("Hi", sampling=SHORT)
         with torch.no_grad():
             model.layers[0].mlp.down_proj.weight.mul_(-3)
-        llm._running.update_weights({})
+        llm.engine.update_weights({})
         changed = llm.chat("Hi", sampling=SHORT)
     assert answer.ids != changed.ids
     assert changed.usage.cached_tokens == 0
@@ -290,7 +290,7 @@ class _Script:
 
 
 def test_leaving_a_stream_cancels(llm: LLM) -> None:
-    engine = llm._running
+    engine = llm.engine
     long = SamplingParams(seed=1, max_tokens=4000, ignore_eos=True)
     with llm.chat("Hi", sampling=long, stream=True) as stream:
         for _, event in zip(range(5), stream, strict=False):
@@ -312,7 +312,7 @@ def test_leaving_a_stream_cancels(llm: LLM) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_interrupt_leaves_the_llm_usable(llm: LLM, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     expected = llm.chat("Hi", sampling=SHORT)
-    forward, calls = llm._running.runner.forward, []
+    forward, calls = llm.engine.runner.forward, []
 
     def interrupted(*given: Any) -> torch.Tensor:
         calls.append(1)
@@ -320,10 +320,10 @@ def test_interrupt_leaves_the_llm_usable(llm: LLM, monkeypatch: pytest.MonkeyPat
             raise KeyboardInterrupt
         return forward(*given)
 
-    monkeypatch.setattr(llm._running.runner, "forward", interrupted)
+    monkeypatch.setattr(llm.engine.runner, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(llm.chat("Hi", sampling=SHORT, stream=True)) if stream else llm.chat("Hi", sampling=SHORT)
-    assert llm._running.running == 0
+    assert llm.engine.running == 0
     assert same(llm.chat("Hi", sampling=SHORT), expected)
 
 
@@ -348,7 +348,7 @@ def test_what_cannot_be_done_is_said_before_anything_runs(llm: LLM, given: dict[
     with pytest.raises(UsageError, match=message) as caught:
         llm.chat(**({"messages": "Hi"} | given))
     assert "\n" not in str(caught.value)
-    assert not llm._running.has_work
+    assert not llm.engine.has_work
 
 
 def test_warnings_surface_in_results_and_in_finish(llm: LLM) -> None:
@@ -375,7 +375,7 @@ def test_logprobs_come_with_the_result(llm: LLM) -> None:
 
 def test_an_error_of_a_request_is_raised_and_the_llm_goes_on(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(llm._running.runner, "logits", lambda hidden: hidden.new_full((len(hidden), 640), float("nan")))
+        patch.setattr(llm.engine.runner, "logits", lambda hidden: hidden.new_full((len(hidden), 640), float("nan")))
         with pytest.raises(Qwen3Error, match="qwen3 verify"):
             llm.chat("Hi")
         with pytest.raises(Qwen3Error, match="qwen3 verify"):

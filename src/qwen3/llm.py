@@ -219,9 +219,16 @@ class LLM:
         self._engine: Engine | None = Engine(model, tokenizer, max_len=self.context, **engine)
 
     @property
+    def engine(self) -> Engine:
+        """What runs the requests, for those who move it themselves (one thread at a time)."""
+        if self._engine is None:
+            raise UsageError("this LLM is closed")
+        return self._engine
+
+    @property
     def model(self) -> Qwen3:
         """The network, for those who want logits."""
-        return self._running.model
+        return self.engine.model
 
     @property
     def device(self) -> torch.device:
@@ -399,7 +406,7 @@ class LLM:
                 include_tools=include_tools,
             )
             requests.append(Request(ids, replace(params, n=1), stream, index, warnings=list(noted)))
-        self._running.check(requests[0])
+        self.engine.check(requests[0])
         return requests
 
     def _prompt_ids(self, prompts: Any) -> list[list[int]]:
@@ -421,16 +428,10 @@ class LLM:
 
     # Moving the engine
 
-    @property
-    def _running(self) -> Engine:
-        if self._engine is None:
-            raise UsageError("this LLM is closed")
-        return self._engine
-
     def _submit(self, groups: list[list[Request]]) -> None:
         with self._lock:
             for requests in groups:
-                self._running.add_samples(requests)
+                self.engine.add_samples(requests)
 
     def _stream(self, requests: list[Request]) -> ChatStream:
         if len(requests) != 1:
@@ -446,7 +447,7 @@ class LLM:
             while True:
                 with self._lock:
                     if not request.events and not request.done:
-                        self._running.advance()
+                        self.engine.advance()
                     events = request.take_events()
                 if events or request.done:
                     return events
@@ -464,7 +465,7 @@ class LLM:
             while left:
                 with self._lock:
                     if not any(request.done for request in left):
-                        self._running.advance()
+                        self.engine.advance()
                     ended = [(request, request.take_events()) for request in left if request.done]
                 for request, events in ended:
                     if request.error is not None:

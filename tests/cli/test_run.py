@@ -193,7 +193,7 @@ def test_ctrl_c_while_the_prompt_is_read(
     """It does not wait for the first token; the reading is announced when it takes long."""
     monkeypatch.setattr("qwen3.cli.session.PATIENCE_S", 0.05)
     session = Session(LLM(str(model)))
-    advance, calls = session.llm._running.advance, 0
+    advance, calls = session.llm.engine.advance, 0
 
     def slowly() -> None:
         nonlocal calls
@@ -204,7 +204,7 @@ def test_ctrl_c_while_the_prompt_is_read(
             time.sleep(5)
         advance()
 
-    monkeypatch.setattr(session.llm._running, "advance", slowly)
+    monkeypatch.setattr(session.llm.engine, "advance", slowly)
     started = time.monotonic()
     question = [{"role": "user", "content": "hi"}]
     answer = session.chat(question, ThinkingPolicy(), SamplingParams(max_tokens=3))
