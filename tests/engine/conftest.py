@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,7 +41,7 @@ class ScriptedModel:
         if self.trouble is not None:
             self.trouble(plan.positions)
         starts = plan.starts.tolist()
-        spans = [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+        spans = [slice(a, b) for a, b in pairwise(starts)]
         self.fed.append([(int(plan.positions[span][0]), ids[span].tolist()) for span in spans])
         return plan.positions.unsqueeze(-1).float()
 
