@@ -54,12 +54,9 @@ def _span(
         at = n + span
         where = ((ids.to(tl.int64) * BLOCK + at % BLOCK) * (KV * D))[:, None] + lane[None, :]
         ids = tl.load(table + (at + BLOCK_N) // BLOCK, mask=at + BLOCK_N < end, other=0)  # a tile ahead of its use
-        if MASKED:
-            k = tl.load(k_cache + where, mask=(at < end)[:, None], other=0.0)
-            v = tl.load(v_cache + where, mask=(at < end)[:, None], other=0.0)
-        else:
-            k = tl.load(k_cache + where)
-            v = tl.load(v_cache + where)
+        there = (at < end)[:, None] if MASKED else None
+        k = tl.load(k_cache + where, mask=there, other=0.0 if MASKED else None)
+        v = tl.load(v_cache + where, mask=there, other=0.0 if MASKED else None)
         s = tl.dot(q, k.to(q.dtype).T)
         if MASKED:
             s = tl.where(at[None, :] <= here[:, None], s, float("-inf"))
@@ -184,11 +181,9 @@ def chunks(
     longest = max(plan.max_query, 1 if first < plan.decode else 0) - skip
     if rows == 0 or longest <= 0:
         return
-    tiles = tiles or (INVARIANT_TILES if plan.invariant else TILES)
-    block_m, block_n, warps, stages = tiles
+    block_m, block_n, warps, stages = tiles or (INVARIANT_TILES if plan.invariant else TILES)
     across = cdiv(longest, block_m // group)
-    if splits is None:
-        splits = 1 if plan.invariant else _splits(kv_heads * across * rows, plan)
+    splits = splits or (1 if plan.invariant else _splits(kv_heads * across * rows, plan))
     parts, sums = out, plan.cos_sin  # one share: nothing goes to the sums, which need a tensor of their type
     if splits > 1:
         parts = torch.empty((splits, *q.shape), dtype=q.dtype, device=q.device)
