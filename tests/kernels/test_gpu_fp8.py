@@ -151,20 +151,15 @@ def test_quantizing_rows(gpu: Any, rng: torch.Generator, rows: int, width: int, 
     assert distance(data.float() * spread, reference.rms_norm(x, norm, EPS) if with_norm else x) < 0.04
 
 
-def test_quantizing_after_silu(gpu: Any, rng: torch.Generator) -> None:
-    x = normal(rng, 4, 2 * 96)
-    data, scale = gpu.quantize_rows(x, silu=True)
-    right, wanted = plain.quantize_rows(reference.silu_mul(x))
-    assert torch.allclose(scale, wanted, rtol=2e-2)
-    assert distance(data.float() * scale, right.float() * wanted) < 0.02
-
-
 CASES = [
     # M, N, K, block, norm, residual, silu
     (1, 64, 64, 0, True, False, False),
     (3, 96, 80, 0, False, True, False),
-    (5, 128, 1024, 0, True, False, True),  # split
-    (18, 96, 576, 0, True, True, False),  # split, uneven, normalised apart
+    (1, 200, 304, 128, True, True, True),
+    (5, 128, 1024, 0, True, False, True),
+    (11, 64, 1040, 0, False, True, False),  # uneven
+    (18, 96, 576, 0, True, True, False),  # normalised apart
+    (19, 64, 1104, 0, False, True, False),  # split, uneven
     (2, 256, 256, 128, True, False, True),
     (4, 200, 1104, 128, False, True, False),  # split, uneven
     (70, 96, 192, 0, True, False, True),  # quantized activations
@@ -215,20 +210,12 @@ def test_invariant(gpu: Any, rng: torch.Generator, block: int) -> None:
         assert torch.equal(gpu.fp8_linear(x[rows], weight, norm=norm, eps=EPS, invariant=True), whole[rows])
 
 
-def test_mlp(gpu: Any, rng: torch.Generator) -> None:
-    x, residual, norm = normal(rng, 3, 64), normal(rng, 3, 64), 1 + 0.3 * normal(rng, 64)
-    up, down = quantize_fp8(normal(rng, 96, 64) / 8), quantize_fp8(normal(rng, 64, 48) / 7)
-    out = gpu.fp8_mlp(x, up, down, norm=norm, eps=EPS, residual=residual)
-    h = plain.fp8_linear(x, up, norm=norm, eps=EPS, silu=True)
-    assert distance(out, plain.fp8_linear(h, down, residual=residual)) < 8e-3
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE != "cuda", reason="no CUDA device")
 @pytest.mark.parametrize("block", [0, 128])
 def test_many_rows_through_cublas(gpu: Any, rng: torch.Generator, block: int) -> None:
     x, residual, norm = normal(rng, 1000, 1024), normal(rng, 1000, 1024), 1 + 0.3 * normal(rng, 1024)
     up, down = quantize_fp8(normal(rng, 6144, 1024) / 32, block), quantize_fp8(normal(rng, 1024, 3072) / 55, block)
-    out = gpu.fp8_mlp(x, up, down, norm=norm, eps=EPS, residual=residual)
     h = plain.fp8_linear(x, up, norm=norm, eps=EPS, silu=True)
-    assert distance(out, plain.fp8_linear(h, down, residual=residual)) < 0.06
+    assert distance(gpu.fp8_linear(x, up, norm=norm, eps=EPS, silu=True), h) < 0.06
+    assert distance(gpu.fp8_linear(h, down, residual=residual), plain.fp8_linear(h, down, residual=residual)) < 0.06

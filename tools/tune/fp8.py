@@ -119,12 +119,7 @@ def check() -> None:
             torch.equal(fp8.fp8_linear(x[rows], weight, invariant=True, **how), together[rows])
             for rows in (slice(5, 6), slice(3, 40), slice(1000, 1100))
         ]
-        up, down = weight, weight_of(4096, 12288, block)
-        left = inputs(1000, 4096, 4096, False, True, False)["residual"]
-        h = fp8.fp8_linear(x[:1000], up, norm=how["norm"], eps=1e-6, silu=True)
-        apart = fp8.fp8_linear(h, down, residual=left).float()
-        mlp = fp8.fp8_mlp(x[:1000], up, down, norm=how["norm"], eps=1e-6, residual=left)
-        print(f"  invariant block={block}: same bits {same}; mlp against its parts {distance(mlp, apart):.1e}")
+        print(f"  invariant block={block}: same bits {same}")
 
 
 def rows_jobs() -> list[tuple[str, int, int, Callable[[], Any]]]:
@@ -314,7 +309,7 @@ def chain_step(every: list[list[Fp8Weight]], norm: Tensor, start: Tensor, heads:
     for qkv, o, up, down in every:
         mixed = fp8.fp8_linear(x, qkv, norm=norm, eps=1e-6)[:, : heads * 128]
         x = fp8.fp8_linear(mixed, o, residual=x)
-        x = fp8.fp8_mlp(x, up, down, norm=norm, eps=1e-6, residual=x)
+        x = fp8.fp8_linear(fp8.fp8_linear(x, up, norm=norm, eps=1e-6, silu=True), down, residual=x)
 
 
 CHAIN = (1, 8, 32, 64, 128, 256, 1024, 16384)

@@ -74,16 +74,34 @@ def _ask(pointers):
 
 
 @triton.jit
+def _scale(scale, row, k, K: tl.constexpr, SQUARE: tl.constexpr):
+    """Scales of FP8 weights: one for each row, or (SQUARE > 0) for each square of weights [SQUARE, SQUARE]."""
+    at = row
+    if SQUARE:
+        at = row // SQUARE * ((K + SQUARE - 1) // SQUARE) + tl.minimum(k, K - 1) // SQUARE
+    return tl.load(scale + at)
+
+
+@triton.jit
+def _narrow(weights, dtype: tl.constexpr):
+    """FP8 -> bfloat16 by way of float32: the one instruction that turns float16 into bfloat16 is slow."""
+    if dtype == tl.bfloat16 and weights.dtype == tl.float8e4nv:
+        weights = weights.to(tl.float32)
+    return weights.to(dtype)
+
+
+@triton.jit
 def _gemv(
-    x, weight, norm, residual, y, eps,
+    x, weight, scale, norm, residual, y, eps,
     N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr,
-    SILU: tl.constexpr, PDL: tl.constexpr,
+    SILU: tl.constexpr, PDL: tl.constexpr, SQUARE: tl.constexpr = 0,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
     tile = tl.program_id(0)
     col = tl.arange(0, BLOCK_K)
-    base = weight + _weight_rows(tile, tl.arange(0, BLOCK_N), N, BLOCK_N, SILU)[:, None] * K + col[None, :]
+    rows = _weight_rows(tile, tl.arange(0, BLOCK_N), N, BLOCK_N, SILU)
+    base = weight + rows[:, None] * K + col[None, :]
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     WHOLE: tl.constexpr = K % BLOCK_K == 0
     ahead = _tuple(_load(base, col[None, :], K, WHOLE))
@@ -97,8 +115,9 @@ def _gemv(
     mask = n < WIDTH
     if residual is not None:
         rest = tl.load(residual + n, mask=mask, other=0.0)
-    # Sums of 8 neighbours stay within a thread, so that few registers are kept from step to step.
-    total = tl.zeros((BLOCK_N, BLOCK_K // 8), tl.float32)
+    # Sums of NEAR neighbours stay within a thread, so that few registers are kept from step to step.
+    NEAR: tl.constexpr = 8 if scale is None else 16
+    total = tl.zeros((BLOCK_N, BLOCK_K // NEAR), tl.float32)
     squares = tl.zeros((BLOCK_K,), tl.float32)
     for i in tl.static_range(STEPS):
         row = _load(x + i * BLOCK_K + col, i * BLOCK_K + col, K, WHOLE).to(tl.float32)
@@ -110,8 +129,14 @@ def _gemv(
         if i + AHEAD < STEPS:
             at = (i + AHEAD) * BLOCK_K
             ahead = ahead + _tuple(_load(base + at, col[None, :] + at, K, WHOLE))
-        total += tl.sum(tl.reshape(now.to(tl.float32) * row[None, :], (BLOCK_N, BLOCK_K // 8, 8)), 2)
+        part = tl.sum(tl.reshape(now.to(tl.float32) * row[None, :], (BLOCK_N, BLOCK_K // NEAR, NEAR)), 2)
+        if SQUARE:
+            where = i * BLOCK_K + tl.arange(0, BLOCK_K // NEAR)[None, :] * NEAR
+            part *= _scale(scale, rows[:, None], where, K, SQUARE)
+        total += part
     out = tl.sum(total, 1)
+    if scale is not None and not SQUARE:
+        out *= _scale(scale, rows, 0, K, SQUARE)
     if norm is not None:
         out *= tl.rsqrt(tl.sum(squares, 0) / K + eps)
     if SILU:
@@ -123,27 +148,50 @@ def _gemv(
 
 
 @triton.jit
-def _few_step(acc, squares, w_tile, x_tile, norm, at, k, K: tl.constexpr, WHOLE: tl.constexpr, BLOCK_N: tl.constexpr):
+def _few_load(pointers, known, col, K: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr):
+    """`_load_some` of 16-bit values [..., 32] -> the same; WIDE: -> [..., 64], a thread's 8 and the next 8."""
+    v = _load_some(pointers, known, col, K, WHOLE)
+    if WIDE:
+        v = tl.join(v, _load_some(pointers + 8, known, col + 8, K, WHOLE))
+        A: tl.constexpr = v.shape[0]
+        B: tl.constexpr = v.shape[1]
+        C: tl.constexpr = v.shape[2]
+        D: tl.constexpr = v.shape[3]
+        v = tl.permute(tl.reshape(v, (A, B, C, D, 4, 8, 2)), (0, 1, 2, 3, 4, 6, 5))
+        v = tl.reshape(v, (A, B, C, D, 64))
+    return v
+
+
+@triton.jit
+def _few_step(
+    acc, squares, w_tile, x_tile, scale, rows, norm, at, k, xk,
+    K: tl.constexpr, WHOLE: tl.constexpr, BLOCK_N: tl.constexpr, SQUARE: tl.constexpr, EACH: tl.constexpr,
+):  # fmt: skip
     WARPS: tl.constexpr = acc.shape[0]
     FULL: tl.constexpr = acc.shape[1]
     SLABS: tl.constexpr = x_tile.shape[2]
+    WIDTH: tl.constexpr = w_tile.shape[4]
     if norm is not None:
         wide = x_tile.to(tl.float32)
         squares += tl.sum(wide * wide, 2)
-        k = tl.broadcast_to(k, (8, WARPS, SLABS, 1, 32))  # so that each thread loads what it needs
-        x_tile = (wide * _load(norm + at + k, at + k, K, WHOLE).to(tl.float32)).to(x_tile.dtype)
-    x_tile = tl.broadcast_to(x_tile, (8, WARPS, SLABS, FULL // 8, 32))
-    x_tile = tl.permute(tl.reshape(x_tile, (8, WARPS, SLABS, FULL // 8, 4, 4, 2)), (1, 3, 0, 2, 5, 4, 6))
-    w_tile = tl.permute(tl.reshape(w_tile, (8, WARPS, SLABS, BLOCK_N // 8, 4, 4, 2)), (1, 2, 5, 4, 6, 3, 0))
-    x_tile = tl.reshape(x_tile, (WARPS, FULL, SLABS * 32))
-    return tl.dot(x_tile, tl.reshape(w_tile, (WARPS, SLABS * 32, BLOCK_N)), acc), squares
+        xk = at + tl.broadcast_to(xk, (8, WARPS, SLABS, 1, 32))  # so that each thread loads what it needs
+        x_tile = (wide * _few_load(norm + xk, xk >= 0, xk, K, WHOLE, WIDTH == 64).to(tl.float32)).to(x_tile.dtype)
+    if SQUARE:
+        w_tile = w_tile.to(tl.float32) * _scale(scale, rows, at + tl.min(k, 4, keep_dims=True), K, SQUARE)
+    w_tile = _narrow(w_tile, x_tile.dtype)
+    x_tile = tl.broadcast_to(x_tile, (8, WARPS, SLABS, FULL // 8, WIDTH))
+    GROUPS: tl.constexpr = WIDTH // 4 // EACH
+    x_tile = tl.permute(tl.reshape(x_tile, (8, WARPS, SLABS, FULL // 8, 4, GROUPS, EACH)), (1, 3, 0, 2, 5, 4, 6))
+    w_tile = tl.permute(tl.reshape(w_tile, (8, WARPS, SLABS, BLOCK_N // 8, 4, GROUPS, EACH)), (1, 2, 5, 4, 6, 3, 0))
+    x_tile = tl.reshape(x_tile, (WARPS, FULL, SLABS * WIDTH))
+    return tl.dot(x_tile, tl.reshape(w_tile, (WARPS, SLABS * WIDTH, BLOCK_N)), acc), squares
 
 
 @triton.jit(do_not_specialize=["M"])
 def _few(
-    x, weight, norm, residual, y, M, stride, eps,
+    x, weight, scale, norm, residual, y, M, stride, eps,
     N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    WARPS: tl.constexpr, AHEAD: tl.constexpr, SILU: tl.constexpr, PDL: tl.constexpr,
+    WARPS: tl.constexpr, AHEAD: tl.constexpr, SILU: tl.constexpr, PDL: tl.constexpr, SQUARE: tl.constexpr = 0,
 ):  # fmt: skip
     # A dot's sum does not care for the order of its columns. So memory's order, in which a thread loads 8 neighbours,
     # is relabelled as the order in which the tensor cores want them in registers (of 16 columns a thread holds 2t,
@@ -151,7 +199,9 @@ def _few(
     # (the dot's batch), 32 in 32 · WARPS; x's rows are the dot's 16, weight rows its 8. BLOCK_M 8: those 8 rows twice.
     if PDL:
         gdc_launch_dependents()
-    SLABS: tl.constexpr = BLOCK_K // (32 * WARPS)
+    FP8: tl.constexpr = scale is not None
+    WIDTH: tl.constexpr = 64 if FP8 else 32  # columns of a slab: 16 bytes of weights for each of 4 threads
+    SLABS: tl.constexpr = BLOCK_K // (WIDTH * WARPS)
     FULL: tl.constexpr = 16 if BLOCK_M == 8 else BLOCK_M
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     WHOLE: tl.constexpr = K % BLOCK_K == 0
@@ -160,9 +210,14 @@ def _few(
     # [8 rows, warps, slabs of columns, groups of 8 rows, 32 columns], in the order in which threads are given out.
     eight = tl.arange(0, 8)[:, None, None, None, None]
     slab = tl.arange(0, WARPS)[None, :, None, None, None] + tl.arange(0, SLABS)[None, None, :, None, None] * WARPS
-    k = slab * 32 + tl.arange(0, 32)[None, None, None, None, :]
+    k = slab * WIDTH + tl.arange(0, WIDTH)[None, None, None, None, :]
+    xk = k
+    if FP8:
+        lane = tl.arange(0, 32)
+        xk = slab * WIDTH + (lane // 8 * 16 + lane % 8)[None, None, None, None, :]
     row = tl.arange(0, BLOCK_N // 8)[None, None, None, :, None] * 8 + eight
-    w_at = weight + _weight_rows(tile, row, N, BLOCK_N, SILU) * K + k
+    row = _weight_rows(tile, row, N, BLOCK_N, SILU)
+    w_at = weight + row * K + k
     ahead = _tuple(_load(w_at, k, K, WHOLE))
     for i in tl.static_range(1, min(AHEAD, STEPS)):
         ahead = ahead + _tuple(_load(w_at + i * BLOCK_K, k + i * BLOCK_K, K, WHOLE))
@@ -171,21 +226,22 @@ def _few(
             _ask(norm + tl.minimum(tl.arange(0, 256) * 32, K - 16))
         gdc_wait()
     token = tl.arange(0, BLOCK_M // 8)[None, None, None, :, None] * 8 + eight
-    x_at = x + token * stride + k
-    near = _tuple(_load_some(x_at, token < M, k, K, WHOLE))
+    x_at = x + token * stride + xk
+    near = _tuple(_few_load(x_at, token < M, xk, K, WHOLE, FP8))
     for i in tl.static_range(1, NEAR):
-        near = near + _tuple(_load_some(x_at + i * BLOCK_K, token < M, k + i * BLOCK_K, K, WHOLE))
-    WIDTH: tl.constexpr = N // 2 if SILU else N
+        near = near + _tuple(_few_load(x_at + i * BLOCK_K, token < M, xk + i * BLOCK_K, K, WHOLE, FP8))
+    WIDE: tl.constexpr = N // 2 if SILU else N
     OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
     m = tl.arange(0, FULL)
     n = tile * OUT + tl.arange(0, OUT)
-    mask = ((m < BLOCK_M) & (m < M))[:, None] & (n < WIDTH)[None, :]
-    at = m[:, None] * WIDTH + n[None, :]
+    mask = ((m < BLOCK_M) & (m < M))[:, None] & (n < WIDE)[None, :]
+    at = m[:, None] * WIDE + n[None, :]
     if residual is not None:
         rest = tl.load(residual + at, mask=mask, other=0.0)
     acc = tl.zeros((WARPS, FULL, BLOCK_N), tl.float32)
-    squares = tl.zeros((8, WARPS, BLOCK_M // 8, 32), tl.float32)
-    if STEPS <= 4 or (norm is None and STEPS <= 8):
+    squares = tl.zeros((8, WARPS, BLOCK_M // 8, WIDTH), tl.float32)
+    EACH: tl.constexpr = 4 if FP8 else 2
+    if FP8 or STEPS <= 4 or (norm is None and STEPS <= 8):
         for i in tl.static_range(STEPS):
             w_tile, x_tile = ahead[0], near[0]
             ahead, near = ahead[1:], near[1:]
@@ -194,17 +250,23 @@ def _few(
                 ahead = ahead + _tuple(_load(w_at + far, k + far, K, WHOLE))
             if i + NEAR < STEPS:
                 far = (i + NEAR) * BLOCK_K
-                near = near + _tuple(_load_some(x_at + far, token < M, k + far, K, WHOLE))
-            acc, squares = _few_step(acc, squares, w_tile, x_tile, norm, i * BLOCK_K, k, K, WHOLE, BLOCK_N)
+                near = near + _tuple(_few_load(x_at + far, token < M, xk + far, K, WHOLE, FP8))
+            acc, squares = _few_step(
+                *(acc, squares, w_tile, x_tile, scale, row, norm, i * BLOCK_K, k, xk, K, WHOLE, BLOCK_N, SQUARE, EACH)
+            )
     else:
         for i in tl.range(STEPS, num_stages=1):
             w_tile, x_tile = ahead[0], near[0]
             far = (i + AHEAD) * BLOCK_K
             ahead = ahead[1:] + _tuple(tl.load(w_at + far, mask=k + far < K, other=0.0))
             far = (i + NEAR) * BLOCK_K
-            near = near[1:] + _tuple(_load_some(x_at + far, token < M, k + far, K, False))
-            acc, squares = _few_step(acc, squares, w_tile, x_tile, norm, i * BLOCK_K, k, K, WHOLE, BLOCK_N)
+            near = near[1:] + _tuple(_few_load(x_at + far, token < M, xk + far, K, False, FP8))
+            acc, squares = _few_step(
+                *(acc, squares, w_tile, x_tile, scale, row, norm, i * BLOCK_K, k, xk, K, WHOLE, BLOCK_N, SQUARE, EACH)
+            )
     out = tl.sum(acc, 0)
+    if FP8 and not SQUARE:
+        out *= _scale(scale, _weight_rows(tile, tl.arange(0, BLOCK_N), N, BLOCK_N, SILU), 0, K, SQUARE)[None, :]
     if norm is not None:
         total = tl.trans(tl.sum(tl.sum(squares, 3), 1))
         total = tl.reshape(tl.broadcast_to(total, (FULL // 8, 8)), (FULL,))
@@ -219,9 +281,10 @@ def _few(
 
 @triton.jit(do_not_specialize=["M"])
 def _gemm(
-    x, weight, norm, residual, y, parts, arrived, M, stride, eps,
+    x, weight, scale, norm, residual, y, parts, arrived, M, stride, eps,
     N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr, DEPTH: tl.constexpr, AHEAD: tl.constexpr, SILU: tl.constexpr, PDL: tl.constexpr,
+    SQUARE: tl.constexpr = 0,
 ):  # fmt: skip
     # Weights are the dot's first operand (they fill the 16 or 64 rows of the tensor cores), tokens the second (8 do).
     if PDL:
@@ -255,7 +318,11 @@ def _gemm(
             wide = x_tile.to(tl.float32)
             squares += wide * wide
             x_tile = (wide * _load(norm + at + k, at + k, K, WHOLE).to(tl.float32)[:, None]).to(x_tile.dtype)
-        acc = tl.dot(w_tile, x_tile, acc)
+        w_tile = _narrow(w_tile, x_tile.dtype)
+        if SQUARE:
+            acc += tl.dot(w_tile, x_tile) * _scale(scale, rows, at, K, SQUARE)[:, None]
+        else:
+            acc = tl.dot(w_tile, x_tile, acc)
     total = tl.sum(squares, 0)
     if SPLIT > 1:
         SIZE: tl.constexpr = BLOCK_N * BLOCK_M + BLOCK_M
@@ -279,6 +346,8 @@ def _gemm(
                 total += tl.load(part + after, cache_modifier=".cg")
     if norm is not None:
         acc *= tl.rsqrt(total / K + eps)[None, :]
+    if scale is not None and not SQUARE:
+        acc *= _scale(scale, rows, 0, K, SQUARE)[:, None]
     WIDTH: tl.constexpr = N // 2 if SILU else N
     OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
     if SILU:
@@ -424,16 +493,19 @@ def fused_linear(
 
 
 def start(
-    how: Launch, x: Tensor, weight: Tensor, norm: Tensor | None, eps: float, residual: Tensor | None, y: Tensor
-) -> None:
-    """Fill y by one launch as `plan` says."""
+    how: Launch, x: Tensor, weight: Tensor, norm: Tensor | None, eps: float, residual: Tensor | None, y: Tensor,
+    scale: Tensor | None = None, square: int = 0,
+) -> None:  # fmt: skip
+    """Fill y by one launch as `plan` says. scale, square: of FP8 weights, as `Fp8Weight` has them."""
     kernel, grid, meta, shared = how
+    if square:
+        meta = meta | {"SQUARE": square}
     if kernel is _gemv:
-        launch(kernel, grid, x, weight, norm, residual, y, eps, **meta)
+        launch(kernel, grid, x, weight, scale, norm, residual, y, eps, **meta)
     else:
         m, k = x.shape
         # One row has no stride of its own: what it says there must not make another kernel of it.
-        launch(kernel, grid, x, weight, norm, residual, y, *shared, m, x.stride(0) if m > 1 else k, eps, **meta)
+        launch(kernel, grid, x, weight, scale, norm, residual, y, *shared, m, x.stride(0) if m > 1 else k, eps, **meta)
 
 
 @lru_cache(4096)
