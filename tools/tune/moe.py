@@ -206,24 +206,6 @@ def timed(work: Callable[[], Any]) -> float:
     return seconds(lambda *_: work(), INVARIANT) * 1e6
 
 
-def early(name: str, wide: Any, tall: Any, kind: str, tokens: int) -> None:
-    """Norm, routing and experts, as a step has them, by how many programs ask for weights before their turn."""
-    h, m = SHAPES[name]
-    sets = [torch.randint(0, 10000, (tokens,), device="cuda", dtype=torch.int32) for _ in range(6)]
-    x, gain = torch.randn(tokens, h, device="cuda").bfloat16(), torch.ones(h, device="cuda").bfloat16()
-    pair = choose(x.device, h, m, kind, tokens, lambda _: lambda *_: None)
-
-    def go(programs: int) -> None:
-        for ids in sets:
-            y = elementwise.rms_norm(x, gain, 1e-6)
-            weights, chosen = moe.route(moe.uniform_logits(ids, ids, 3, E), TOP, True)
-            moe.run(y, wide, tall, weights, chosen, x, *pair, programs)
-
-    found = [(programs, timed(partial(go, programs)) / len(sets)) for programs in (0, 264, 528, 0, 264, 528)]
-    print("early", name, kind, tokens, *(f"{programs}:{us:.1f}" for programs, us in found))
-    report[f"early {name} {kind} {tokens}"] = found
-
-
 def small_times() -> None:
     for tokens in (1, 32, 256, 16384):
         ids = torch.arange(tokens, device="cuda", dtype=torch.int32)
@@ -260,8 +242,6 @@ def main() -> None:
     for name in SHAPES:
         gate_up, down = weights_of(name)
         section(check, name, gate_up, down)
-        for tokens in (1, 8, 32, 64) if name == "30B-A3B" else (1, 32):
-            section(early, name, gate_up, down, "bf16", tokens)
         for tokens, tiles in ((1, FEW), (32, FEW), (16384, MANY[:3])):
             section(sweep, name, gate_up, down, "bf16", tokens, tiles, tiles)
         if name == "30B-A3B":
@@ -270,7 +250,6 @@ def main() -> None:
             for tokens in (256, 16384):
                 section(profile, name, gate_up, down, tokens)
             wide, tall = packed(gate_up, down, 0)
-            section(early, name, wide, tall, "fp8", 1)
             low_bits = ((1, FEW), (64, FEW), (256, LISTED[:4]), (1024, LISTED[3:4] + MANY[3:]), (4096, MANY[3:]))
             for tokens, tiles in low_bits:
                 section(sweep, name, wide, tall, "fp8", tokens, tiles, tiles)

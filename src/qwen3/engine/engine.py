@@ -290,7 +290,7 @@ class Engine:
         del item.request.tokens[len(item.request.tokens) - count :]
         item.reader = self._machine(item.request).replay(item.request.tokens)
         self.scheduler.rollback(item.row, count)
-        self.picker.bind(item)
+        item.bound = 0
 
     def update_weights(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
         """Write new values into the model's parameters, in place, under the names `model.named_parameters()` has.
@@ -430,10 +430,7 @@ class Engine:
         for row in plan.preempted:
             self._displace(self._live[row.id])
         for row in plan.admitted:
-            try:
-                self._bind(self._live[row.id])
-            except Exception as error:
-                self._fail(self._live[row.id], error)
+            self._bind(self._live[row.id])
         self.runner.place(plan.new_blocks)
         if plan.changed:
             # Long contexts first: what starts last in a kernel should be short.
@@ -493,8 +490,13 @@ class Engine:
                 if not item.request.done:
                     self._push(item, token)
             if chunk.last and not item.request.done:
+                try:
+                    self._ready(item)
+                except Exception as error:
+                    self._fail(item, error)
+                    continue
                 places.append(end - 1)
-                samples = [*samples, item]
+                samples.append(item)
         if not places:
             return None
         logits = self.runner.logits(hidden if len(places) == len(hidden) else hidden[places])
@@ -510,6 +512,12 @@ class Engine:
                 return None
             fed = Fed(chunk.seq.slot, chunk.start, chunk.seq.tokens[chunk.start : chunk.start + chunk.size])
         members = samples if owner is None else [*samples, owner]
+        if owner is not None and chunk is not None and chunk.last:
+            try:
+                self._ready(owner)
+            except Exception as error:
+                self._fail(owner, error)
+                return None
         if self._routed and any(item.request.keep_routes for item in members):
             return None
         graph = self.graphs.replay([item.row.slot for item in samples], fed, chunk is not None and chunk.last)
@@ -631,7 +639,7 @@ class Engine:
 
     def _know(self, item: Sample, picked: Picked | None = None) -> None:
         """Fetch what the device knows of a sample that the host does not follow."""
-        if isinstance(self.picker, DevicePicker) and not item.observed and item.row.slot:
+        if isinstance(self.picker, DevicePicker) and not item.observed and item.bound:
             request = item.request
             request.tokens[:], item.reader = self.picker.fetch(item, picked)
             known = len(item.row.tokens) - len(request.ids)
@@ -683,17 +691,24 @@ class Engine:
         if request.experts:
             self.runner.set_experts(row.slot, request.experts)
             item.expert_slot = row.slot
-        self.picker.bind(item)
+
+    def _ready(self, item: Sample) -> None:
+        """Its prompt is being computed: from now on its slot has what the picker needs. Not sooner: a device that waits
+        for the first of many prompts should not wait until all of them are bound."""
+        if item.bound != item.row.slot:
+            self.picker.bind(item)
+            item.bound = item.row.slot
 
     def _displace(self, item: Sample) -> None:
         """A sample lost its slot and waits again; what only the device knows of it is fetched while it is there."""
-        self._unbind(item)
         if not item.request.done:
             self._know(item)
             if not item.observed and item.reader.done is not None:
                 self._end(item, item.reader.done)
+        self._unbind(item)
 
     def _unbind(self, item: Sample) -> None:
+        item.bound = 0
         if item.expert_slot:
             self.runner.set_experts(item.expert_slot, 0)
             item.expert_slot = 0

@@ -36,6 +36,7 @@ class Sample:
     reader: Any  # TokenStream or Machine: forced(), banned(), push()
     torn: bool = False  # between the first and the last change that one token makes
     forced: bool = False  # its last token was
+    bound: int = 0  # the slot that the picker has its state in, 0: none
     expert_slot: int = 0  # where its number of experts per token is written, 0: nowhere
 
     @property

@@ -257,7 +257,7 @@ class _Parts:
     def _part(self, key: str) -> None:
         subject, scale, roofline = self.subject, self.scale, self.roofline
         if key == "gap":
-            self.data["gap"] = workloads.gap(subject, length=min(32768, subject.max_len // 2))
+            self.data["gap"] = workloads.gap(subject, length=min(32768, subject.max_len - 64))
         elif key == "offline256":
             found = workloads.offline(subject, scale.offline, self.energy.read)
             self.data[key] = found

@@ -17,7 +17,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from qwen3.errors import UsageError
 from qwen3.kernels.fp8 import Fp8Weight
 from qwen3.kernels.gpu.launch import PDL, launch, next_power_of_2
-from qwen3.kernels.gpu.linear import _ask, _silu_mul
+from qwen3.kernels.gpu.linear import _silu_mul
 from qwen3.kernels.gpu.moe_tables import INVARIANT, Run, Tile, choose
 
 Weight = Tensor | Fp8Weight
@@ -133,19 +133,11 @@ def _list(chosen, order, tiles, pairs, slots, WIDTH: tl.constexpr, BM: tl.conste
         count -= WIDTH * BM
 
 
-@triton.jit
-def _ask_early(rows, K: tl.constexpr, EARLY: tl.constexpr):
-    """The first EARLY programs have the L2 cache fetch the first KiB of their weight rows, 64 bytes a request."""
-    if tl.program_id(0) < EARLY:
-        column = tl.arange(0, 16) * (512 // rows.dtype.element_ty.primitive_bitwidth)
-        _ask(rows[:, None] + tl.minimum(column, K - 16)[None, :])
-
-
 @triton.jit(do_not_specialize=["tokens"])
 def _gemm(
     x, w, scale, weights, chosen, order, tiles, out, tokens, GATED: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
     TOP: tl.constexpr, SLOTS: tl.constexpr, LISTED: tl.constexpr, BY_PAIR: tl.constexpr, SWAP: tl.constexpr,
-    FP8: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    FP8: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """BM pairs × BN rows of one expert. w [E, N, K]; rows of x and out are pairs (x's with GATED: tokens).
 
@@ -163,8 +155,6 @@ def _gemm(
     if GATED:
         row = column // (2 * G) * G + column % G + (column // G) % 2 * (N // 2)
     if PDL:
-        if GATED and not LISTED and not BY_PAIR:
-            _ask_early(w + slot.to(tl.int64) * N * K + row * K, K, EARLY)  # nearly every expert is some token's
         # The second product starts when all programs of the first have passed here: what the router chose, and the
         # lists, are there before it waits. One of its programs waits here too, so that kernels end in their order.
         if GATED or tl.program_id(0) == 0:
@@ -194,7 +184,6 @@ def _gemm(
     source = x + (pair // TOP if GATED else pair).to(tl.int64) * K
     base = w + expert.to(tl.int64) * N * K + row * K
     if PDL and not GATED:
-        _ask_early(base, K, EARLY)
         gdc_wait()
     acc = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.float32)
     for start in range(0, K, BK):
@@ -265,12 +254,9 @@ def experts(
 
 def run(
     x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, chosen: Tensor, residual: Tensor | None,
-    gate: Tile, low: Tile, early: int = 528,
+    gate: Tile, low: Tile,
 ) -> Tensor:  # fmt: skip
-    """`experts` on contiguous tensors with the given tiles, which must suit N (see `moe_tables.Tile`).
-
-    early: how many programs of a product ask for weights while the kernel before ends (528: 4 · 132 multiprocessors).
-    """
+    """`experts` on contiguous tensors with the given tiles, which must suit N (see `moe_tables.Tile`)."""
     (tokens, h), (E, _, m), top = x.shape, down.shape, chosen.shape[1]
     if h % 16 or m % 16:
         raise UsageError(f"hidden_size {h}, moe_intermediate_size {m}: the GPU's experts take multiples of 16")
@@ -289,7 +275,7 @@ def run(
         bn, bk = _fit(tile.bn, N), _fit(min(tile.bk, 128) if fp8 == 128 else tile.bk, K)
         launch(_gemm, (slots * (N // bn),), a, w, scale, weights, chosen, order, tiles, to, tokens, GATED=a is x, N=N,
                K=K, TOP=top, SLOTS=next_power_of_2(top), LISTED=gate.bm > 0, BY_PAIR=gate.bm == 0 and pairs < E,
-               SWAP=tile.swap, FP8=fp8, BM=bm, BN=bn, BK=bk, EARLY=early, num_warps=tile.warps,
+               SWAP=tile.swap, FP8=fp8, BM=bm, BN=bn, BK=bk, num_warps=tile.warps,
                num_stages=tile.stages, **_PDL)  # fmt: skip
     block = _fit(1024, h)
     launch(_combine, (tokens, h // block), parts, chosen, residual, out, H=h, TOP=top, BLOCK=block, num_warps=4, **_PDL)
