@@ -25,6 +25,7 @@ from qwen3.kernels import fp8 as plain
 from qwen3.kernels.fp8 import FP8, Fp8Weight, quantize_fp8
 from qwen3.kernels.gpu import elementwise, fp8
 from qwen3.kernels.gpu.fp8 import Tile
+from qwen3.kernels.gpu.linear import Tile as Cut
 
 PEAK = 1.473e15  # FP8 operations a second of an H100's matrix units, measured
 figures: dict[str, Any] = {}
@@ -125,15 +126,12 @@ def check() -> None:
 def rows_jobs() -> list[tuple[str, int, int, Callable[[], Any]]]:
     jobs = []
     for m in (64, 256, 16384):
-        for k, silu, norm, group in (
-            (4096, False, True, 0), (4096, False, False, 0), (12288, False, False, 0), (12288, True, False, 0),
-            (4096, False, True, 128),
-        ):  # fmt: skip
-            x, gain = normal(m, k * (2 if silu else 1)), normal(k) if norm else None
-            name = f"M={m} K={k} {'silu' if silu else 'norm' if norm else ''} group={group}"
+        for k, norm, group in ((4096, True, 0), (4096, False, 0), (12288, False, 0), (4096, True, 128)):
+            x, gain = normal(m, k), normal(k) if norm else None
+            name = f"M={m} K={k} {'norm' if norm else ''} group={group}"
 
-            def job(x: Tensor = x, gain: Tensor | None = gain, silu: bool = silu, group: int = group) -> Any:
-                return fp8.quantize_rows(x, gain, 1e-6, group=group, silu=silu)
+            def job(x: Tensor = x, gain: Tensor | None = gain, group: int = group) -> Any:
+                return fp8.quantize_rows(x, gain, 1e-6, group=group)
 
             jobs.append((name, x.numel() * 2, m * k, job))
     return jobs
@@ -160,23 +158,34 @@ def pool_of(n: int, k: int, block: int) -> list[Fp8Weight]:
                       for _ in range(copies - 1)]  # fmt: skip
 
 
-def skinny_tiles(m: int, n: int, k: int) -> list[Tile]:
-    base = fp8.skinny_tile(m, n, k)
-    found = [base, base._replace(ahead=0), base._replace(bk=256, stages=3)]
-    found += [base._replace(split=s) for s in {max(1, base.split // 2), base.split * 2} - {base.split} if k // s >= 512]
-    if m >= 32:
-        found.append(base._replace(bn=128, split=max(1, min(base.split * 2, k // 512)), warps=8, stages=4))
-    else:
-        found.append(base._replace(bn=32, split=max(1, base.split // 2), warps=2))
-    return list(dict.fromkeys(found))
+def skinny_tiles(m: int, n: int, k: int, silu: bool) -> list[Cut]:
+    base = fp8.skinny_tile(m, n, k, silu, 0)
+    if m == 1:
+        cuts = [(2, 4096, 3, 4), (4, 4096, 1, 4), (4, 4096, 2, 4), (8, 2048, 1, 4), (8, 2048, 2, 4), (8, 4096, 1, 8)]
+        return list(dict.fromkeys([base, *(Cut(*cut) for cut in cuts if cut[1] * cut[2] <= k)]))
+    if m <= 16:
+        cuts = [(16, 1024, 1, 4), (16, 1024, 1, 8), (32, 512, 1, 4), (32, 1024, 1, 8), (32, 1024, 2, 8)]
+        cuts += [(32, 2048, 1, 16), (16, 2048, 1, 16)]
+        if m <= 8:
+            cuts += [(16, 1024, 2, 4), (32, 1024, 2, 4)] if k <= 4096 else [(16, 2048, 2, 8)]
+        return list(dict.fromkeys([base, *(Cut(*cut) for cut in cuts), gemm_cut(n, k)]))
+    found = [base, base._replace(ahead=0), Cut(64, 128, 5, 4, base.split, 512), Cut(64, 256, 3, 4, base.split, 512)]
+    found += [base._replace(split=s) for s in (base.split // 2, base.split * 2) if s and k // s >= 512]
+    found.append(Cut(128, 128, 4, 8, max(1, min(base.split * 2, k // 512)), 512))
+    return list(dict.fromkeys(found + ([Cut(32, 512, 1, 8), Cut(64, 512, 1, 8)] if m == 32 and k <= 4096 else [])))
 
 
-def skinny_work() -> list[tuple[str, int, int, int, list[bool], list[Tile]]]:
+def gemm_cut(n: int, k: int) -> Cut:
+    """What 32 rows get if nothing was measured."""
+    return fp8.skinny_tile(32, n, k, False, 128)
+
+
+def skinny_work() -> list[tuple[str, int, int, int, list[bool], list[Cut]]]:
     work = []
     for name, n, k, *flags in shapes("8B"):
-        for m in (1, 8, 32, 64):
+        for m in (1, 8, 16, 32, 64):
             if name != "head":
-                work.append((name, m, n, k, flags, skinny_tiles(m, n, k)))
+                work.append((name, m, n, k, flags, skinny_tiles(m, n, k, flags[2])))
     return work
 
 
@@ -185,51 +194,50 @@ def skinny_all() -> None:
         for tile in tiles:
             fp8.fp8_linear(normal(m, k), weight_of(n, k, 0), tile=tile, **inputs(m, n, k, *flags))
         fp8.fp8_linear(normal(m, k), weight_of(n, k, 128), **inputs(m, n, k, *flags))
-        if flags[0]:
-            norm_both(lambda m=m, n=n, k=k, flags=flags: fp8.fp8_linear(
-                normal(m, k), weight_of(n, k, 0), **inputs(m, n, k, *flags)))  # fmt: skip
-
-
-def norm_both(job: Callable[[], Any]) -> None:
-    before = fp8.NORM_ROWS
-    for fp8.NORM_ROWS in (0, 64):
-        job()
-    fp8.NORM_ROWS = before
 
 
 def skinny() -> None:
-    print("  shape      M      us  GB/s share | block us | norm apart, inside | best tile | others")
+    """Also writes $OUT/fp8_tiles.json, which is to replace src/qwen3/data/fp8_tiles.json."""
+    print("  shape      M      us  GB/s share | block us | best tile | others")
+    chosen = []
     for name, m, n, k, flags, tiles in skinny_work():
         x, how = normal(m, k), inputs(m, n, k, *flags)
         weights, blocks = pool_of(n, k, 0), pool_of(n, k, 128)
 
-        def timed(tile: Tile | None, pool: list[Fp8Weight]) -> float:
+        def timed(tile: Cut | None, pool: list[Fp8Weight]) -> float:
             return graph_us(lambda i: fp8.fp8_linear(x, pool[i % len(pool)], tile=tile, **how), 20, 3)  # noqa: B023
 
-        found = []
+        found, right = [], wanted_for(x, weights[0], how, False)
         for tile in tiles:
             try:
+                error = distance(fp8.fp8_linear(x, weights[0], tile=tile, **how), right)
+                if not error < 1e-2:
+                    print(f"  WRONG {name} M={m} {tuple(tile)}: {error:.2e}")
+                    continue
                 found.append((timed(tile, weights), tile))
             except Exception as error:
                 print(f"  {name} M={m} {tuple(tile)}: {str(error).splitlines()[0][:100]}")
         found.sort(key=lambda pair: pair[0])
         us, best = found[0]
-        apart: list[float] = []
-        if flags[0]:
-            norm_both(lambda: apart.append(timed(None, weights)))  # noqa: B023
         rate = n * k / us / 1e3
         print(
             f"  {name:8} {m:3} {us:7.1f} {rate:5.0f} {rate * 1e9 / READ:4.0%} | {timed(None, blocks):6.1f} | "
-            f"{' '.join(f'{a:.1f}' for a in apart)} | {tuple(best)} | "
-            + " ".join(f"{tuple(t)}:{u:.1f}" for u, t in found[1:])
+            f"{tuple(best)} | " + " ".join(f"{tuple(t)}:{u:.1f}" for u, t in found[1:])
         )
-        figures.setdefault("skinny", []).append([name, m, n, k, [(u, *t) for u, t in found], apart])
+        figures.setdefault("skinny", []).append([name, m, n, k, [(u, *t) for u, t in found]])
+        chosen.append([m, n, k, int(flags[2]), [*best]])
+        fp8.TUNED[m, n, k, flags[2]] = best
+    fp8._planned.cache_clear()  # the chain that follows goes by these
+    if "OUT" in os.environ:
+        head = {"device": torch.cuda.get_device_name(), "tiles": []}
+        lines = ",\n".join(json.dumps(line) for line in chosen)
+        Path(os.environ["OUT"], "fp8_tiles.json").write_text(json.dumps(head)[:-2] + "\n" + lines + "\n]}\n")
 
 
 def gemm_tiles(m: int) -> list[Tile]:
-    found = [Tile(64, 128, bm=64), Tile(128, 128, bm=64), Tile(64, 128, bm=128), Tile(128, 128, bm=128, warps=8)]
-    found += [Tile(128, 128, bm=128, warps=8, stages=3)]
-    return [*found, Tile(256, 128, bm=128, warps=8, stages=3)] if m >= 256 else found
+    found = [Tile(64, 128, 64), Tile(128, 128, 64), Tile(64, 128, 128), Tile(128, 128, 128, warps=8)]
+    found += [Tile(128, 128, 128, warps=8, stages=3)]
+    return [*found, Tile(256, 128, 128, warps=8, stages=3)] if m >= 256 else found
 
 
 MANY = (96, 256, 512, 1024, 4096, 16384)
@@ -241,14 +249,15 @@ def many_all() -> None:
             for block in (0, 128):
                 for tile in gemm_tiles(1024):
                     if not (block and tile.bn == 256):
-                        fp8.fp8_linear(normal(96, k), weight_of(n, k, block), tile=tile, **inputs(96, n, k, *flags))
-    fp8.quantize_rows(normal(96, 24576), silu=True)
+                        how = inputs(96, n, k, False, *flags[1:])
+                        x, weight = fp8.quantize_rows(normal(96, k), group=block), weight_of(n, k, block)
+                        fp8.multiply(*x, weight, how["residual"], how["silu"], torch.bfloat16, tile)
     elementwise.silu_mul(normal(96, 24576))
 
 
 def many() -> None:
     print("  shape      M  floor us | triton with epilogue: best us TFLOP/s tile | cublas fast, exact: us TFLOP/s |")
-    print("    | epilogue us | block 128: triton, cublas: us TFLOP/s | other tiles")
+    print("    | epilogue us | block 128: us TFLOP/s | other tiles")
     for name, n, k, *flags in shapes("8B"):
         if name == "head":
             continue
@@ -278,7 +287,7 @@ def many() -> None:
                         tiles.append((us, tile))
                 for key, fast in (("fast", True), ("exact", False)):
                     if block:
-                        key = "block cublas"
+                        continue
                     try:
                         line[key] = graph_us(lambda i: fp8.cublas(data, scale, pool[i % len(pool)], fast), count, 3)  # noqa: B023
                     except Exception as error:
@@ -298,7 +307,7 @@ def many() -> None:
 
             print(
                 f"  {name:8} {m:5} {floor:7.1f} | {us:7.1f} {flops / us / 1e6:5.0f} {tuple(best)} | {part('fast')}, "
-                f"{part('exact')} | {line.get('epilogue', 0):.1f} | {part('block')}, {part('block cublas')} | "
+                f"{part('exact')} | {line.get('epilogue', 0):.1f} | {part('block')} | "
                 + " ".join(f"{tuple(t)[:4]}:{u:.1f}" for u, t in tiles[1:])
             )
             figures.setdefault("many", []).append([name, m, n, k, line, [(u, *t) for u, t in tiles]])

@@ -124,8 +124,15 @@ class Tile(NamedTuple):
     warps: int = 4
 
 
-def skinny_tile(M: int, N: int, K: int, block: int) -> linear.Tile:
+TUNED = linear.tuned("fp8_tiles.json")
+"""As `linear.TUNED`, for weights with a scale per row, up to SKINNY_ROWS. From tools/tune/fp8.py."""
+
+
+def skinny_tile(M: int, N: int, K: int, silu: bool, block: int) -> linear.Tile:
     """How few rows are multiplied."""
+    found = TUNED.get((1 if M == 1 else max(8, next_power_of_2(M)), N, K, silu))
+    if found is not None and block == 0:
+        return found
     if M == 1:
         columns = next((c for c in (4096, 2048, 1024, 512, 256) if K % c == 0), min(1024, next_power_of_2(K)))
         depth, rows = min(-(-K // columns), 2), 16
@@ -177,7 +184,7 @@ def fp8_linear(
 ) -> Tensor:  # fmt: skip
     """As `reference_engine.fused_linear`. invariant: activations are quantized and one tile serves all sizes.
 
-    Other types than bfloat16 and float16, and K that is no multiple of 16, go to the reference. tile: a cut of few rows.
+    Other types than bfloat16 and float16, and K that is no multiple of 16, go to the reference. tile: of few rows.
     """
     M, (N, K) = len(x), weight.shape
     if M == 0 or K % 16 or x.dtype not in (torch.bfloat16, torch.float16):
@@ -201,7 +208,9 @@ def fp8_linear(
 def _planned(
     M: int, N: int, K: int, silu: bool, block: int, device: torch.device, tile: linear.Tile | None
 ) -> linear.Launch:
-    return linear.plan(M, N, K, silu, tile or skinny_tile(M, N, K, block), elementwise.processors(device)[1], device)
+    return linear.plan(
+        M, N, K, silu, tile or skinny_tile(M, N, K, silu, block), elementwise.processors(device)[1], device
+    )
 
 
 def multiply(

@@ -378,12 +378,12 @@ class Tile(NamedTuple):
     tokens: int = 0
 
 
-def _tuned() -> dict[tuple[int, int, int, bool], Tile]:
-    data = json.loads((resources.files("qwen3") / "data" / "linear_tiles.json").read_text())
+def tuned(name: str) -> dict[tuple[int, int, int, bool], Tile]:
+    data = json.loads((resources.files("qwen3") / "data" / name).read_text())
     return {(rows, n, k, bool(silu)): Tile(*tile) for rows, n, k, silu, tile in data["tiles"]}
 
 
-TUNED = _tuned()
+TUNED = tuned("linear_tiles.json")
 """(rows of x rounded up to 1, 8, 16, 32, 64, 128 or 256; N; K; silu) -> what was fastest in a decode step on an H100.
 
 From tools/tune/linear.py. Where nothing stands for more than MOST_ROWS, PyTorch's product is used."""
