@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from torch import Tensor
 from qwen3.kernels import fp8 as plain
 from qwen3.kernels.fp8 import FP8, Fp8Weight, quantize_fp8
 from qwen3.kernels.gpu import elementwise, fp8
-from qwen3.kernels.gpu.fp8 import Tile
 from qwen3.kernels.gpu.linear import Tile as Cut
 
 PEAK = 1.473e15  # FP8 operations a second of an H100's matrix units, measured
@@ -234,83 +233,55 @@ def skinny() -> None:
         Path(os.environ["OUT"], "fp8_tiles.json").write_text(json.dumps(head)[:-2] + "\n" + lines + "\n]}\n")
 
 
-def gemm_tiles(m: int) -> list[Tile]:
-    found = [Tile(64, 128, 64), Tile(128, 128, 64), Tile(64, 128, 128), Tile(128, 128, 128, warps=8)]
-    found += [Tile(128, 128, 128, warps=8, stages=3)]
-    return [*found, Tile(256, 128, 128, warps=8, stages=3)] if m >= 256 else found
+def gemm_tiles(m: int, n: int, k: int) -> list[Cut]:
+    base = fp8.gemm_tile(m, n, k)
+    found = [base, base._replace(ahead=512), Cut(64, 128, 4, 4, 1, tokens=64), Cut(128, 128, 4, 4, 1, tokens=64)]
+    found += [Cut(64, 128, 4, 4, 1, tokens=128), Cut(128, 128, 4, 8, 1, tokens=128)]
+    found += [base._replace(split=s) for s in (base.split // 2, base.split * 2) if s and k // s >= 1024 and m <= 256]
+    return list(dict.fromkeys(found))
 
 
-MANY = (96, 256, 512, 1024, 4096, 16384)
+MANY = (96, 128, 256, 512, 1024, 4096, 16384)
+
+
+def many_work() -> Iterator[tuple[str, int, int, int, dict[str, Any], list[Cut]]]:
+    for name, n, k, *flags in shapes("8B"):
+        for m in MANY:
+            if name != "head":
+                yield name, m, n, k, inputs(m, n, k, False, *flags[1:]), gemm_tiles(m, n, k)
 
 
 def many_all() -> None:
-    for name, n, k, *flags in shapes("8B"):
-        if name != "head":
-            for block in (0, 128):
-                for tile in gemm_tiles(1024):
-                    if not (block and tile.bn == 256):
-                        how = inputs(96, n, k, False, *flags[1:])
-                        x, weight = fp8.quantize_rows(normal(96, k), group=block), weight_of(n, k, block)
-                        fp8.multiply(*x, weight, how["residual"], how["silu"], torch.bfloat16, tile)
+    for _, m, n, k, how, tiles in many_work():
+        for block in (0, 128) if m <= 512 else ():
+            x, weight = fp8.quantize_rows(normal(m, k), group=block), weight_of(n, k, block)
+            for tile in tiles:
+                fp8.multiply(*x, weight, how["residual"], how["silu"], torch.bfloat16, tile)
     elementwise.silu_mul(normal(96, 24576))
 
 
 def many() -> None:
-    print("  shape      M  floor us | triton with epilogue: best us TFLOP/s tile | cublas fast, exact: us TFLOP/s |")
-    print("    | epilogue us | block 128: us TFLOP/s | other tiles")
-    for name, n, k, *flags in shapes("8B"):
-        if name == "head":
-            continue
-        weights, blocks = pool_of(n, k, 0), pool_of(n, k, 128)
-        for m in MANY:
-            how, count = inputs(m, n, k, False, *flags[1:]), 8 if m <= 1024 else 3
-            residual, silu = how["residual"], how["silu"]
-            x = normal(m, k)
-            line: dict[str, float] = {}
-            tiles: list[tuple[float, Tile]] = []
-            for pool, block in ((weights, 0), (blocks, 128)):
-                data, scale = fp8.quantize_rows(x, group=block)
-                for tile in gemm_tiles(m) if m <= 4096 else gemm_tiles(m)[3:4]:
-                    if block and tile.bn == 256:
-                        continue
-                    try:
-                        us = graph_us(
-                            lambda i: fp8.multiply(
-                                data, scale, pool[i % len(pool)], residual, silu, torch.bfloat16, tile  # noqa: B023
-                            ), count, 3)  # fmt: skip
-                    except Exception as error:
-                        print(f"  {name} M={m} {tuple(tile)}: {str(error).splitlines()[0][:100]}")
-                        continue
-                    if block:
-                        line["block"] = min(us, line.get("block", us))
-                    else:
-                        tiles.append((us, tile))
-                for key, fast in (("fast", True), ("exact", False)):
-                    if block:
-                        continue
-                    try:
-                        line[key] = graph_us(lambda i: fp8.cublas(data, scale, pool[i % len(pool)], fast), count, 3)  # noqa: B023
-                    except Exception as error:
-                        print(f"  {name} M={m} cublas {block} {key}: {str(error).splitlines()[0][:200]}")
-            wide = normal(m, n)
-            if silu:
-                line["epilogue"] = graph_us(lambda _: elementwise.silu_mul(wide), count, 3)  # noqa: B023
-            elif residual is not None:
-                line["epilogue"] = graph_us(lambda _: wide.add_(residual), count, 3)  # noqa: B023
-            tiles.sort(key=lambda pair: pair[0])
-            us, best = tiles[0]
-            flops = 2.0 * m * n * k
-            floor = max(flops / PEAK, n * k / READ) * 1e6
-
-            def part(key: str) -> str:
-                return f"{line[key]:.0f} {flops / line[key] / 1e6:.0f}" if key in line else "-"  # noqa: B023
-
-            print(
-                f"  {name:8} {m:5} {floor:7.1f} | {us:7.1f} {flops / us / 1e6:5.0f} {tuple(best)} | {part('fast')}, "
-                f"{part('exact')} | {line.get('epilogue', 0):.1f} | {part('block')} | "
-                + " ".join(f"{tuple(t)[:4]}:{u:.1f}" for u, t in tiles[1:])
-            )
-            figures.setdefault("many", []).append([name, m, n, k, line, [(u, *t) for u, t in tiles]])
+    print("  shape      M  floor us | as chosen: us TFLOP/s | block 128, as chosen | tiles")
+    for name, m, n, k, how, tiles in many_work():
+        flops, count = 2.0 * m * n * k, 8 if m <= 1024 else 3
+        line: dict[str, float] = {}
+        for block in (0, 128):
+            (data, scale), pool = fp8.quantize_rows(normal(m, k), group=block), pool_of(n, k, block)
+            for tile in [None, *tiles] if m <= 512 and not block else [None]:
+                try:
+                    line[f"{block} {tile and tuple(tile)}"] = graph_us(
+                        lambda i: fp8.multiply(
+                            data, scale, pool[i % len(pool)], how["residual"], how["silu"], torch.bfloat16, tile  # noqa: B023
+                        ), count, 3)  # fmt: skip
+                except Exception as error:
+                    print(f"  {name} M={m} block={block} {tile}: {str(error).splitlines()[0][:100]}")
+        floor = max(flops / PEAK, n * k / READ) * 1e6
+        ours, blocks = line.pop("0 None", float("inf")), line.pop("128 None", float("inf"))
+        print(
+            f"  {name:8} {m:5} {floor:7.1f} | {ours:7.1f} {flops / ours / 1e6:5.0f} | {blocks:7.1f} | "
+            + " ".join(f"{tile[2:]}:{us:.1f}" for tile, us in sorted(line.items(), key=lambda pair: pair[1]))
+        )
+        figures.setdefault("many", []).append([name, m, n, k, ours, blocks, line])
 
 
 def chain_step(every: list[list[Fp8Weight]], norm: Tensor, start: Tensor, heads: int) -> None:

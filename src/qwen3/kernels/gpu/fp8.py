@@ -1,15 +1,14 @@
 """Linear layers with FP8 weights on the GPU.
 
 Up to 64 rows the weight's bytes are all that counts: the kernels of `linear` read them once and multiply in the
-activations' own dtype. Above, activations are quantized too (`quantize_rows`) and the FP8 tensor cores work, in `_gemm`
-or in cuBLAS.
+activations' own dtype. Above, activations are quantized too (`quantize_rows`) and the FP8 tensor cores work, there or
+in cuBLAS.
 Twins: `kernels.fp8`.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 import triton
@@ -56,74 +55,6 @@ def _quantize(
     tl.store(scales + group * M + row, tl.div_rn(peak, 448.0), mask=group * GROUP < K)
 
 
-@triton.jit
-def _store(acc, rm, tile, residual, out, M, N: tl.constexpr, SILU: tl.constexpr, BN: tl.constexpr):
-    """acc [BM, BN] float32 -> out; SILU: its first half are gate columns, the second their up columns."""
-    H: tl.constexpr = BN // 2 if SILU else BN
-    if SILU:
-        gate, up = tl.split(tl.permute(tl.reshape(acc, (acc.shape[0], 2, H)), (0, 2, 1)))
-        acc = gate * tl.sigmoid(gate) * up
-    WIDTH: tl.constexpr = N // 2 if SILU else N
-    column = tile * H + tl.arange(0, H)
-    at = rm.to(tl.int64)[:, None] * WIDTH + column[None, :]
-    kept = (rm < M)[:, None] & (column < WIDTH)[None, :]
-    if residual is not None:
-        acc += tl.load(residual + at, mask=kept, other=0.0).to(tl.float32)
-    tl.store(out + at, acc.to(out.dtype.element_ty), mask=kept)
-
-
-@triton.jit(do_not_specialize=["M"])
-def _gemm(
-    x, w, x_scale, w_scale, residual, out, M, N: tl.constexpr, K: tl.constexpr,
-    SILU: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    BAND: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    # programs go through bands of BAND row tiles, so that those running together share weights and rows in the cache
-    pid, height, width = tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN)
-    top = pid // (BAND * width) * BAND
-    band = tl.minimum(height - top, BAND)
-    inside = pid % (BAND * width)
-    tile = inside // band
-    H: tl.constexpr = BN // 2 if SILU else BN
-    i = tl.arange(0, BN)
-    row = tl.minimum(tile * H + i % H + (i // H) * (N // 2), N - 1)
-    rm, rk = (top + inside % band) * BM + tl.arange(0, BM), tl.arange(0, BK)
-    rx = tl.minimum(rm, M - 1)
-    x_at = x + rx.to(tl.int64)[:, None] * K + rk[None, :]
-    w_at = w + row.to(tl.int64)[:, None] * K + rk[None, :]
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    acc = tl.zeros((BM, BN), tl.float32)
-    for k in range(0, K, BK):
-        if K % BK == 0:
-            a, b = tl.load(x_at), tl.load(w_at)
-        else:
-            left = rk[None, :] < K - k
-            a, b = tl.load(x_at, mask=left, other=0.0), tl.load(w_at, mask=left, other=0.0)
-        if BLOCK:
-            here = k // BLOCK
-            s, t = tl.load(x_scale + here * M + rx), tl.load(w_scale + (row // BLOCK) * tl.cdiv(K, BLOCK) + here)
-            acc += tl.dot(a, tl.trans(b)) * s[:, None] * t[None, :]
-        else:
-            acc = tl.dot(a, tl.trans(b), acc)
-        x_at += BK
-        w_at += BK
-    if not BLOCK:
-        acc *= tl.load(x_scale + rx)[:, None] * tl.load(w_scale + row)[None, :]
-    _store(acc, rm, tile, residual, out, M, N, SILU, BN)
-
-
-class Tile(NamedTuple):
-    """How `_gemm` cuts: weight rows, K of a step, rows of x, stages, warps."""
-
-    bn: int
-    bk: int
-    bm: int
-    stages: int = 4
-    warps: int = 4
-
-
 TUNED = linear.tuned("fp8_tiles.json")
 """As `linear.TUNED`, for weights with a scale per row, up to SKINNY_ROWS. From tools/tune/fp8.py."""
 
@@ -154,14 +85,16 @@ def skinny_tile(M: int, N: int, K: int, silu: bool, block: int) -> linear.Tile:
     return linear.Tile(64, 128, 5, 4, 4 if M <= 32 and split == 2 else split, 512)
 
 
-def gemm_tile(M: int, N: int, K: int) -> Tile:
-    if M <= 64:
-        return INVARIANT
-    small = -(-M // 128) * -(-N // 128) < _PROGRAMS // 2
-    return Tile(64, 128, 128) if small else Tile(128, 128, 128, warps=8)
+def gemm_tile(M: int, N: int, K: int) -> linear.Tile:
+    """How rows in FP8 are multiplied: split until every multiprocessor has work."""
+    if -(-M // 128) * -(-N // 128) >= _PROGRAMS // 2:
+        return linear.Tile(128, 128, 4, 8, 1, tokens=128)
+    tiles = -(-M // 128) * -(-N // 64)
+    split = max(1, min(_PROGRAMS // tiles, K // 1024, linear.PARTS // (tiles * 65 * 128)))
+    return linear.Tile(64, 128, 4, 4, split, tokens=128)
 
 
-INVARIANT = Tile(64, 128, 64)
+INVARIANT = linear.Tile(64, 128, 4, 4, 1, tokens=64)
 """The one that makes a row's bits independent of how many rows there are."""
 
 
@@ -215,23 +148,16 @@ def _planned(
 
 def multiply(
     x: Tensor, scale: Tensor, weight: Fp8Weight, residual: Tensor | None, silu: bool, dtype: torch.dtype,
-    tile: Tile | None = None,
+    tile: linear.Tile | None = None,
 ) -> Tensor:  # fmt: skip
     """x FP8 [M, K] and `scale` of `quantize_rows` times weightᵀ on the FP8 tensor cores, as `fp8_linear` -> [M, N]."""
     M, (N, K) = len(x), weight.shape
     if tile is None and M >= CUBLAS_ROWS and weight.block == 0 and N % 16 == 0:
-        y = cublas(x, scale, weight)
+        # use_fast_accum: sums may keep fewer bits than float32.
+        y = torch._scaled_mm(x, weight.data.t(), scale, weight.scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True)
         y = elementwise.silu_mul(y) if silu else y
         return (y if residual is None else y.add_(residual)).to(dtype)
     out = torch.empty(M, N // 2 if silu else N, dtype=dtype, device=x.device)
-    tile = tile or gemm_tile(M, N, K)
-    how = {"N": N, "K": K, "SILU": silu, "BLOCK": weight.block, "BM": tile.bm, "BN": tile.bn, "BK": tile.bk, "BAND": 8}
-    how |= {"num_warps": tile.warps, "num_stages": tile.stages, **_PDL}
-    grid = (-(-M // tile.bm) * -(-N // tile.bn),)
-    launch(_gemm, grid, x, weight.data, scale, weight.scale, residual, out, M, **how)
+    how = linear.plan(M, N, K, silu, tile or gemm_tile(M, N, K), elementwise.processors(x.device)[1], x.device)
+    linear.start(how, x, weight.data, None, 0.0, residual, out, weight.scale, weight.block, scale)
     return out
-
-
-def cublas(x: Tensor, scale: Tensor, weight: Fp8Weight, fast: bool = True) -> Tensor:
-    """The product alone, in bfloat16, of weights with a scale per row. fast: sums may keep fewer bits than float32."""
-    return torch._scaled_mm(x, weight.data.t(), scale, weight.scale.t(), out_dtype=torch.bfloat16, use_fast_accum=fast)

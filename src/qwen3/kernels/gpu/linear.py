@@ -281,7 +281,7 @@ def _few(
 
 @triton.jit(do_not_specialize=["M"])
 def _gemm(
-    x, weight, scale, norm, residual, y, parts, arrived, M, stride, eps,
+    x, weight, scale, x_scale, norm, residual, y, parts, arrived, M, stride, eps,
     N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr, DEPTH: tl.constexpr, AHEAD: tl.constexpr, SILU: tl.constexpr, PDL: tl.constexpr,
     SQUARE: tl.constexpr = 0,
@@ -320,7 +320,10 @@ def _gemm(
             x_tile = (wide * _load(norm + at + k, at + k, K, WHOLE).to(tl.float32)[:, None]).to(x_tile.dtype)
         w_tile = _narrow(w_tile, x_tile.dtype)
         if SQUARE:
-            acc += tl.dot(w_tile, x_tile) * _scale(scale, rows, at, K, SQUARE)[:, None]
+            part = tl.dot(w_tile, x_tile) * _scale(scale, rows, at, K, SQUARE)[:, None]
+            if x_scale is not None:
+                part *= tl.load(x_scale + tl.minimum(at, K - 1) // SQUARE * M + tl.minimum(m, M - 1))[None, :]
+            acc += part
         else:
             acc = tl.dot(w_tile, x_tile, acc)
     total = tl.sum(squares, 0)
@@ -348,6 +351,8 @@ def _gemm(
         acc *= tl.rsqrt(total / K + eps)[None, :]
     if scale is not None and not SQUARE:
         acc *= _scale(scale, rows, 0, K, SQUARE)[:, None]
+        if x_scale is not None:
+            acc *= tl.load(x_scale + tl.minimum(m, M - 1))[None, :]
     WIDTH: tl.constexpr = N // 2 if SILU else N
     OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
     if SILU:
@@ -494,18 +499,18 @@ def fused_linear(
 
 def start(
     how: Launch, x: Tensor, weight: Tensor, norm: Tensor | None, eps: float, residual: Tensor | None, y: Tensor,
-    scale: Tensor | None = None, square: int = 0,
+    scale: Tensor | None = None, square: int = 0, x_scale: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Fill y by one launch as `plan` says. scale, square: of FP8 weights, as `Fp8Weight` has them."""
+    """Fill y by one launch as `plan` says. scale, square: of FP8 weights; x_scale: of FP8 x (`quantize_rows`)."""
     kernel, grid, meta, shared = how
-    if square:
-        meta = meta | {"SQUARE": square}
+    meta = meta | {"SQUARE": square} if square else meta
     if kernel is _gemv:
         launch(kernel, grid, x, weight, scale, norm, residual, y, eps, **meta)
-    else:
-        m, k = x.shape
-        # One row has no stride of its own: what it says there must not make another kernel of it.
-        launch(kernel, grid, x, weight, scale, norm, residual, y, *shared, m, x.stride(0) if m > 1 else k, eps, **meta)
+        return
+    m, k = x.shape
+    scales = (scale, x_scale) if kernel is _gemm else (scale,)
+    # One row has no stride of its own: what it says there must not make another kernel of it.
+    launch(*(kernel, grid, x, weight, *scales, norm, residual, y, *shared, m, x.stride(0) if m > 1 else k, eps), **meta)
 
 
 @lru_cache(4096)
