@@ -153,12 +153,9 @@ def _few_load(pointers, known, col, K: tl.constexpr, WHOLE: tl.constexpr, WIDE: 
     v = _load_some(pointers, known, col, K, WHOLE)
     if WIDE:
         v = tl.join(v, _load_some(pointers + 8, known, col + 8, K, WHOLE))
-        A: tl.constexpr = v.shape[0]
-        B: tl.constexpr = v.shape[1]
-        C: tl.constexpr = v.shape[2]
-        D: tl.constexpr = v.shape[3]
-        v = tl.permute(tl.reshape(v, (A, B, C, D, 4, 8, 2)), (0, 1, 2, 3, 4, 6, 5))
-        v = tl.reshape(v, (A, B, C, D, 64))
+        v = tl.reshape(v, (v.shape[0], v.shape[1], v.shape[2], v.shape[3], 4, 8, 2))
+        v = tl.permute(v, (0, 1, 2, 3, 4, 6, 5))
+        v = tl.reshape(v, (v.shape[0], v.shape[1], v.shape[2], v.shape[3], 64))
     return v
 
 
@@ -320,10 +317,10 @@ def _gemm(
             x_tile = (wide * _load(norm + at + k, at + k, K, WHOLE).to(tl.float32)[:, None]).to(x_tile.dtype)
         w_tile = _narrow(w_tile, x_tile.dtype)
         if SQUARE:
-            part = tl.dot(w_tile, x_tile) * _scale(scale, rows, at, K, SQUARE)[:, None]
+            part = tl.dot(w_tile, x_tile)
             if x_scale is not None:
                 part *= tl.load(x_scale + tl.minimum(at, K - 1) // SQUARE * M + tl.minimum(m, M - 1))[None, :]
-            acc += part
+            acc += part * _scale(scale, rows, at, K, SQUARE)[:, None]
         else:
             acc = tl.dot(w_tile, x_tile, acc)
     total = tl.sum(squares, 0)
