@@ -162,6 +162,7 @@ CASES = [
     (19, 64, 1104, 0, False, True, False),  # split, uneven
     (2, 256, 256, 128, True, False, True),
     (4, 200, 1104, 128, False, True, False),  # split, uneven
+    (9, 64, 2048, 128, True, False, True),  # split
     (70, 96, 192, 0, True, False, True),  # quantized activations
     (66, 192, 144, 0, False, True, False),
     (65, 256, 256, 128, True, False, True),

@@ -80,7 +80,7 @@ def skinny_tile(M: int, N: int, K: int, silu: bool, block: int) -> linear.Tile:
         return linear.Tile(rows, columns, 1 if warps == 16 else 2, warps)
     # Two programs for each multiprocessor, as long as their slices stay long.
     split = max(1, min(_PROGRAMS // -(-N // 64), K // 512, 8))
-    if M <= 32 and split > 2:
+    if M <= 32 and split > 2 and block == 0:
         return linear.Tile(64, 256, 3, 4, split, 512)
     return linear.Tile(64, 128, 5, 4, 4 if M <= 32 and split == 2 else split, 512)
 

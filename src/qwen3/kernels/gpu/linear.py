@@ -290,6 +290,7 @@ def _gemm(
     group = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
     m = group * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
+    tl.static_assert(SQUARE == 0 or SQUARE % BLOCK_K == 0)  # a step has one scale for each row
     SLICE: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT) * BLOCK_K
     WHOLE: tl.constexpr = SLICE * SPLIT == K
     begin = split * SLICE
