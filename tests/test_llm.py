@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from qwen3.errors import (
 )
 from qwen3.kernels import StepPlan
 from qwen3.llm import check_options
+from qwen3.model import load_model
 from tests.fixtures import random_checkpoint, random_model, tiny_config, tiny_tokenizer
 
 SHORT = SamplingParams(seed=1, max_tokens=30)
@@ -183,6 +185,18 @@ def test_fp8_weights(folder: Path) -> None:
         assert len(llm.chat("Hi", sampling=SHORT).ids) > 0
     with pytest.raises(UsageError, match="weights='int3' is not supported"):
         LLM(folder, weights="int3")
+
+
+def test_what_loading_warns_of_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def doubtful(*given: Any, **how: Any) -> Any:
+        warnings.warn("the weights are odd", stacklevel=2)
+        return load_model(*given, **how)
+
+    monkeypatch.setattr("qwen3.llm.load_model", doubtful)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with LLM(folder, device="cpu") as llm:
+            assert llm.warnings == ["the weights are odd"]
 
 
 def test_fp8_weights_count_once_when_it_is_asked_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:

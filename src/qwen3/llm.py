@@ -14,8 +14,8 @@ import secrets
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 
@@ -33,13 +33,13 @@ from qwen3.chat import (
 )
 from qwen3.chat.stream import EARLY_STOP
 from qwen3.checkpoint import Resolved, check_fits, resolve
-from qwen3.checkpoint.mode import detect_mode
+from qwen3.checkpoint.mode import detect_mode, find_tokenizer
 from qwen3.config import ModelConfig
 from qwen3.engine.engine import Engine
 from qwen3.engine.params import SamplingParams
 from qwen3.engine.request import Request
 from qwen3.engine.sampler import TokenLogprob
-from qwen3.errors import ConfigError, UsageError
+from qwen3.errors import UsageError
 from qwen3.family import Mode
 from qwen3.model import Qwen3, load_model
 from qwen3.model.load import DTYPES, best_device, default_dtype
@@ -121,9 +121,7 @@ class ChatStream:
     def __enter__(self) -> ChatStream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *problem: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -168,12 +166,14 @@ class LLM:
             raise UsageError(f"{resolved.path} is a GGUF file: not supported yet; take the safetensors repository")
         config = ModelConfig.from_pretrained(resolved.path)
         _context(context, config)
-        warnings: list[str] = []
-        tokenizer = _tokenizer(resolved, config, warnings)
-        mode, template, warning = detect_mode(resolved, config, tokenizer.control.endoftext)
-        warnings += [warning] if warning else []
-        network = load_model(resolved.path, where, number_type, quantization=weights)
-        prepare_cpu(network)  # before the engine takes what is left of the memory
+        tokenizer, untold = find_tokenizer(resolved, config)
+        mode, template, unclear = detect_mode(resolved, config, tokenizer.control.endoftext)
+        warnings = [warning for warning in (untold, unclear) if warning]
+        with catch_warnings(record=True) as seen:
+            simplefilter("always", UserWarning)
+            network = load_model(resolved.path, where, number_type, quantization=weights)
+            prepare_cpu(network)  # before the engine takes what is left of the memory
+        warnings += [str(item.message) for item in seen]
         self._build(
             network, tokenizer, mode, template, context,
             max_batch=max_batch, max_queue=max_queue, kv_dtype=kv_dtype, prefix_cache=prefix_cache, invariant=invariant,
@@ -331,9 +331,7 @@ class LLM:
     def __enter__(self) -> LLM:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *problem: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -517,10 +515,7 @@ def _timing(request: Request) -> Timing:
 
 
 def check_options(
-    model: Any,
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
-    weights: str | None = None,
+    model: Any, device: str | torch.device | None, dtype: str | torch.dtype | None, weights: str | None = None
 ) -> tuple[torch.device | None, torch.dtype | None]:
     """What can be wrong with these before `model` is looked for: a published model that does not fit into memory is
     refused by its name, not after gigabytes have been fetched. Raises UsageError or OutOfMemoryError."""
@@ -580,19 +575,6 @@ def _context(context: int | None, config: ModelConfig) -> int:
     if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= longest:
         raise UsageError(f"context={context!r} must be 1 to {longest:,} tokens, which is what this model has")
     return context
-
-
-def _tokenizer(resolved: Resolved, config: ModelConfig, warnings: list[str]) -> Tokenizer:
-    if any((resolved.path / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        return Tokenizer.from_pretrained(resolved.path)
-    warnings.append(f"{resolved.name} has no tokenizer files: the official Qwen3 tokenizer is used")
-    official = Tokenizer.from_pretrained()
-    if official.vocab_size > config.vocab_size:
-        raise ConfigError(
-            f"{resolved.path} has no tokenizer files, and the official Qwen3 tokenizer's {official.vocab_size:,} "
-            f"tokens do not belong to a vocab_size of {config.vocab_size:,}: add the model's own tokenizer.json"
-        )
-    return official
 
 
 __all__ = ["LLM", "ChatStream", "Generation", "Timing"]

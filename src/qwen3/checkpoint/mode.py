@@ -1,4 +1,4 @@
-"""What a model on this disk can do, and which chat template it wants."""
+"""What a model on this disk can do, and which tokenizer and chat template it wants."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from qwen3 import family
 from qwen3.chat import SandboxTemplate, template_for, template_mode
 from qwen3.checkpoint.resolved import Resolved
 from qwen3.config import ModelConfig
+from qwen3.errors import ConfigError
 from qwen3.family import Mode
+from qwen3.tokenizer import Tokenizer
 
 
 def detect_mode(
@@ -28,3 +30,19 @@ def detect_mode(
     mode = "base" if base else cast(Mode, template_mode(template))
     missing = f"{resolved.name} has no chat template: that of the hybrid Qwen3 models is used"
     return mode, template, None if own else missing
+
+
+def find_tokenizer(resolved: Resolved, config: ModelConfig) -> tuple[Tokenizer, str | None]:
+    """The model's tokenizer, and what is doubtful about it.
+
+    Raises ConfigError where there is none and the official one cannot be meant, CorruptFileError for a broken one.
+    """
+    if any((resolved.path / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return Tokenizer.from_pretrained(resolved.path), None
+    official = Tokenizer.from_pretrained()
+    if official.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"{resolved.path} has no tokenizer files, and the official Qwen3 tokenizer's {official.vocab_size:,} "
+            f"tokens do not belong to a vocab_size of {config.vocab_size:,}: add the model's own tokenizer.json"
+        )
+    return official, f"{resolved.name} has no tokenizer files: the official Qwen3 tokenizer is used"
