@@ -20,8 +20,8 @@ import torch.nn.functional as F
 
 from qwen3.kernels import reference, reference_engine
 from qwen3.kernels.fp8 import Fp8Weight, quantize_fp8
-from qwen3.kernels.gpu import elementwise, launch, moe
-from qwen3.kernels.gpu.moe_tables import INVARIANT, Tile, choose, seconds
+from qwen3.kernels.gpu import launch, moe
+from qwen3.kernels.gpu.moe_tables import INVARIANT, Tile, seconds
 
 E, TOP = 128, 8
 SHAPES = {"30B-A3B": (2048, 768), "235B-A22B": (4096, 1536)}
