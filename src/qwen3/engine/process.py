@@ -75,19 +75,20 @@ class EngineProcess:
                 raise self._ended
             for request in requests:
                 request.id = next(self._keys)
-                self._open[request.id] = request
-            self._send(("add", list(requests)))
+            self._send("add", list(requests))
 
     def cancel(self, request: Request) -> None:
         """Stop a request; Finish("cancelled") is its last event. Ended ones: no error."""
         with self._lock:
-            self._send(("cancel", request.id))
+            self._send("cancel", request.id)
 
-    def _send(self, message: tuple[str, Any]) -> None:
+    def _send(self, what: str, value: Any = None) -> None:
         data = io.BytesIO()
         pickler = pickle.Pickler(data, pickle.HIGHEST_PROTOCOL)
         pickler.dispatch_table = copyreg.dispatch_table | {Tokenizer: lambda tokenizer: (_own_tokenizer, ())}
-        pickler.dump(message)
+        pickler.dump((what, value))
+        if what == "add":
+            self._open |= {request.id: request for request in value}
         with suppress(OSError):  # it has ended: `poll` finds out
             self._pipe.send_bytes(data.getbuffer())
 
@@ -128,7 +129,7 @@ class EngineProcess:
         """Cancel what runs and end the process, by force after `timeout` seconds. Twice is no error."""
         end = time.monotonic() + timeout
         with self._lock:
-            self._send(("close", None))
+            self._send("close")
         while self._ended is None and time.monotonic() < end:
             self.poll(0.1)
         self._process.join(max(0.0, end - time.monotonic()))
