@@ -1,8 +1,8 @@
 """The engine: requests in, tokens out. One step is one mixed batch: a token of every running sample, and prompt chunks.
 
 Three parts share the work. The scheduler (`scheduler.py`, plain Python) decides who is in a step and owns the blocks of
-the KV cache; the runner (`runner.py`) turns the step into logits; a picker (`pickers.py`) chooses tokens, on the device
-where there is a GPU, else on the host.
+the KV cache; the runner (`runner.py`, `graphs.py`) turns the step into logits; a picker (`pickers.py`) chooses tokens,
+on the device where there is a GPU, else on the host. `recording.py` hears what came of it.
 
 On a GPU steps overlap: while step t runs, the host plans and launches step t + 1 and only then reads the tokens of t.
 So what the host knows is one step old: a sample that ended in t has a row in t + 1, whose token nobody reads, and
@@ -18,36 +18,31 @@ from __future__ import annotations
 import gc
 import itertools
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from qwen3.chat import Event, Finish, TextDelta, ToolCallDelta
+from qwen3.chat import Event
 from qwen3.checkpoint.memory import dtype_bytes
 from qwen3.engine.blocks import BlockPool
 from qwen3.engine.cost import StepCost
-from qwen3.engine.device_sampler import REPLACED
 from qwen3.engine.graphs import Graphs
 from qwen3.engine.machine import Machine
-from qwen3.engine.measures import keep_routes, measure, read_logprobs, read_prompt
+from qwen3.engine.measures import keep_routes, measure, read_prompt
 from qwen3.engine.memory import plan_blocks, scratch_bytes
 from qwen3.engine.pickers import (
-    FAILED,
-    FULL,
     DevicePicked,
     DevicePicker,
-    HostPicker,
     Picked,
     Sample,
-    failure,
     make_picker,
 )
+from qwen3.engine.recording import Flight, Recorder
 from qwen3.engine.request import Request
 from qwen3.engine.runner import Fed, Runner
-from qwen3.engine.sampler import RowSampler, TokenLogprob
+from qwen3.engine.sampler import RowSampler
 from qwen3.engine.scheduler import Chunk, Plan, Scheduler
 from qwen3.engine.scheduler import Sequence as Row
 from qwen3.errors import OutOfMemoryError, Qwen3Error, UsageError
@@ -66,18 +61,7 @@ KV_DTYPES = {
 }
 
 
-@dataclass
-class _Flight:
-    """A launched step whose tokens the host has not read."""
-
-    samples: list[Sample]
-    followed: list[int]  # places in `samples` of those the host follows token by token
-    picked: Picked
-    logprobs: tuple[list[int], Tensor] | None  # places of those that ask, and what `measure` found for them
-    logits: Tensor | None  # kept where log-probabilities were asked for
-
-
-class Engine:
+class Engine(Recorder):
     """Runs requests on one model. Not thread-safe: one thread at a time may call it (`LLM` sees to that).
 
     max_batch: most samples that run at once, the rest queue (256 on a GPU, 64 else). max_len: longest prompt and output
@@ -146,7 +130,7 @@ class Engine:
         self._cost = StepCost(config, kind)
         self._live: dict[int, Sample] = {}  # not done, or done since the last step
         self.scheduler = self._fresh_scheduler()
-        self._flight: _Flight | None = None
+        self._flight: Flight | None = None
         self._decoding: tuple[list[Sample], list[int]] = ([], [])  # of the last plan: samples, places of the followed
         self._torn = False
         self._ended = False
@@ -421,7 +405,7 @@ class Engine:
 
     # One step
 
-    def _launch(self) -> _Flight | None:
+    def _launch(self) -> Flight | None:
         """Plan a step and start it; None: there is nothing to do."""
         self.scheduler.work_budget = self._work_budget()
         plan = self.scheduler.plan()
@@ -457,7 +441,7 @@ class Engine:
     def _members(self, plan: Plan) -> list[Sample]:
         return self._decoding[0] + [self._live[chunk.seq.id] for chunk in plan.chunks]
 
-    def _run(self, plan: Plan, lost: list[Sample]) -> _Flight | None:
+    def _run(self, plan: Plan, lost: list[Sample]) -> Flight | None:
         """One forward and the choice of its tokens, without the samples in `lost`."""
         samples, followed = self._decoding
         if isinstance(self.picker, DevicePicker) and not lost and len(plan.chunks) <= 1:
@@ -503,7 +487,7 @@ class Engine:
         picked = self.picker.pick(logits, samples)
         return self._flight_of(samples, [i for i, item in enumerate(samples) if item.observed], picked, logits)
 
-    def _replay(self, samples: list[Sample], followed: list[int], chunk: Chunk | None) -> _Flight | None:
+    def _replay(self, samples: list[Sample], followed: list[int], chunk: Chunk | None) -> Flight | None:
         """The same by a captured graph, if there is one for it."""
         fed, owner = None, None
         if chunk is not None:
@@ -528,190 +512,13 @@ class Engine:
             samples = members
         return self._flight_of(samples, followed, DevicePicked(graph.out, len(samples)), graph.logits)
 
-    def _flight_of(self, samples: list[Sample], followed: list[int], picked: Picked, logits: Tensor) -> _Flight:
+    def _flight_of(self, samples: list[Sample], followed: list[int], picked: Picked, logits: Tensor) -> Flight:
         places = [i for i in followed if samples[i].request.params.logprobs is not None]
         numbers = None
         if places:
             top = max(samples[i].request.params.logprobs or 0 for i in places)
             numbers = places, measure(logits[places], picked.ids(logits.device)[places], top, self.vocab_size)
-        return _Flight(samples, followed, picked, numbers, logits if places else None)
-
-    # What came of it
-
-    def _drain(self) -> None:
-        """Read the step that is under way, if any."""
-        flight, self._flight = self._flight, None
-        if flight is not None:
-            self._land(flight)
-
-    def _land(self, flight: _Flight) -> None:
-        """Record a step's tokens: one by one where the host follows, else only of samples that have ended."""
-        samples = flight.samples
-        entries: dict[int, TokenLogprob] = {}
-        if flight.logprobs is not None:
-            places, numbers = flight.logprobs
-            found = read_logprobs(numbers, [samples[i].request.params.logprobs or 0 for i in places])
-            entries = dict(zip(places, found, strict=True))
-        followed: Sequence[int] = flight.followed
-        if self.overlap:
-            for i, code in flight.picked.ended():
-                item = samples[i]
-                if not item.observed and not item.request.done:
-                    self._know(item, flight.picked)
-                    self._end_blind(item, code)
-        else:
-            followed = range(len(samples))
-        if followed:
-            read = flight.picked.read()
-            for i in followed:
-                (token, code), item = read[i], samples[i]
-                if item.request.done:
-                    continue
-                if isinstance(token, Qwen3Error):
-                    self._fail(item, token)
-                else:
-                    self._record(item, token, code)
-                    if (
-                        flight.logits is not None
-                        and i in entries
-                        and len(item.request.output) > len(item.request.logprobs)
-                    ):
-                        self._note(item, token, entries[i], flight.logits[i : i + 1])
-        if isinstance(self.picker, HostPicker):
-            self.picker.advance([item for item in samples if not item.request.done])
-
-    def _record(self, item: Sample, token: int, code: int) -> None:
-        """Record one token and tell the scheduler."""
-        request = item.request
-        item.torn = True
-        try:
-            if not request.clock.first_token:
-                self._first_token(item)
-            item.forced = item.reader.forced() is not None
-            if code & REPLACED and self.tokenizer is not None:
-                token = next(iter(self.tokenizer.eos_ids))
-            self._push(item, token)
-            if not request.done:
-                self.scheduler.commit(item.row, request.output[len(item.row.tokens) - len(request.ids) :])
-                if not self.overlap and request.params.logprobs is None and (following := item.reader.queued):
-                    self.scheduler.propose(item.row, following)  # forced: needs no logits
-        except Exception as error:
-            self._fail(item, error)
-        item.torn = False
-
-    def _note(self, item: Sample, token: int, entry: TokenLogprob, logits: Tensor) -> None:
-        """A token's log-probability: of the recorded one, which may stand in the place of an end that was sampled."""
-        recorded = item.request.output[-1]
-        if recorded != entry.id:
-            top = item.request.params.logprobs or 0
-            ids = torch.tensor([recorded], device=logits.device)
-            entry = read_logprobs(measure(logits, ids, top, self.vocab_size), [top])[0]
-        entry.forced = item.forced or recorded != token
-        item.request.logprobs.append(entry)
-
-    @staticmethod
-    def _first_token(item: Sample) -> None:
-        request = item.request
-        request.clock.first_token = time.perf_counter()
-        request.cached_tokens = item.row.cached_tokens
-        if request.stream is not None:
-            request.stream.cached_tokens = item.row.cached_tokens
-
-    def _push(self, item: Sample, token: int) -> None:
-        request, stream = item.request, item.request.stream
-        if stream is None:
-            recorded = item.reader.push(token)
-            request.tokens.append(recorded)
-            item.sampler.record(recorded)
-            if item.reader.done is not None:
-                self._end(item, item.reader.done)
-            return
-        events = stream.push(token)
-        if not self.overlap:
-            item.sampler.record(request.output[-1])  # the stream may put the closing text in the place of an early end
-        if not request.clock.first_answer and any(isinstance(e, (TextDelta, ToolCallDelta)) for e in events):
-            request.clock.first_answer = time.perf_counter()
-        self._deliver(request, events)
-        if stream.done:
-            self._end(item, stream.done)
-        elif len(request.output) >= request.max_tokens:
-            self._finish(item, "length")
-
-    def _know(self, item: Sample, picked: Picked | None = None) -> None:
-        """Fetch what the device knows of a sample that the host does not follow."""
-        if isinstance(self.picker, DevicePicker) and not item.observed and item.bound:
-            request = item.request
-            request.tokens[:], item.reader = self.picker.fetch(item, picked)
-            known = len(item.row.tokens) - len(request.ids)
-            self.scheduler.commit(item.row, request.tokens[known:])
-
-    def _end_blind(self, item: Sample, code: int) -> None:
-        if code == FAILED:
-            self._fail(item, failure())
-        else:
-            self._first_token(item)
-            self._end(item, "length" if code == FULL else "stop")
-
-    # Going out
-
-    @staticmethod
-    def _deliver(request: Request, events: list[Event], reason: str | None = None) -> None:
-        for event in events:
-            if isinstance(event, Finish):
-                warnings = (*request.warnings, *event.warnings)
-                event = replace(event, warnings=warnings, reason=reason or event.reason)
-            request.events.append(event)
-
-    def _finish(self, item: Sample, reason: str) -> None:
-        if item.request.stream is not None:
-            self._deliver(item.request, item.request.stream.close(reason))
-        self._end(item, reason)
-
-    def _fail(self, item: Sample, error: Exception) -> None:
-        request = item.request
-        if not request.done:
-            request.error = error
-            if request.stream is not None:
-                self._deliver(request, request.stream.close("cancelled"), reason="error")
-            self._end(item, "error")
-
-    def _end(self, item: Sample, reason: str) -> None:
-        self._ended = True
-        item.request.clock.finished = time.perf_counter()
-        item.request.finish_reason = reason
-        self._unbind(item)
-        self.scheduler.finish(item.row)
-
-    # In and out of slots
-
-    def _bind(self, item: Sample) -> None:
-        """A sample got a slot: its state goes there."""
-        request, row = item.request, item.row
-        request.clock.started = request.clock.started or time.perf_counter()
-        if request.experts:
-            self.runner.set_experts(row.slot, request.experts)
-            item.expert_slot = row.slot
-
-    def _ready(self, item: Sample) -> None:
-        """Its prompt is being computed: from now on its slot has what the picker needs. Not sooner: a device that waits
-        for the first of many prompts should not wait until all of them are bound."""
-        if item.bound != item.row.slot:
-            self.picker.bind(item)
-            item.bound = item.row.slot
-
-    def _displace(self, item: Sample) -> None:
-        """A sample lost its slot and waits again; what only the device knows of it is fetched while it is there."""
-        if not item.request.done:
-            self._know(item)
-            if not item.observed and item.reader.done is not None:
-                self._end(item, item.reader.done)
-        self._unbind(item)
-
-    def _unbind(self, item: Sample) -> None:
-        item.bound = 0
-        if item.expert_slot:
-            self.runner.set_experts(item.expert_slot, 0)
-            item.expert_slot = 0
+        return Flight(samples, followed, picked, numbers, logits if places else None)
 
     # When something goes wrong
 

@@ -35,7 +35,8 @@ _engine: Engine | None = None  # of this process, if it is a child
 
 
 class EngineProcess:
-    """An engine in a child process. Any thread may `submit` and `cancel`; one at a time may `poll`.
+    """An engine in a child process. Threads may share it. What it says goes into the requests as it comes, by a thread
+    of ours, which Ctrl-C does not reach: no message is cut in two.
 
     make: makes the engine, in the child: something picklable (a module's function, a `functools.partial` of one) that
     gives an Engine or an LLM. Returns when that is ready; raises what it raised. stats: the engine's own running,
@@ -46,95 +47,100 @@ class EngineProcess:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(make, theirs), name="qwen3-engine", daemon=True)
+        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._news = threading.Condition()  # holds the lock of what follows
         self._open: dict[int, Request] = {}
+        self._changed: dict[int, Request] = {}
         self._keys = itertools.count()
-        self._lock = threading.Lock()
         self._ended: Exception | None = None
         self.stats: dict[str, int] = {}
         self._process.start()
         theirs.close()
         try:
-            while not self.stats:
-                self.poll(None)
+            for work in (self._read, self._write):
+                threading.Thread(target=work, daemon=True).start()
+            with self._news:
+                self._news.wait_for(lambda: self.stats or self._ended)
                 if self._ended is not None:
                     raise self._ended
         except BaseException:
             self._process.kill()
             raise
 
-    def fileno(self) -> int:
-        """Readable when there is something to `poll`."""
-        return self._pipe.fileno()
-
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue samples of one prompt; waits for nothing. What `Engine.add_samples` raises becomes their error.
 
         Raises Qwen3Error if the process has ended."""
-        with self._lock:
+        with self._news:
             if self._ended is not None:
                 raise self._ended
             for request in requests:
                 request.id = next(self._keys)
             self._send("add", list(requests))
+            self._open |= {request.id: request for request in requests}
 
     def cancel(self, request: Request) -> None:
         """Stop a request; Finish("cancelled") is its last event. Ended ones: no error."""
-        with self._lock:
-            self._send("cancel", request.id)
+        self._send("cancel", request.id)
+
+    def poll(self, timeout: float | None = 0.0) -> list[Request]:
+        """The requests that have had news (events, tokens, their end) since the last call, as soon as there are any, or
+        none after `timeout` seconds (None: any time).
+
+        If the process dies, every open request ends with Finish("error") and an error that says so."""
+        with self._news:
+            self._news.wait_for(lambda: self._changed or self._ended, timeout)
+            found, self._changed = self._changed, {}
+        return list(found.values())
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Cancel what runs and end the process, by force after `timeout` seconds. Twice is no error."""
+        self._send("close")
+        self._process.join(timeout)
+        self._process.kill()
+        with self._news:
+            self._news.wait_for(lambda: self._ended)
 
     def _send(self, what: str, value: Any = None) -> None:
         data = io.BytesIO()
         pickler = pickle.Pickler(data, pickle.HIGHEST_PROTOCOL)
         pickler.dispatch_table = copyreg.dispatch_table | {Tokenizer: lambda tokenizer: (_own_tokenizer, ())}
         pickler.dump((what, value))
-        if what == "add":
-            self._open |= {request.id: request for request in value}
-        with suppress(OSError):  # it has ended: `poll` finds out
-            self._pipe.send_bytes(data.getbuffer())
+        self._outbox.put(data.getvalue())
 
-    def poll(self, timeout: float | None = 0.0) -> list[Request]:
-        """The requests that have news (events, tokens, their end), waiting at most `timeout` seconds (None: for ever).
+    def _write(self) -> None:
+        with suppress(OSError):  # it has ended: `_read` finds out why
+            while True:
+                self._pipe.send_bytes(self._outbox.get())
 
-        If the process dies, every open request ends with Finish("error") and an error that says so."""
-        changed: dict[int, Request] = {}
-        while self._ended is None and self._pipe.poll(timeout):
-            timeout = 0.0
+    def _read(self) -> None:
+        while self._ended is None:
             try:
-                news, self.stats, problem = pickle.loads(self._pipe.recv_bytes())
+                news, stats, problem = pickle.loads(self._pipe.recv_bytes())
             except (EOFError, OSError):
-                news, problem = [], self._obituary()
-            for key, events, output, logprobs, end in news:
-                request = changed[key] = self._open[key]
-                request.events.extend(events)
-                request.output.extend(output)
-                request.logprobs.extend(logprobs)
-                if end:
-                    vars(request).update(end)
-                    del self._open[key]
-            if problem is not None:
-                with self._lock:
-                    self._ended, left, self._open = problem, self._open, {}
-                for request in left.values():
-                    _fail(request, problem)
-                changed |= left
-        return list(changed.values())
+                news, stats, problem = [], self.stats, self._obituary()
+            with self._news:
+                for key, events, output, logprobs, end in news:
+                    request = self._changed[key] = self._open[key]
+                    request.output.extend(output)
+                    request.logprobs.extend(logprobs)
+                    request.events.extend(events)
+                    if end:
+                        vars(request).update(end)
+                        del self._open[key]
+                if problem is not None:
+                    for request in self._open.values():
+                        _fail(request, problem)
+                    self._changed |= self._open
+                    self._open = {}
+                self.stats, self._ended = stats, problem
+                self._news.notify_all()
 
     def _obituary(self) -> Qwen3Error:
         self._process.join(5)
         code = self._process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return Qwen3Error(f"the engine's process has ended ({how}); what it was doing is lost: start another")
-
-    def close(self, timeout: float = 10.0) -> None:
-        """Cancel what runs and end the process, by force after `timeout` seconds. Twice is no error."""
-        end = time.monotonic() + timeout
-        with self._lock:
-            self._send("close")
-        while self._ended is None and time.monotonic() < end:
-            self.poll(0.1)
-        self._process.join(max(0.0, end - time.monotonic()))
-        self._process.kill()
-        self._process.join()
 
 
 def _fail(request: Request, error: Exception) -> None:

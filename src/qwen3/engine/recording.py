@@ -1,0 +1,222 @@
+"""The half of the engine that hears what a step brought: tokens into streams, samples in and out of their slots."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from qwen3.chat import Event, Finish, TextDelta, ToolCallDelta
+from qwen3.engine.device_sampler import REPLACED
+from qwen3.engine.measures import measure, read_logprobs
+from qwen3.engine.pickers import FAILED, FULL, DevicePicker, HostPicker, Picked, Sample, failure
+from qwen3.engine.request import Request
+from qwen3.engine.runner import Runner
+from qwen3.engine.sampler import TokenLogprob
+from qwen3.engine.scheduler import Scheduler
+from qwen3.errors import Qwen3Error
+from qwen3.tokenizer import Tokenizer
+
+
+@dataclass
+class Flight:
+    """A launched step whose tokens the host has not read."""
+
+    samples: list[Sample]
+    followed: list[int]  # places in `samples` of those the host follows token by token
+    picked: Picked
+    logprobs: tuple[list[int], Tensor] | None  # places of those that ask, and what `measure` found for them
+    logits: Tensor | None  # kept where log-probabilities were asked for
+
+
+class Recorder:
+    """What `Engine` is built on. The engine makes these; see there for what they are."""
+
+    picker: HostPicker | DevicePicker
+    runner: Runner
+    scheduler: Scheduler
+    tokenizer: Tokenizer | None
+    vocab_size: int
+    overlap: bool  # the host is a step behind
+    _flight: Flight | None  # the step that is under way
+    _ended: bool  # a sample has ended since the last step
+
+    # What came of it
+
+    def _drain(self) -> None:
+        """Read the step that is under way, if any."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            self._land(flight)
+
+    def _land(self, flight: Flight) -> None:
+        """Record a step's tokens: one by one where the host follows, else only of samples that have ended."""
+        samples = flight.samples
+        entries: dict[int, TokenLogprob] = {}
+        if flight.logprobs is not None:
+            places, numbers = flight.logprobs
+            found = read_logprobs(numbers, [samples[i].request.params.logprobs or 0 for i in places])
+            entries = dict(zip(places, found, strict=True))
+        followed: Sequence[int] = flight.followed
+        if self.overlap:
+            for i, code in flight.picked.ended():
+                item = samples[i]
+                if not item.observed and not item.request.done:
+                    self._know(item, flight.picked)
+                    self._end_blind(item, code)
+        else:
+            followed = range(len(samples))
+        if followed:
+            read = flight.picked.read()
+            for i in followed:
+                (token, code), item = read[i], samples[i]
+                if item.request.done:
+                    continue
+                if isinstance(token, Qwen3Error):
+                    self._fail(item, token)
+                else:
+                    self._record(item, token, code)
+                    if (
+                        flight.logits is not None
+                        and i in entries
+                        and len(item.request.output) > len(item.request.logprobs)
+                    ):
+                        self._note(item, token, entries[i], flight.logits[i : i + 1])
+        if isinstance(self.picker, HostPicker):
+            self.picker.advance([item for item in samples if not item.request.done])
+
+    def _record(self, item: Sample, token: int, code: int) -> None:
+        """Record one token and tell the scheduler."""
+        request = item.request
+        item.torn = True
+        try:
+            if not request.clock.first_token:
+                self._first_token(item)
+            item.forced = item.reader.forced() is not None
+            if code & REPLACED and self.tokenizer is not None:
+                token = next(iter(self.tokenizer.eos_ids))
+            self._push(item, token)
+            if not request.done:
+                self.scheduler.commit(item.row, request.output[len(item.row.tokens) - len(request.ids) :])
+                if not self.overlap and request.params.logprobs is None and (following := item.reader.queued):
+                    self.scheduler.propose(item.row, following)  # forced: needs no logits
+        except Exception as error:
+            self._fail(item, error)
+        item.torn = False
+
+    def _note(self, item: Sample, token: int, entry: TokenLogprob, logits: Tensor) -> None:
+        """A token's log-probability: of the recorded one, which may stand in the place of an end that was sampled."""
+        recorded = item.request.output[-1]
+        if recorded != entry.id:
+            top = item.request.params.logprobs or 0
+            ids = torch.tensor([recorded], device=logits.device)
+            entry = read_logprobs(measure(logits, ids, top, self.vocab_size), [top])[0]
+        entry.forced = item.forced or recorded != token
+        item.request.logprobs.append(entry)
+
+    @staticmethod
+    def _first_token(item: Sample) -> None:
+        request = item.request
+        request.clock.first_token = time.perf_counter()
+        request.cached_tokens = item.row.cached_tokens
+        if request.stream is not None:
+            request.stream.cached_tokens = item.row.cached_tokens
+
+    def _push(self, item: Sample, token: int) -> None:
+        request, stream = item.request, item.request.stream
+        if stream is None:
+            recorded = item.reader.push(token)
+            request.tokens.append(recorded)
+            item.sampler.record(recorded)
+            if item.reader.done is not None:
+                self._end(item, item.reader.done)
+            return
+        events = stream.push(token)
+        if not self.overlap:
+            item.sampler.record(request.output[-1])  # the stream may put the closing text in the place of an early end
+        if not request.clock.first_answer and any(isinstance(e, (TextDelta, ToolCallDelta)) for e in events):
+            request.clock.first_answer = time.perf_counter()
+        self._deliver(request, events)
+        if stream.done:
+            self._end(item, stream.done)
+        elif len(request.output) >= request.max_tokens:
+            self._finish(item, "length")
+
+    def _know(self, item: Sample, picked: Picked | None = None) -> None:
+        """Fetch what the device knows of a sample that the host does not follow."""
+        if isinstance(self.picker, DevicePicker) and not item.observed and item.bound:
+            request = item.request
+            request.tokens[:], item.reader = self.picker.fetch(item, picked)
+            known = len(item.row.tokens) - len(request.ids)
+            self.scheduler.commit(item.row, request.tokens[known:])
+
+    def _end_blind(self, item: Sample, code: int) -> None:
+        if code == FAILED:
+            self._fail(item, failure())
+        else:
+            self._first_token(item)
+            self._end(item, "length" if code == FULL else "stop")
+
+    # Going out
+
+    @staticmethod
+    def _deliver(request: Request, events: list[Event], reason: str | None = None) -> None:
+        for event in events:
+            if isinstance(event, Finish):
+                warnings = (*request.warnings, *event.warnings)
+                event = replace(event, warnings=warnings, reason=reason or event.reason)
+            request.events.append(event)
+
+    def _finish(self, item: Sample, reason: str) -> None:
+        if item.request.stream is not None:
+            self._deliver(item.request, item.request.stream.close(reason))
+        self._end(item, reason)
+
+    def _fail(self, item: Sample, error: Exception) -> None:
+        request = item.request
+        if not request.done:
+            request.error = error
+            if request.stream is not None:
+                self._deliver(request, request.stream.close("cancelled"), reason="error")
+            self._end(item, "error")
+
+    def _end(self, item: Sample, reason: str) -> None:
+        self._ended = True
+        item.request.clock.finished = time.perf_counter()
+        item.request.finish_reason = reason
+        self._unbind(item)
+        self.scheduler.finish(item.row)
+
+    # In and out of slots
+
+    def _bind(self, item: Sample) -> None:
+        """A sample got a slot: its state goes there."""
+        request, row = item.request, item.row
+        request.clock.started = request.clock.started or time.perf_counter()
+        if request.experts:
+            self.runner.set_experts(row.slot, request.experts)
+            item.expert_slot = row.slot
+
+    def _ready(self, item: Sample) -> None:
+        """Its prompt is being computed: from now on its slot has what the picker needs. Not sooner: a device that waits
+        for the first of many prompts should not wait until all of them are bound."""
+        if item.bound != item.row.slot:
+            self.picker.bind(item)
+            item.bound = item.row.slot
+
+    def _displace(self, item: Sample) -> None:
+        """A sample lost its slot and waits again; what only the device knows of it is fetched while it is there."""
+        if not item.request.done:
+            self._know(item)
+            if not item.observed and item.reader.done is not None:
+                self._end(item, item.reader.done)
+        self._unbind(item)
+
+    def _unbind(self, item: Sample) -> None:
+        item.bound = 0
+        if item.expert_slot:
+            self.runner.set_experts(item.expert_slot, 0)
+            item.expert_slot = 0
