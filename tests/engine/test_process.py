@@ -130,8 +130,8 @@ def test_samples_of_one_prompt(process: EngineProcess) -> None:
 
 
 def test_one_message_a_step(process: EngineProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, messages, receive = process.stats["steps"], [], process._pipe.recv_bytes
-    monkeypatch.setattr(process._pipe, "recv_bytes", lambda: messages.append(1) or receive())
+    before, messages, loads = process.stats["steps"], [], pickle.loads
+    monkeypatch.setattr(pickle, "loads", lambda data: messages.append(1) or loads(data))
     items = [request([i + 1], replace(LONG, max_tokens=100, seed=i + 1)) for i in range(8)]
     for item in items:
         process.submit([item])

@@ -121,7 +121,10 @@ class EngineProcess:
                 news, stats, problem = [], self.stats, self._obituary()
             with self._news:
                 for key, events, output, logprobs, end in news:
-                    request = self._changed[key] = self._open[key]
+                    request = self._open.get(key)
+                    if request is None:  # Ctrl-C in the middle of `submit`
+                        continue
+                    self._changed[key] = request
                     request.output.extend(output)
                     request.logprobs.extend(logprobs)
                     request.events.extend(events)
