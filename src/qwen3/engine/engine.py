@@ -119,7 +119,7 @@ class Engine(Recorder):
             gc.collect()
             torch.cuda.empty_cache()
         with torch.inference_mode():
-            self.picker = make_picker(self.max_batch, self.vocab_size, model.device, self.max_len)
+            self.picker = make_picker(self.max_batch, self.vocab_size, model.device, model.dtype, self.max_len)
             self.runner = self._make_runner(blocks, invariant, uniform_routing)
             self.blocks = len(self.runner.k_cache[0])
             if isinstance(self.picker, DevicePicker):

@@ -165,9 +165,11 @@ class DevicePicker:
             return self.sampler.snapshot(item.row.slot)
 
 
-def make_picker(slots: int, vocab_size: int, device: torch.device, max_len: int) -> HostPicker | DevicePicker:
-    """The device's own where it has one."""
-    if device.type == "cuda" and kernels.chosen("cuda")["decode_inputs"] == "gpu":
+def make_picker(
+    slots: int, vocab_size: int, device: torch.device, dtype: torch.dtype, max_len: int
+) -> HostPicker | DevicePicker:
+    """The device's own where it has one. In float32 the GPU's attention is the plain one, which no graph can hold."""
+    if device.type == "cuda" and dtype != torch.float32 and kernels.chosen("cuda")["decode_inputs"] == "gpu":
         return DevicePicker(slots, vocab_size, device, max_len)
     return HostPicker(slots, device)
 

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qwen3.kernels import reference_engine
 from qwen3.kernels.gpu import prefill
 from qwen3.kernels.gpu.launch import PDL, cdiv, launch, next_power_of_2
 from qwen3.kernels.gpu.prefill import paged_attention
@@ -344,7 +345,9 @@ def attend(
     qkv: Tensor, heads: int, kv_heads: int, q_weight: Tensor, k_weight: Tensor, eps: float, plan: StepPlan,
     k_cache: Tensor, v_cache: Tensor,
 ) -> Tensor:  # fmt: skip
-    """As `reference_engine.attend`: [N, (H + 2·KV)·D] -> [N, H·D]. bfloat16 or float16; D a power of two from 16."""
+    """As `reference_engine.attend`: [N, (H + 2·KV)·D] -> [N, H·D]. D a power of two from 16; float32: the reference."""
+    if qkv.dtype == torch.float32:
+        return reference_engine.attend(qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
     tokens, dim = len(qkv), k_cache.shape[-1]
     args = (heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
     out = torch.empty((tokens, heads * dim), dtype=qkv.dtype, device=qkv.device)
