@@ -227,6 +227,7 @@ PARENT = """
 from tests.engine.test_process import *
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins without
     process = EngineProcess(tiny_engine)
     item = request([1], LONG)
     process.submit([item])
