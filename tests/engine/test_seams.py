@@ -104,6 +104,17 @@ def test_fewer_experts_are_another_model_and_no_more_than_it_has() -> None:
         Engine(random_model(tiny_config()), vocab_size=634).add(Request(prompt(), PARAMS, experts=1))
 
 
+def test_a_request_with_its_own_number_of_experts_is_cancelled_between_steps() -> None:
+    engine = Engine(random_model(tiny_config(moe=True)), vocab_size=634)
+    request = Request(prompt(), PARAMS, experts=1)
+    engine.add(request)
+    engine.advance()
+    assert engine.runner.custom_experts == 1
+    engine.cancel(request.id)
+    assert (request.finish_reason, engine.runner.custom_experts, engine.used_blocks) == ("cancelled", 0, 0)
+    assert run(engine).error is None
+
+
 def test_routes_are_those_of_the_network() -> None:
     model = random_model(tiny_config(moe=True))
     engine = Engine(model, vocab_size=634, prefill_chunk=32)

@@ -170,6 +170,7 @@ class Runner:
             experts=experts,
         )
 
+    @torch.inference_mode()  # a request may be cancelled, and leave, between two steps
     def set_experts(self, slot: int, count: int) -> None:
         """Experts per token of the sample in `slot`; 0, when it leaves: the model's number."""
         self.expert_counts[slot] = count or self.stepper.config.num_experts_per_tok
