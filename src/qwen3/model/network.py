@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from qwen3 import kernels
 from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
-from qwen3.model.cache import KVCache
+from qwen3.model.cache import Attend, KVCache
 from qwen3.model.rope import Rotary
 from qwen3.model.step import Stepper
 
-# (layer, q [B, T, H, D], k [B, T, KV, D], v [B, T, KV, D]) -> [B, H, T, D]
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 # q [B, H, T, D], k [B, KV, T, D], v [B, KV, T, D] -> [B, H, T, D]
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -72,11 +70,8 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, device: torch.device | str | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.layer = layer
-        self.heads, self.kv_heads, self.head_dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
         width = self.heads * self.head_dim
         fused = width + 2 * self.kv_heads * self.head_dim
         self.qkv_proj = Linear(config.hidden_size, fused, device, dtype)
@@ -167,10 +162,7 @@ class Qwen3(nn.Module):
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, config: ModelConfig, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
         dtype = getattr(torch, config.dtype) if dtype is None else dtype
@@ -178,9 +170,8 @@ class Qwen3(nn.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, device=device, dtype=dtype)
         self.layers = nn.ModuleList(Layer(config, i, device, dtype) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device, dtype)
-        self.lm_head = (
-            None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, device, dtype)
-        )
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, device, dtype)
         self.rotary = Rotary(config, device)
 
     @property
@@ -254,7 +245,7 @@ class Qwen3(nn.Module):
             if doc_ids is not None or attention is not None:
                 raise UsageError("doc_ids and attention are for forwards without a cache")
             with torch.no_grad():
-                return self._layers(ids, positions, cache.begin(positions).attend, aux)
+                return self._layers(ids, positions, cache.begin(positions), aux)
         attend = self._attend_uncached(ids, positions, doc_ids, attention)
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
