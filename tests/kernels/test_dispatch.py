@@ -71,7 +71,7 @@ def states(model: Qwen3, ids: torch.Tensor) -> torch.Tensor:
             max_length=count,
         )
         found.append(stepper.hidden(ids[first:last].int(), plan, cache[0], cache[1]))
-    return stepper.normed(torch.cat(found))
+    return model.norm(torch.cat(found))
 
 
 @pytest.mark.parametrize("moe", [False, True])

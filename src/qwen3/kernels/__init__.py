@@ -16,25 +16,10 @@ from qwen3.kernels.dispatch import (
     silu_mul,
     uniform_logits,
     use,
-)
+)  # fmt: skip
 from qwen3.kernels.plan import BLOCK, StepPlan
 
 __all__ = [
-    "BLOCK",
-    "StepPlan",
-    "attend",
-    "attention",
-    "available",
-    "chosen",
-    "decode_inputs",
-    "experts",
-    "fused_linear",
-    "linear",
-    "qk_norm_rope",
-    "register",
-    "rms_norm",
-    "route",
-    "silu_mul",
-    "uniform_logits",
-    "use",
-]
+    "BLOCK", "StepPlan", "attend", "attention", "available", "chosen", "decode_inputs", "experts", "fused_linear",
+    "linear", "qk_norm_rope", "register", "rms_norm", "route", "silu_mul", "uniform_logits", "use",
+]  # fmt: skip

@@ -135,18 +135,9 @@ def route(logits: Tensor, top_k: int, normalise: bool, *, counts: Tensor | None 
     return _pick("route", logits.device.type)[1](logits, top_k, normalise, counts=counts)
 
 
-def experts(
-    x: Tensor,
-    gate_up: Any,
-    down: Any,
-    weights: Tensor,
-    chosen: Tensor,
-    *,
-    residual: Tensor | None = None,
-    invariant: bool = False,
-) -> Tensor:
+def experts(x: Tensor, gate_up: Any, down: Any, weights: Tensor, chosen: Tensor, **how: Any) -> Tensor:
     """See `reference.experts`."""
-    return _pick("experts", x.device.type)[1](x, gate_up, down, weights, chosen, residual=residual, invariant=invariant)
+    return _pick("experts", x.device.type)[1](x, gate_up, down, weights, chosen, **how)
 
 
 # The engine's: inference over a flat batch.
@@ -160,16 +151,9 @@ def fused_linear(x: Tensor, weight: Any, *, overwrite: bool = False, **how: Any)
 
 
 def attend(
-    qkv: Tensor,
-    heads: int,
-    kv_heads: int,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    eps: float,
-    plan: StepPlan,
-    k_cache: Tensor,
-    v_cache: Tensor,
-) -> Tensor:
+    qkv: Tensor, heads: int, kv_heads: int, q_weight: Tensor, k_weight: Tensor, eps: float,
+    plan: StepPlan, k_cache: Tensor, v_cache: Tensor,
+) -> Tensor:  # fmt: skip
     """See `reference_engine.attend`."""
     return _pick("attend", qkv.device.type)[1](qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
 
@@ -196,5 +180,4 @@ for _name, _function in cpu.OPERATIONS.items():
     register(_name, "cpu", _function, ("cpu",))
 if fused.has_onednn():
     register("linear", "torch", fused.linear, ("cpu",))
-register("qk_norm_rope", "torch", fused.qk_norm_rope)
 register("attention", "torch", fused.attention, ("cpu", "cuda", "mps", "xpu"))

@@ -15,17 +15,9 @@ from qwen3.kernels.plan import BLOCK, StepPlan
 
 
 def fused_linear(
-    x: Tensor,
-    weight: Tensor,
-    *,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    residual: Tensor | None = None,
-    silu: bool = False,
-    out_dtype: torch.dtype | None = None,
-    invariant: bool = False,
-    overwrite: bool = False,
-) -> Tensor:
+    x: Tensor, weight: Tensor, *, norm: Tensor | None = None, eps: float = 0.0, residual: Tensor | None = None,
+    silu: bool = False, out_dtype: torch.dtype | None = None, invariant: bool = False, overwrite: bool = False,
+) -> Tensor:  # fmt: skip
     """x [M, K], weight [N, K] -> rms_norm(x; norm) @ weightᵀ (+ residual) [M, N].
 
     silu: weight holds gate rows, then up rows; the result is silu(gate) · up [M, N/2]. out_dtype: of the result, None:
@@ -43,16 +35,9 @@ def fused_linear(
 
 
 def rope_cache(
-    qkv: Tensor,
-    heads: int,
-    kv_heads: int,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    eps: float,
-    plan: StepPlan,
-    k_cache: Tensor,
-    v_cache: Tensor,
-) -> Tensor:
+    qkv: Tensor, heads: int, kv_heads: int, q_weight: Tensor, k_weight: Tensor, eps: float,
+    plan: StepPlan, k_cache: Tensor, v_cache: Tensor,
+) -> Tensor:  # fmt: skip
     """QK-norm and RoPE on qkv [N, (H + 2·KV)·D]; keys and values go to `plan.slots`. Returns queries [N, H, D]."""
     dim = k_cache.shape[-1]
     parts = qkv.reshape(1, len(qkv), heads + 2 * kv_heads, dim)
@@ -92,16 +77,9 @@ def paged_attention(q: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor)
 
 
 def attend(
-    qkv: Tensor,
-    heads: int,
-    kv_heads: int,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    eps: float,
-    plan: StepPlan,
-    k_cache: Tensor,
-    v_cache: Tensor,
-) -> Tensor:
+    qkv: Tensor, heads: int, kv_heads: int, q_weight: Tensor, k_weight: Tensor, eps: float,
+    plan: StepPlan, k_cache: Tensor, v_cache: Tensor,
+) -> Tensor:  # fmt: skip
     """`rope_cache`, then `paged_attention`: [N, (H + 2·KV)·D] -> [N, H·D]."""
     q = rope_cache(qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
     return paged_attention(q, plan, k_cache, v_cache).flatten(1)

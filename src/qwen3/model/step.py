@@ -110,10 +110,6 @@ class Stepper:
         """States [R, h] before the last norm -> logits [R, rows of the head] in the model's dtype."""
         return kernels.fused_linear(hidden, self.head, norm=self.norm, eps=self.eps, invariant=invariant)
 
-    def normed(self, hidden: Tensor) -> Tensor:
-        """States before the last norm -> what `Qwen3.hidden` returns."""
-        return kernels.rms_norm(hidden, self.norm, self.eps)
-
     def cos_sin(self, length: int) -> Tensor:
         """[length, D] float32: cosines, then sines, of positions 0 …, rounded to the model's dtype."""
         positions = torch.arange(length, device=self.embedding.device).unsqueeze(0)
