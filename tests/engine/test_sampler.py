@@ -9,8 +9,9 @@ from collections import Counter
 import pytest
 import torch
 
+from qwen3.engine.measures import measure, read_logprobs
 from qwen3.engine.params import SamplingParams
-from qwen3.engine.sampler import RowSampler, gumbel, logprobs_of, mix64, noise_key, sample
+from qwen3.engine.sampler import RowSampler, gumbel, mix64, noise_key, sample
 from qwen3.errors import CorruptFileError, UsageError
 
 CPU = torch.device("cpu")
@@ -229,9 +230,11 @@ def test_unresolved_and_unknown_ids_are_refused() -> None:
 def test_logprobs_are_the_raw_distribution() -> None:
     logits = torch.randn(3, 20, generator=torch.Generator().manual_seed(2)) * 4
     expected = torch.log_softmax(logits.double(), dim=1)
-    for i, entry in enumerate(logprobs_of(logits, [4, 0, 15], 5, vocab_size=16)):
+    found = read_logprobs(measure(logits, torch.tensor([4, 0, 15]), 5, vocab_size=16), [5, 5, 5])
+    assert [entry.id for entry in found] == [4, 0, 15]
+    for i, entry in enumerate(found):
         assert entry.logprob == pytest.approx(expected[i, entry.id].item(), abs=1e-5)
         best = sorted(range(16), key=lambda t: -expected[i, t])[:5]
         assert [t for t, _ in entry.top] == best
         assert [v for _, v in entry.top] == pytest.approx([expected[i, t].item() for t in best], abs=1e-5)
-    assert logprobs_of(logits, [1, 1, 1], 0, 16)[0].top == []
+    assert read_logprobs(measure(logits, torch.tensor([1, 1, 1]), 0, 16), [0, 0, 0])[0].top == []

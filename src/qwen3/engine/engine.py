@@ -32,13 +32,7 @@ from qwen3.engine.graphs import Graphs
 from qwen3.engine.machine import Machine
 from qwen3.engine.measures import keep_routes, measure, read_prompt
 from qwen3.engine.memory import plan_blocks, scratch_bytes
-from qwen3.engine.pickers import (
-    DevicePicked,
-    DevicePicker,
-    Picked,
-    Sample,
-    make_picker,
-)
+from qwen3.engine.pickers import DevicePicked, DevicePicker, Picked, Sample, make_picker
 from qwen3.engine.recording import Flight, Recorder
 from qwen3.engine.request import Request
 from qwen3.engine.runner import Fed, Runner
@@ -48,17 +42,13 @@ from qwen3.engine.scheduler import Sequence as Row
 from qwen3.errors import OutOfMemoryError, Qwen3Error, UsageError
 from qwen3.kernels import BLOCK
 from qwen3.model import Qwen3
+from qwen3.model.load import DTYPES
 from qwen3.tokenizer import Tokenizer
 
 _PREFILL_CHUNK = {"cuda": (32768, 16384, 8192)}
 _SCRATCH_SHARE = 0.05  # of a device's memory that a step may take, where a smaller chunk can avoid it
 _MAX_BATCH = {"cuda": 256}
-KV_DTYPES = {
-    "fp8": torch.float8_e4m3fn,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-}
+KV_DTYPES = {"fp8": torch.float8_e4m3fn, **DTYPES}
 
 
 class Engine(Recorder):

@@ -13,12 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from qwen3 import kernels
-from qwen3.engine.runner import Fed, Runner, State
-from qwen3.kernels import BLOCK, StepPlan
+from qwen3.engine.runner import Fed, Prompts, Runner, State
 
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024)
 _TOKENS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
@@ -135,56 +132,22 @@ class Graphs:
 
     def _step(self, rows: int, tokens: int, inputs: Tensor, out: Tensor) -> Tensor:
         """The step itself, from the samples' state back into it; logits of the rows that sample."""
-        runner = self.runner
-        own = inputs[:rows]
-        states: list[Tensor] = []
-        starts = self._span[: rows + 1]
-        parts: list[Sequence[Tensor]] = []
-        if rows:
-            x, *first = kernels.decode_inputs(
-                own, self.state.last_token, self.state.position, runner.tables, runner.stepper.embedding
-            )
-            states.append(x)
-            parts.append(first)
+        own, starts = inputs[:rows], self._span[: rows + 1]
+        picked, places, prompts = own, None, None
         if tokens:
             picked, places, rest = inputs[rows:].split([rows + 1, rows + 1, 3 + tokens])
-            slot, start, size = rest[0:1], rest[1:2], rest[2:3]
-            parts.append(self._chunk(slot, start, size, rest[3:]))
-            starts = torch.cat([starts, size + rows])
-            states.append(F.embedding(rest[3:], runner.stepper.embedding))
-        else:
-            picked, places = own, None
-        embedded, ids, positions, slots, lengths, tables = (
-            torch.cat(list(some)) if len(some) > 1 else some[0] for some in (states, *zip(*parts, strict=True))
-        )
-        experts = None
-        if runner.custom_experts:
-            experts = runner.expert_counts[own]
-            if tokens:
-                experts = torch.cat([experts, runner.expert_counts[slot].expand(tokens)])
-        plan = StepPlan(
-            positions=positions,
-            slots=slots,
-            tables=tables,
-            starts=starts,
-            lengths=lengths,
-            cos_sin=runner.cos_sin,
-            decode=rows,
-            max_query=tokens,
-            max_length=runner.max_len,
-            invariant=runner.invariant,
-            experts=experts,
-        )
-        hidden = runner.stepper.hidden(ids, plan, runner.k_cache, runner.v_cache, embedded=embedded)
-        logits = runner.logits(hidden if places is None else hidden.index_select(0, places))
+            starts = torch.cat([starts, rest[2:3] + rows])
+            prompts = self._prompts(rest)
+        hidden = self.runner.step(own, starts, self.state, prompts, max_query=tokens)
+        logits = self.runner.logits(hidden if places is None else hidden.index_select(0, places))
         self.state.sample(logits, picked, out)
         return logits
 
-    def _chunk(self, slot: Tensor, start: Tensor, size: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """ids, positions, cache slots, length and table of a chunk; tokens from `size` on go to scratch."""
+    def _prompts(self, told: Tensor) -> Prompts:
+        """From slot, start, size and ids of a chunk; tokens from `size` on go to scratch."""
+        slot, start, size, ids = told[0:1], told[1:2], told[2:3], told[3:]
         span = self._span[: len(ids)]
-        real = span < size
+        real, owners = span < size, slot.expand(len(ids))
         positions = torch.where(real, start + span, 0)
-        table = self.runner.tables.index_select(0, slot)
-        blocks = table[0].index_select(0, positions // BLOCK)
-        return ids, positions, torch.where(real, blocks * BLOCK + positions % BLOCK, 0), start + size, table
+        places = torch.where(real, self.runner.places(owners, positions), 0)
+        return Prompts(ids, positions, places, start + size, self.runner.tables[slot], owners)

@@ -1,6 +1,7 @@
 """Numbers that requests may ask for beside their tokens: log-probabilities, and the experts that were taken.
 
 Log-probabilities are raw: log-softmax of the model's own logits at temperature 1, before bias, penalties and filters.
+The normaliser runs over every row of the head, as in the published code; padding rows are never listed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qwen3.engine.request import Request
-from qwen3.engine.sampler import TokenLogprob, logprobs_of
+from qwen3.engine.sampler import TokenLogprob
 
 _HEAD_CHUNK = 128  # prompt positions whose logits exist at once
 
@@ -42,14 +43,15 @@ def read_prompt(
     request: Request, start: int, hidden: Tensor, head: Callable[[Tensor], Tensor], vocab_size: int
 ) -> None:
     """Log-probabilities of the prompt tokens that follow the states [T, h] at position `start` and on."""
-    found = request.prompt_logprobs
+    found, top = request.prompt_logprobs, request.params.prompt_logprobs or 0
     del found[start + 1 :]  # a repeated step
     found[:] = found or [None]
     following = request.ids[start + 1 : start + 1 + len(hidden)]
     for first in range(0, len(following), _HEAD_CHUNK):
         ids = following[first : first + _HEAD_CHUNK]
         logits = head(hidden[first : first + len(ids)])
-        found.extend(logprobs_of(logits, ids, request.params.prompt_logprobs or 0, vocab_size))
+        numbers = measure(logits, torch.tensor(ids, device=logits.device), top, vocab_size)
+        found.extend(read_logprobs(numbers, [top] * len(ids)))
 
 
 def keep_routes(requests: Sequence[Request], sizes: Sequence[int], routes: Tensor) -> None:

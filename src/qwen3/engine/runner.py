@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -33,6 +33,17 @@ class Fed:
     slot: int
     start: int
     ids: Sequence[int]
+
+
+class Prompts(NamedTuple):
+    """Chunks of a step, T tokens in all, on the device: as the decoding rows' part of a `StepPlan`, int32."""
+
+    ids: Tensor  # [T]
+    positions: Tensor  # [T]
+    slots: Tensor  # [T], in the cache
+    lengths: Tensor  # of the chunks
+    tables: Tensor  # of the chunks
+    owners: Tensor  # [T], slots of the samples
 
 
 class Runner:
@@ -96,79 +107,73 @@ class Runner:
         self, decode: Sequence[int], chunks: Sequence[Fed], state: State, routes: Tensor | None = None
     ) -> Tensor:
         """States [N, h] after one step: a token of each slot in `decode`, then the chunks' tokens."""
-        embedded = None
-        if chunks:
-            ids, plan = self._lay_out(decode, chunks, state)
-        else:
+        if not chunks:
             if self._rows[0] != decode:
                 self._rows = [*decode], self._send([decode], [range(len(decode) + 1)])
             rows, starts = self._rows[1]
-            embedded, ids, plan = self._inputs(rows, starts, state)
-        return self.stepper.hidden(ids, plan, self.k_cache, self.v_cache, embedded=embedded, routes=routes)
-
-    def _inputs(self, rows: Tensor, starts: Tensor, state: State) -> tuple[Tensor, Tensor, StepPlan]:
-        """One token of each row: embeddings, ids, and the plan."""
-        x, ids, positions, slots, lengths, tables = kernels.decode_inputs(
-            rows, state.last_token, state.position, self.tables, self.stepper.embedding
-        )
-        return (
-            x,
-            ids,
-            StepPlan(
-                positions=positions,
-                slots=slots,
-                tables=tables,
-                starts=starts,
-                lengths=lengths,
-                cos_sin=self.cos_sin,
-                decode=len(rows),
-                max_query=0,
-                max_length=self.max_len,
-                invariant=self.invariant,
-                experts=self.expert_counts[rows] if self.custom_experts else None,
-            ),
-        )
-
-    def _lay_out(self, decode: Sequence[int], chunks: Sequence[Fed], state: State) -> tuple[Tensor, StepPlan]:
-        sizes = [len(chunk.ids) for chunk in chunks]
-        count = len(decode)
+            return self.step(rows, starts, state, routes=routes)
+        count, own, sizes = len(decode), [chunk.slot for chunk in chunks], [len(chunk.ids) for chunk in chunks]
         ends = [chunk.start + n for chunk, n in zip(chunks, sizes, strict=True)]
-        row_ids, start, ids, positions, lengths, owners = self._send(
-            [[*decode, *(chunk.slot for chunk in chunks)]],
+        rows, starts, ids, positions, lengths, slots, owners = self._send(
+            [decode],
             [np.arange(count + 1), count + np.cumsum(sizes, dtype=np.int64)],
             [chunk.ids for chunk in chunks],
             [np.arange(chunk.start, end) for chunk, end in zip(chunks, ends, strict=True)],
             [ends],
-            [np.repeat(np.arange(len(sizes)), sizes)],
+            [own],
+            [np.repeat(own, sizes)],
         )
-        own = self.tables[row_ids]
-        blocks = own[count:].view(-1)[owners.long() * own.shape[1] + (positions // BLOCK).long()]
-        slots = blocks * BLOCK + positions % BLOCK
-        if count:
-            first = kernels.decode_inputs(
-                row_ids[:count], state.last_token, state.position, self.tables, self.stepper.embedding
+        places = self.places(owners, positions)
+        prompts = Prompts(ids, positions, places, lengths, self.tables[slots], owners)
+        told = tuple(zip(sizes, ends, strict=True))
+        return self.step(rows, starts, state, prompts, max_query=max(sizes), chunks=told, routes=routes)
+
+    def places(self, owners: Tensor, positions: Tensor) -> Tensor:
+        """Cache slots of tokens of the samples in the slots `owners`."""
+        return self.tables[owners, positions // BLOCK] * BLOCK + positions % BLOCK
+
+    def step(
+        self,
+        rows: Tensor,
+        starts: Tensor,
+        state: State,
+        prompts: Prompts | None = None,
+        *,
+        max_query: int = 0,
+        chunks: tuple[tuple[int, int], ...] = (),
+        routes: Tensor | None = None,
+    ) -> Tensor:
+        """The same from what is on the device: `rows` are slots; starts, max_query and chunks as in `StepPlan`."""
+        parts: list[Sequence[Tensor]] = []
+        embedded, experts = None, None
+        if len(rows):
+            embedded, *decoding = kernels.decode_inputs(
+                rows, state.last_token, state.position, self.tables, self.stepper.embedding
             )
-            ids, positions, slots, lengths = (
-                torch.cat(pair) for pair in zip(first[1:5], (ids, positions, slots, lengths), strict=True)
-            )
-        experts = None
+            parts.append(decoding)
+        if prompts is not None:
+            embedded = None
+            parts.append(prompts[:5])
+        ids, positions, slots, lengths, tables = (
+            torch.cat(some) if len(some) > 1 else some[0] for some in zip(*parts, strict=True)
+        )
         if self.custom_experts:
-            experts = self.expert_counts[row_ids]
-            experts = torch.cat([experts[:count], experts[count:][owners.long()]])
-        return ids, StepPlan(
+            experts = self.expert_counts[rows if prompts is None else torch.cat([rows, prompts.owners])]
+        plan = StepPlan(
             positions=positions,
             slots=slots,
-            tables=own,
-            starts=start,
+            tables=tables,
+            starts=starts,
             lengths=lengths,
             cos_sin=self.cos_sin,
-            decode=count,
-            max_query=max(sizes),
+            decode=len(rows),
+            max_query=max_query,
             max_length=self.max_len,
-            chunks=tuple(zip(sizes, ends, strict=True)),
+            chunks=chunks,
             invariant=self.invariant,
             experts=experts,
         )
+        return self.stepper.hidden(ids, plan, self.k_cache, self.v_cache, embedded=embedded, routes=routes)
 
     @torch.inference_mode()  # a request may be cancelled, and leave, between two steps
     def set_experts(self, slot: int, count: int) -> None:

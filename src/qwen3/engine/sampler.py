@@ -104,24 +104,6 @@ class TokenLogprob:
     forced: bool = False  # inserted (early stop of the thinking), not sampled
 
 
-def logprobs_of(logits: torch.Tensor, ids: Sequence[int], top: int, vocab_size: int) -> list[TokenLogprob]:
-    """log-softmax of unmodified logits [N, rows] at `ids`, and the `top` most probable existing tokens of each row.
-
-    The normaliser runs over every row of the head, as in the published code; padding rows are never listed.
-    """
-    logits = logits.float()
-    total = torch.logsumexp(logits, dim=1, keepdim=True)
-    chosen = logits.gather(1, torch.tensor(ids, device=logits.device).unsqueeze(1)) - total
-    best = torch.topk(logits[:, :vocab_size], min(top, vocab_size), dim=1)
-    values = (best.values - total).tolist()
-    out = []
-    for i, logprob, best_ids, best_values in zip(
-        ids, chosen[:, 0].tolist(), best.indices.tolist(), values, strict=True
-    ):
-        out.append(TokenLogprob(i, logprob, list(zip(best_ids, best_values, strict=True))))
-    return out
-
-
 def check_ids(params: SamplingParams, vocab_size: int) -> None:
     """Raises UsageError if parameters are not resolved, or name a token that the vocabulary does not have."""
     for name in ("temperature", "top_p", "top_k", "min_p"):
