@@ -208,7 +208,9 @@ class World:
         assert size <= self.budget
         everybody = [s.id for s in plan.decode] + [c.seq.id for c in plan.chunks]
         assert len(set(everybody)) == len(everybody), "two jobs for one row"
-        assert all(s.status is Status.DECODE and s.total <= s.max_total for s in plan.decode)
+        assert all(s.status is (Status.HELD if s.lockstep else Status.DECODE) for s in plan.decode)
+        assert all(s.total <= s.max_total for s in plan.decode)
+        assert not any(s.lockstep and s.total > len(s.tokens) + 1 for s in plan.decode), "it did not wait"
         assert not {s.id for s in plan.preempted} & set(everybody)
         for c in plan.chunks:
             assert c.size > 0

@@ -50,6 +50,7 @@ class Storm(RuleBasedStateMachine):
         tenant=st.sampled_from("xyz"),
         priority=st.integers(0, 2),
         use_cache=st.booleans(),
+        lockstep=st.booleans(),
     )
     def add(self, length: int, odd: int, outputs: int, ends: int, use_cache: bool, **fields: object) -> None:
         length = min(length, (self.world.pool.blocks - 1) * 16)
@@ -128,6 +129,7 @@ def storm(seed: int, events: int) -> World:
                 ends_at=len(tokens) + r.choice([1, 3, 10, 40, 1000]),
                 identity=r.choice("ab"),
                 priority=r.choice([0, 0, 0, 1, 2]),
+                lockstep=r.random() < 0.3,
                 tenant=r.choice("xyz"),
                 use_cache=r.random() < 0.9,
             )

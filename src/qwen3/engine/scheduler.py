@@ -58,6 +58,7 @@ class Sequence:
 
     max_total: most tokens, prompt included. priority: lower goes first. tenant: shares fairly with the others of its
     priority. identity: all that changes keys and values besides the tokens. use_cache: look up and offer prefixes.
+    lockstep: its next token may only be launched once the last one is known (a grammar's mask, a draft, wait for it).
     """
 
     id: int
@@ -67,6 +68,7 @@ class Sequence:
     tenant: Hashable = ""
     identity: Hashable = ()
     use_cache: bool = True
+    lockstep: bool = False
 
     prompt_len: int = field(init=False)
     status: Status = Status.NEW
@@ -330,13 +332,17 @@ class Scheduler:
             self._admit()
         if self._proposals:
             self._take_proposals()
-        if self._joined or self._left:
-            self._decode = [s for s in (*self._decode, *self._joined) if s.status is Status.DECODE]
+        joined = self._joined
+        if joined or self._left:
+            self._decode = [*dict.fromkeys(s for s in (*self._decode, *joined) if s.status is Status.DECODE)]
             self._joined, self._left, plan.changed = [], False, True
         if self._prefill:
             self._feed()
         self.step = now
         plan.decode = self._decode
+        for seq in joined:
+            if seq.lockstep and seq.status is Status.DECODE:
+                self._stop_decoding(seq)
         if not (plan.decode or plan.chunks or plan.admitted or plan.preempted):
             return None
         self._draft = Plan()
@@ -361,11 +367,11 @@ class Scheduler:
         seq.due = seq.origin + min(seq.max_total, len(seq.blocks) * self.pool.block_size + 1)
         self._calendar[seq.due].append(seq)
 
-    def _start_decoding(self, seq: Sequence) -> None:
-        """From the plan after the one that is being made."""
-        seq.status, seq.origin = Status.DECODE, self.step + 1 - seq.frozen_computed
+    def _start_decoding(self, seq: Sequence, ahead: int) -> None:
+        """From the plan on that is `ahead` of the last one finished: 1 between plans, 2 while one is made."""
+        seq.status, seq.origin = Status.DECODE, self.step + ahead - 1 - seq.frozen_computed
         seq.share.decoding += 1
-        seq.share.paid -= self.step + 1
+        seq.share.paid -= self.step + ahead - 1
         self._joined.append(seq)
         self._set_due(seq)
 
@@ -495,8 +501,8 @@ class Scheduler:
         self._register(seq, ahead=1)
         if last:
             seq.frozen_total, seq.resumed, seq.status = end + 1, False, Status.HELD
-            if not extra and seq.frozen_total < seq.max_total:
-                self._start_decoding(seq)
+            if not extra and not seq.lockstep and seq.frozen_total < seq.max_total:
+                self._start_decoding(seq, ahead=2)
 
     # The prefix cache
 
@@ -546,11 +552,14 @@ class Scheduler:
     def _resume(self, seq: Sequence) -> None:
         """A held row whose tokens are all known goes on from these."""
         if seq.status is Status.HELD and len(seq.tokens) == seq.frozen_total < seq.max_total:
+            if seq.frozen_computed == seq.frozen_total - 1:
+                return self._start_decoding(seq, ahead=1)
             seq.status, seq.resumed = Status.PREFILL, True
             self._prefill.append(seq)
         if seq.status is Status.PREFILL and len(seq.blocks) < self._blocks(seq.frozen_total):
             seq.due = self.step + 1
             self._calendar[seq.due].append(seq)
+        return None
 
     def _stop(self, seq: Sequence) -> None:
         """Takes slot and blocks from a running sequence."""
