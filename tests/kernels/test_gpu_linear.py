@@ -143,10 +143,16 @@ def test_few_tiles(rng: torch.Generator, tile: Tile, m: int) -> None:
 
 @pytest.mark.parametrize("m", [2, 21])
 @pytest.mark.parametrize(
-    "tile", [Tile(16, 32, 2, 4, 1, 0, 8), Tile(32, 64, 3, 4, 2), Tile(64, 16, 3, 4, 3), Tile(16, 128, 2, 4, 4, 0, 8)]
+    "tile",
+    [
+        *(Tile(16, 32, 2, 4, 1, 0, 8), Tile(32, 64, 3, 4, 2), Tile(64, 16, 3, 1, 3), Tile(16, 128, 2, 4, 4, 0, 8)),
+        *(Tile(48, 32, 2, 4, 1, 0, 16), Tile(24, 64, 2, 4, 1)),
+    ],
 )
 def test_gemm_tiles(rng: torch.Generator, tile: Tile, m: int) -> None:
-    """The same, with K in slices (the last may be short or empty), over several tiles of rows; twice the same bits."""
+    """The same, with K in slices (the last may be short or empty), over several tiles of rows; twice the same bits.
+
+    Slices meet in several pieces; 48 and 24 rows are two tiles in one program."""
     for silu in (False, True):
         x, weight, scale, rest = case(rng, m, 56, 208, True, True, silu, DTYPE)
         found = []
@@ -174,7 +180,28 @@ def test_invariant(rng: torch.Generator) -> None:
         )
 
 
-@pytest.mark.parametrize("rows", [1, 8, 16, 32, 64])
+def test_choices_serve_fewer_rows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next number of rows that was measured, but never beyond the next power of two; None is PyTorch's."""
+    at48, at64, at128 = Tile(64, 64, 4, 4, 1), Tile(128, 64, 4, 4, 1), Tile(192, 64, 4, 8, 1, apart=True)
+    chosen = {48: at48, 64: at64, 96: None, 128: at128}
+    monkeypatch.setattr(linear, "TUNED", {(rows, 640, 512, False): tile for rows, tile in chosen.items()})
+    for rows, tile in ((33, at48), (48, at48), (49, at64), (65, None), (96, None), (97, at128), (128, at128)):
+        assert linear.choose(rows, 640, 512, False) == tile
+    assert linear.choose(129, 640, 512, False) is None
+    assert linear.choose(17, 640, 512, False) == linear.choose(32, 640, 512, False) != at48
+
+
+def test_a_norm_apart_and_one_inside(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, scale, rest = case(rng, 9, 80, 144, True, False, False, DTYPE)
+    for apart in (False, True):
+        monkeypatch.setattr(linear, "TUNED", {(9, 80, 144, False): Tile(48, 16, 3, 4, 1, apart=apart)})
+        linear._planned.cache_clear()
+        y = linear.fused_linear(x, weight, norm=scale, eps=EPS)
+        assert distance(y, exact(x, weight, scale, rest, False)) < ROUNDING[DTYPE]
+    linear._planned.cache_clear()
+
+
+@pytest.mark.parametrize("rows", [1, 8, 16, 32, 48, 64, 96, 128, 192, 256])
 def test_choices_fit(rows: int) -> None:
     """Shapes of all eight models: slices cover K, the workspace holds them, shared memory (227 KB) too."""
     shapes = []
@@ -187,16 +214,18 @@ def test_choices_fit(rows: int) -> None:
     for n, k in shapes:
         for silu in (False, True):
             tile = linear.choose(rows, n, k, silu)
+            if tile is None:
+                assert rows > linear.MOST_ROWS
+                continue
             assert tile.columns <= k
-            assert tile is not None
             if tile.split == 0:
                 assert rows == 1 or (tile.columns % (32 * tile.warps) == 0 and rows <= 16)
                 continue
-            tiles = -(-n // tile.rows)
-            height = max(8, rows)
-            assert tile.split == 1 or tiles <= linear.ARRIVALS
+            height = tile.tokens or max(8, linear.next_power_of_2(rows))
+            tiles = -(-n // tile.rows) * -(-rows // height)
+            assert tile.split == 1 or (tiles <= linear.ARRIVALS and tile.rows == linear.next_power_of_2(tile.rows))
             assert tile.split == 1 or tiles * tile.split * (tile.rows + 1) * height <= linear.PARTS
-            assert (tile.rows + height) * tile.columns * 2 * tile.depth <= 227 * 1024
+            assert (tile.rows + height) * tile.columns * 2 * tile.depth <= 226 * 1024
             assert tile.columns * tile.split <= k
 
 

@@ -1,10 +1,10 @@
 """Checks and tunes the products of few rows on a GPU: `PYTHONPATH=src python tools/tune/linear.py [SECTION ...]`.
 
 Sections (SECTION:MODEL,… for some models only): check (against float32, shapes of all eight models), tune (all products
-of a decode step in one graph with dependent launches; each shape's tile in turn, by the time of the whole; checks what
-won and writes $OUT/linear_tiles.json, which is to replace src/qwen3/data/linear_tiles.json), chain (a decode step's
-products with what was chosen, for 1 to 256 rows), invariant (bits, and speed). Tables go to stdout, figures to
-$OUT/linear.json.
+of a decode step in one graph with dependent launches; each shape's tile in turn, checked, by the time of the whole;
+writes $OUT/linear_tiles.json, which is to replace src/qwen3/data/linear_tiles.json: what was not measured stays as it
+is), many (the same for the 32 to 256 rows that graphs are captured for), chain (a decode step's products with what was
+chosen, for 1 to 256 rows), invariant (bits, and speed). Tables go to stdout, figures to $OUT/linear.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from qwen3.kernels.gpu.launch import collect, compile_all
 from qwen3.kernels.gpu.linear import Tile
 
 READ = 3.1e12  # bytes a second read from an H100's memory
+SHARED = 226 * 1024  # bytes of shared memory for the pipelines of a multiprocessor
 # name: heads, key heads, hidden, inner (0: experts, not here), layers
 MODELS = {
     "0.6B": (16, 8, 1024, 3072, 28),
@@ -67,8 +69,8 @@ def inputs(
     return x, 1 + 0.3 * normal(k) if norm else None, normal(m, n // 2 if silu else n) if residual else None
 
 
-def distance(y: Tensor, x: Tensor, weight: Tensor, norm: Tensor | None, residual: Tensor | None, silu: bool) -> float:
-    """‖y − right‖ / ‖right‖, right in float32."""
+def exact(x: Tensor, weight: Tensor, norm: Tensor | None, residual: Tensor | None, silu: bool) -> Tensor:
+    """In float32."""
     x = x.float()
     if norm is not None:
         x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * norm.float()
@@ -76,8 +78,10 @@ def distance(y: Tensor, x: Tensor, weight: Tensor, norm: Tensor | None, residual
     if silu:
         gate, up = right.chunk(2, dim=-1)
         right = torch.nn.functional.silu(gate) * up
-    if residual is not None:
-        right = right + residual.float()
+    return right if residual is None else right + residual.float()
+
+
+def distance(y: Tensor, right: Tensor) -> float:
     return ((y.float() - right).norm() / right.norm()).item()
 
 
@@ -178,7 +182,7 @@ def check() -> None:
     for case in cases:
         name, m = case[:2]
         y, args = check_one(pool, case)
-        error = distance(y, *args)
+        error = distance(y, exact(*args))
         if not error < 1e-2:
             print(f"  WRONG {name} m={m}: {error:.2e}")
         worst[m] = max(worst.get(m, (0.0, "")), (error if error == error else float("inf"), name))
@@ -233,65 +237,56 @@ def few_tiles(m: int, n: int, k: int, norm: bool, most: int) -> list[Tile]:
     return found
 
 
-def matrix_tiles(m: int, n: int, k: int, most: int) -> list[Tile]:
-    """For `_gemm` of up to 64 rows: heights and slices that fill the device about once with 1 to 4 programs on each."""
+def gemm_tiles(m: int, n: int, k: int, most: int) -> list[Tile]:
+    """For `_gemm`, by an estimate of its microseconds: memory, what the L2 cache delivers, arithmetic, the meeting."""
     scored = []
-    for height in (16, 32, 64, 128):
-        for split in (1, 2, 3, 4, 6, 8):
-            for columns in (64, 128, 256):
-                if k % (columns * split) or k // split < 256 or (split > 1 and k // split < 512 and n > 4096):
-                    continue
-                programs = -(-n // height) * split
-                each = -(-programs // 132)
-                if programs < 60 or (split > 1 and (each > 4 or programs * (height + 1) * m > linear.PARTS)):
-                    continue
-                stage = (height + m) * columns * 2
-                depth = min(6, 220 * 1024 // min(each, 3) // stage, k // split // columns + 1)
-                if depth < 2 or stage < 4096:
-                    continue
-                idle = each * 132 / programs if each <= 4 else 1.0
-                cost = idle**0.5 * (1 + 0.4 * m / height) * (1 + 0.02 * split) * (1.05 if columns == 256 else 1.0)
-                cost *= 1.1 if depth * stage * min(each, 3) < 60000 else 1.0
-                scored.append((cost, Tile(height, columns, depth, 4, split, 512)))
-    scored.sort()
+    for rows, tokens, split, columns, warps in product(
+        (16, 32, 64, 128, 192, 256), (32, 64, 128, 256), (1, 2, 3, 4, 6, 8), (64, 128), (4, 8)
+    ):
+        groups, part, sums = -(-m // tokens), k // split, rows * tokens / 32 / warps
+        programs, stage = -(-n // rows) * groups * split, (rows + tokens) * columns * 2
+        if (
+            (tokens > 32 and tokens >= 2 * m) or (tokens < 64 and groups > 1) or (rows < 64 < tokens)
+            or k % (columns * split) or part < 256 or programs < 60
+            or (split > 1 and (rows == 192 or programs * (rows + 1) * tokens > linear.PARTS))
+            or sums > (128 if warps == 4 else 192) or (warps == 8 and sums < 32)
+        ):  # fmt: skip
+            continue
+        fits = [
+            (each, min(6, SHARED // each // stage, part // columns + 1))
+            for each in (4, 3, 2, 1)
+            if each <= max(1, 65536 // ((sums + 50) * 32 * warps)) and each <= -(-programs // 132)
+        ]
+        each, depth = next((fit for fit in fits if fit[1] >= 3), (0, 0))
+        if not each:
+            continue
+        busy = -(-programs // 132)  # programs of the multiprocessor that has most
+        loads = programs * (rows + m / groups) * part * 2 / 7e6
+        alone = busy * (rows + tokens) * part * 2 / 60e3 if busy < 4 else 0.0
+        work = busy * 2 * rows * tokens * part / 5.5e6
+        flight = max(1.0, 48e3 / (each * (depth - 1) * rows * columns * 2)) ** 0.5
+        body = max(n * k * 2 / 3e6 * flight, loads, alone, work) + 0.15 * (work + loads)
+        meet = 1.5 + split * rows * tokens * 4 / 80e3 + programs * rows * tokens * 8 / 7e6 if split > 1 else 0.0
+        tile = Tile(rows, columns, depth, warps, split, 256, tokens)
+        scored.append((body + meet + 1.5 * -(-programs // (132 * each)), tile))
     best: list[Tile] = []
-    for _, tile in scored:
-        if (tile.rows, tile.split) not in [(t.rows, t.split) for t in best] and len(best) < most:
+    for _, tile in sorted(scored):
+        if len(best) < most and not any(
+            t._replace(columns=0, depth=0) == tile._replace(columns=0, depth=0) for t in best
+        ):
             best.append(tile)
     return best
 
 
-def many_tiles(m: int, n: int, k: int, most: int) -> list[Tile]:
-    """For `_gemm` of 128 and 256 rows, by an estimate of its time."""
-    scored = []
-    for tokens in (64, 128, 256):
-        for height in (64, 128):
-            for split in (1, 2, 3, 4):
-                if tokens > m or tokens * height > 16384 or k % (64 * split):
-                    continue
-                programs = -(-n // height) * split * -(-m // tokens)
-                if split > 1 and programs * (height + 1) * tokens > linear.PARTS:
-                    continue
-                each = -(-programs // 132)
-                work = each * 2 * height * tokens * k / split / (6e12 / 1e6)
-                loads = each * (height + tokens) * k / split * 2 / 30e3
-                cost = max(work, loads, n * k * 2 / 3e6) + (2.0 if split > 1 else 0.0) + 0.1 * work
-                stage = (height + tokens) * 128
-                scored.append(
-                    (cost, Tile(height, 64, min(5, 200 * 1024 // stage // min(2, each)), 4, split, 256, tokens))
-                )
-    scored.sort()
-    return [tile for _, tile in scored[:most]]
-
-
-def candidates(m: int, n: int, k: int, norm: bool, few: bool) -> list[Tile]:
+def candidates(m: int, n: int, k: int, norm: bool, few: bool) -> list[Tile | None]:
+    """None: PyTorch's."""
     if m == 1:
         return []
     if m <= 16:
-        return few_tiles(m, n, k, norm, 7 if m == 8 and not few else 4) + matrix_tiles(m, n, k, 1)
-    if m <= 64:
-        return few_tiles(m, n, k, norm, 2 if few or m == 64 else 3) + matrix_tiles(m, n, k, 3)
-    return many_tiles(m, n, k, 4)
+        return [*few_tiles(m, n, k, norm, 7 if m == 8 and not few else 4), *gemm_tiles(32, n, k, 1)]
+    found = gemm_tiles(m, n, k, 5 if m <= 64 else 9)
+    apart = [tile._replace(apart=True) for tile in found] if norm and 32 < m <= linear.MOST_ROWS else []
+    return [*found, *apart, *([None] if m >= 48 else [])]
 
 
 class Chain:
@@ -313,10 +308,10 @@ class Chain:
         x = self.start[:m]
         for qkv, o, *rest in self.weights:
             mixed = linear.fused_linear(x, qkv, norm=self.norm, eps=1e-6)[:, : self.heads * 128]
-            x = linear.fused_linear(mixed, o, residual=x)
+            x = linear.fused_linear(mixed, o, residual=x, overwrite=x.data_ptr() != self.start.data_ptr())
             if rest:
                 wide = linear.fused_linear(x, rest[0], norm=self.norm, eps=1e-6, silu=True)
-                x = linear.fused_linear(wide, rest[1], residual=x)
+                x = linear.fused_linear(wide, rest[1], residual=x, overwrite=True)
         return x
 
     def us(self, m: int, repeat: int, head: Tensor | None = None) -> float:
@@ -329,108 +324,113 @@ class Chain:
 
 def use(m: int, n: int, k: int, silu: bool, tile: Tile | None) -> None:
     linear._planned.cache_clear()
-    linear.TUNED.pop((m, n, k, silu), None)
-    if tile is not None:
-        linear.TUNED[m, n, k, silu] = tile
+    linear.TUNED[m, n, k, silu] = tile
 
 
-PLANS = {"0.6B": (14, (8, 16, 32, 64, 128, 256)), "8B": (8, (8, 16, 32, 64, 128, 256)), "4B": (8, (8, 32)),
-         "30B-A3B": (24, (8, 32))}  # fmt: skip
+PLANS = {"0.6B": (14, (8, 16)), "8B": (8, (8, 16)), "4B": (8, (8, 32)), "30B-A3B": (24, (8, 32))}
+MANY = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 
 
-def tune_all(names: list[str]) -> None:
+def tune_all(rows: tuple[int, ...], names: list[str]) -> None:
     for name in names:
         kinds = shapes(name)
         if name not in ("0.6B", "8B"):
             kinds = kinds[:-1]
-        for m in PLANS[name][1]:
+        for m in rows or PLANS[name][1]:
             for _, n, k, norm, residual, silu in kinds:
-                x, scale, rest = inputs(m, n, k, norm and m <= linear.MOST_ROWS, residual, silu)
-                y = torch.empty((m, n // 2 if silu else n), device=DEVICE, dtype=torch.bfloat16)
+                x, scale, rest = inputs(m, n, k, norm, residual, silu)
                 weight = torch.empty(n, k, device=DEVICE, dtype=torch.bfloat16)
+                before = linear.TUNED.get((m, n, k, silu), ())
                 for tile in [linear.choose(m, n, k, silu), *candidates(m, n, k, norm, name not in ("0.6B", "8B"))]:
-                    if tile is not None:
-                        how = linear.plan(m, n, k, silu, tile, True, x.device)
-                        linear.start(how, x, weight, scale, 1e-6, rest, y)
+                    use(m, n, k, silu, tile)
+                    linear.fused_linear(x, weight, norm=scale, eps=1e-6, residual=rest, silu=silu)
+                linear.TUNED.pop((m, n, k, silu))
+                if before != ():
+                    use(m, n, k, silu, before)
+    linear._planned.cache_clear()
 
 
-def tune(names: list[str]) -> None:
+Tried = list[tuple[float, Tile | None]]
+
+
+def try_all(
+    label: str, m: int, kind: Shape, weight: Tensor, tiles: list[Tile | None], timed: Callable[[], float]
+) -> Tried:
+    """The tiles that multiply right, fastest first; the first of them is used from now on."""
+    _, n, k, norm, residual, silu = kind
+    x, scale, rest = inputs(m, n, k, norm, residual, silu)
+    right, tries = exact(x, weight, scale, rest, silu), []
+    for tile in dict.fromkeys(tiles):
+        use(m, n, k, silu, tile)
+        try:
+            torch.full(
+                (m, n // 2 if silu else n), float("nan"), device=DEVICE, dtype=torch.bfloat16
+            )  # y gets its place
+            error = distance(linear.fused_linear(x, weight, norm=scale, eps=1e-6, residual=rest, silu=silu), right)
+            if error < 1e-2:
+                tries.append((timed(), tile))
+            else:
+                print(f"  WRONG {label} m={m} {tile and tuple(tile)}: {error:.2e}")
+        except Exception as error:
+            print(f"  {label} m={m} {tile and tuple(tile)}: {str(error).splitlines()[0][:100]}")
+    tries.sort(key=lambda entry: entry[0])
+    use(m, n, k, silu, tries[0][1])
+    return tries
+
+
+def told(tries: Tried, each: int) -> str:
+    return " ".join(f"{tuple(map(int, tile)) if tile else 'torch'}:{us / each:.2f}" for us, tile in tries)
+
+
+def tune(rows: tuple[int, ...], names: list[str]) -> None:
     """Each shape's tile in turn, by the time of all products together."""
     original = dict(linear.TUNED)
     for name in names:
-        few = name not in ("0.6B", "8B")
-        layers, rows = PLANS[name]
+        few, layers = name not in ("0.6B", "8B"), PLANS[name][0]
         chain = Chain(name, layers)
+        hidden = chain.kinds[0][2]
         heads = [
-            torch.empty(VOCABULARY, chain.kinds[0][2], device=DEVICE, dtype=torch.bfloat16).normal_(0, 0.02)
+            torch.empty(VOCABULARY, hidden, device=DEVICE, dtype=torch.bfloat16).normal_(0, 0.02)
             for _ in range(0 if few else 2 if name == "0.6B" else 1)
         ]
-        for m in rows:
+        for m in rows or PLANS[name][1]:
             began = time.perf_counter()
-            best = chain.us(m, 7)
-            first, lines = best, []
-            for label, n, k, norm, _, silu in sorted(chain.kinds, key=lambda kind: -kind[1] * kind[2]):
-                now = linear.choose(m, n, k, silu)
-                tries = [(best, now)]
-                for tile in candidates(m, n, k, norm, few):
-                    if tile == now:
-                        continue
-                    use(m, n, k, silu, tile)
-                    try:
-                        tries.append((chain.us(m, 5), tile))
-                    except Exception as error:
-                        print(f"  {name} {label} m={m} {tuple(tile)}: {str(error).splitlines()[0][:100]}")
-                tries.sort(key=lambda entry: entry[0])
+            best = first = chain.us(m, 7)
+            lines = []
+            for at, kind in sorted(enumerate(chain.kinds), key=lambda entry: -entry[1][1] * entry[1][2]):
+                label, n, k, norm, _, silu = kind
+                tiles = [linear.choose(m, n, k, silu), *candidates(m, n, k, norm, few)]
+                tries = try_all(f"{name} {label}", m, kind, chain.weights[0][at], tiles, partial(chain.us, m, 5))
                 best = tries[0][0]
-                use(m, n, k, silu, tries[0][1])
-                verify(f"{name} {label}", m, n, k, silu, weight_of=chain)
-                lines.append(f"   {label:8}" + " ".join(f"{tuple(t) if t else t}:{u / layers:.2f}" for u, t in tries))
-                figures.setdefault("tune", []).append([name, m, label, layers, [(u, t) for u, t in tries]])
+                lines.append(f"   {label:8}" + told(tries, layers))
+                figures.setdefault("tune", []).append([name, m, label, layers, tries])
             if heads:
-                lines.append("   " + tune_head(chain, heads, m))
+                kind = shapes(name)[-1]
+                tiles = [linear.choose(m, VOCABULARY, hidden, False), *candidates(m, VOCABULARY, hidden, True, False)]
+                tries = try_all(f"{name} head", m, kind, heads[0], tiles, partial(head_us, chain, heads, m))
+                lines.append("   head    " + told(tries, 1))
+                figures.setdefault("tune", []).append([name, m, "head", 1, tries])
             print(
                 f"{name} m={m}: {first / layers:.2f} -> {best / layers:.2f} us a layer, "
                 f"floor {chain.floor / layers:.2f} ({chain.floor / best:.0%}) [{time.perf_counter() - began:.1f} s]"
             )
             print("\n".join(lines), flush=True)
-            torch.cuda.empty_cache()
+            write_tiles()
         del chain, heads
         torch.cuda.empty_cache()
-    write_tiles()
-    print("changed:", len([key for key in linear.TUNED if original.get(key) != linear.TUNED[key]]))
+    print("changed:", len([key for key in linear.TUNED if original.get(key, ()) != linear.TUNED[key]]))
 
 
-def verify(label: str, m: int, n: int, k: int, silu: bool, weight_of: Chain) -> None:
-    """What was just chosen, against float32."""
-    at, (_, _, _, norm, residual, _) = next((i, kind) for i, kind in enumerate(weight_of.kinds) if kind[1:3] == (n, k))
-    x, scale, rest = inputs(m, n, k, norm, residual, silu)
-    weight = weight_of.weights[0][at]
-    y = linear.fused_linear(x, weight, norm=scale, eps=1e-6, residual=rest, silu=silu)
-    error = distance(y, x, weight, scale, rest, silu)
-    if not error < 1e-2:
-        print(f"  WRONG {label} m={m}: {error:.2e} by {linear.choose(m, n, k, silu)}")
-
-
-def tune_head(chain: Chain, heads: list[Tensor], m: int) -> str:
-    n, k = heads[0].shape
+def head_us(chain: Chain, heads: list[Tensor], m: int) -> float:
     x, norm = chain.start[:m], chain.norm
-    tries: list[tuple[float, Tile | None]] = []
-    now = linear.choose(m, n, k, False)
-    for tile in [now, *[t for t in candidates(m, n, k, True, False) if t != now]]:
-        use(m, n, k, False, tile)
-        tries.append(
-            (graph_us(lambda i: linear.fused_linear(x, heads[i % len(heads)], norm=norm, eps=1e-6), 4, 3), tile)
-        )
-    tries.sort(key=lambda entry: entry[0])
-    use(m, n, k, False, tries[0][1])
-    return "head    " + " ".join(f"{tuple(t) if t else t}:{u:.0f}" for u, t in tries)
+    return graph_us(lambda i: linear.fused_linear(x, heads[i % len(heads)], norm=norm, eps=1e-6), 4, 3)
 
 
 def write_tiles() -> None:
     """In the format of src/qwen3/data/linear_tiles.json."""
     if "OUT" in os.environ:
-        rows = sorted([m, n, k, int(silu), list(tile)] for (m, n, k, silu), tile in linear.TUNED.items())
-        lines = ",\n".join(json.dumps(row) for row in rows)
+        rows = sorted(linear.TUNED.items(), key=lambda entry: entry[0])
+        lines = ",\n".join(json.dumps([*map(int, key), tile and [*map(int, tile)]]) for key, tile in rows)
         device = json.dumps(torch.cuda.get_device_name())
         Path(os.environ["OUT"], "linear_tiles.json").write_text(f'{{"device": {device}, "tiles": [\n{lines}\n]}}\n')
 
@@ -490,17 +490,19 @@ def invariant() -> None:
 
 def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
-    wanted = [section.partition(":") for section in sys.argv[1:] or ["check", "tune", "chain", "invariant"]]
-    every = {"tune": list(PLANS), "chain": ["0.6B", "8B"]}
+    wanted = [section.partition(":") for section in sys.argv[1:] or ["check", "tune", "many", "chain", "invariant"]]
+    every = {"tune": list(PLANS), "many": ["8B", "0.6B"], "chain": ["0.6B", "8B"]}
     before: dict[str, Callable[[list[str]], object]] = {
         "check": lambda _: check_all(),
-        "tune": tune_all,
+        "tune": partial(tune_all, ()),
+        "many": partial(tune_all, MANY),
         "invariant": lambda _: None,
         "chain": chain_all,
     }
     sections: dict[str, Callable[[list[str]], object]] = {
         "check": lambda _: check(),
-        "tune": tune,
+        "tune": partial(tune, ()),
+        "many": partial(tune, MANY),
         "invariant": lambda _: invariant(),
         "chain": chain,
     }

@@ -27,16 +27,17 @@ from qwen3.kernels.gpu.launch import cdiv, launch, next_power_of_2
 
 
 @triton.jit
-def _weight_rows(tile, row, N: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr):
-    """Rows of the weight in a tile: BLOCK neighbours; or half as many gate rows, then the up rows that go with them.
+def _weight_rows(first, row, N: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr):
+    """Rows of the weight behind the columns of y from `first`: BLOCK neighbours; or half as many gate rows, then the up
+    rows that go with them.
 
     row: which of the BLOCK rows, of any shape.
     """
     if SILU:
-        first = tile * (BLOCK // 2) + row % (BLOCK // 2)
-        row = tl.minimum(first, N // 2 - 1) + (row // (BLOCK // 2)) * (N // 2)
+        at = first + row % (BLOCK // 2)
+        row = tl.minimum(at, N // 2 - 1) + (row // (BLOCK // 2)) * (N // 2)
     else:
-        row = tl.minimum(tile * BLOCK + row, N - 1)
+        row = tl.minimum(first + row, N - 1)
     return row
 
 
@@ -100,7 +101,8 @@ def _gemv(
         gdc_launch_dependents()
     tile = tl.program_id(0)
     col = tl.arange(0, BLOCK_K)
-    rows = _weight_rows(tile, tl.arange(0, BLOCK_N), N, BLOCK_N, SILU)
+    OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
+    rows = _weight_rows(tile * OUT, tl.arange(0, BLOCK_N), N, BLOCK_N, SILU)
     base = weight + rows[:, None] * K + col[None, :]
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     WHOLE: tl.constexpr = K % BLOCK_K == 0
@@ -110,7 +112,6 @@ def _gemv(
     if PDL:
         gdc_wait()
     WIDTH: tl.constexpr = N // 2 if SILU else N
-    OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
     n = tile * OUT + tl.arange(0, OUT)
     mask = n < WIDTH
     if residual is not None:
@@ -213,7 +214,8 @@ def _few(
         lane = tl.arange(0, 32)
         xk = slab * WIDTH + (lane // 8 * 16 + lane % 8)[None, None, None, None, :]
     row = tl.arange(0, BLOCK_N // 8)[None, None, None, :, None] * 8 + eight
-    row = _weight_rows(tile, row, N, BLOCK_N, SILU)
+    OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
+    row = _weight_rows(tile * OUT, row, N, BLOCK_N, SILU)
     w_at = weight + row * K + k
     ahead = _tuple(_load(w_at, k, K, WHOLE))
     for i in tl.static_range(1, min(AHEAD, STEPS)):
@@ -228,7 +230,6 @@ def _few(
     for i in tl.static_range(1, NEAR):
         near = near + _tuple(_few_load(x_at + i * BLOCK_K, token < M, xk + i * BLOCK_K, K, WHOLE, FP8))
     WIDE: tl.constexpr = N // 2 if SILU else N
-    OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
     m = tl.arange(0, FULL)
     n = tile * OUT + tl.arange(0, OUT)
     mask = ((m < BLOCK_M) & (m < M))[:, None] & (n < WIDE)[None, :]
@@ -263,7 +264,7 @@ def _few(
             )
     out = tl.sum(acc, 0)
     if FP8 and not SQUARE:
-        out *= _scale(scale, _weight_rows(tile, tl.arange(0, BLOCK_N), N, BLOCK_N, SILU), 0, K, SQUARE)[None, :]
+        out *= _scale(scale, _weight_rows(tile * OUT, tl.arange(0, BLOCK_N), N, BLOCK_N, SILU), 0, K, SQUARE)[None, :]
     if norm is not None:
         total = tl.trans(tl.sum(tl.sum(squares, 3), 1))
         total = tl.reshape(tl.broadcast_to(total, (FULL // 8, 8)), (FULL,))
@@ -276,14 +277,41 @@ def _few(
     tl.store(y + at, out.to(y.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _finish(
+    acc, total, scale, x_scale, norm, residual, y, first, m, M, eps,
+    N: tl.constexpr, K: tl.constexpr, SILU: tl.constexpr, SQUARE: tl.constexpr,
+):  # fmt: skip
+    """Store sums [weight rows, tokens] behind the columns of y from `first`."""
+    ROWS: tl.constexpr = acc.shape[0]
+    if norm is not None:
+        acc *= tl.rsqrt(total / K + eps)[None, :]
+    WIDTH: tl.constexpr = N // 2 if SILU else N
+    OUT: tl.constexpr = ROWS // 2 if SILU else ROWS
+    if scale is not None and not SQUARE:
+        acc *= _scale(scale, _weight_rows(first, tl.arange(0, ROWS), N, ROWS, SILU), 0, K, SQUARE)[:, None]
+        if x_scale is not None:
+            acc *= tl.load(x_scale + tl.minimum(m, M - 1))[None, :]
+    if SILU:
+        gate, up = tl.split(tl.permute(tl.reshape(acc, (2, OUT, acc.shape[1])), (1, 2, 0)))
+        acc = _silu_mul(gate, up)
+    n = first + tl.arange(0, OUT)
+    mask = (n < WIDTH)[:, None] & (m < M)[None, :]
+    at = m.to(tl.int64)[None, :] * WIDTH + n[:, None]
+    if residual is not None:
+        acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y + at, acc.to(y.dtype.element_ty), mask=mask)
+
+
 @triton.jit(do_not_specialize=["M"])
 def _gemm(
     x, weight, scale, x_scale, norm, residual, y, parts, arrived, M, stride, eps,
     N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr, DEPTH: tl.constexpr, AHEAD: tl.constexpr, SILU: tl.constexpr, PDL: tl.constexpr,
-    SQUARE: tl.constexpr = 0,
+    MORE: tl.constexpr = 0, PIECE: tl.constexpr = 0, SQUARE: tl.constexpr = 0,
 ):  # fmt: skip
     # Weights are the dot's first operand (they fill the 16 or 64 rows of the tensor cores), tokens the second (8 do).
+    # MORE: a second tile of so many weight rows behind the first: tensors have powers of two, 192 rows fit more shapes.
     if PDL:
         gdc_launch_dependents()
     tile, split = tl.program_id(1) // SPLIT, tl.program_id(1) % SPLIT
@@ -291,17 +319,26 @@ def _gemm(
     m = group * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
     tl.static_assert(SQUARE == 0 or SQUARE % BLOCK_K == 0)  # a step has one scale for each row
+    tl.static_assert(MORE == 0 or (SPLIT == 1 and SQUARE == 0))
     SLICE: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT) * BLOCK_K
     WHOLE: tl.constexpr = SLICE * SPLIT == K
+    HALF: tl.constexpr = 2 if SILU else 1
     begin = split * SLICE
-    rows = _weight_rows(tile, tl.arange(0, BLOCK_N), N, BLOCK_N, SILU)
+    first = tile * ((BLOCK_N + MORE) // HALF)
+    rows = _weight_rows(first, tl.arange(0, BLOCK_N), N, BLOCK_N, SILU)
     w_at = weight + rows[:, None] * K + k[None, :]
     x_at = x + m.to(tl.int64)[None, :] * stride + k[:, None]
+    if MORE:
+        more_rows = _weight_rows(first + BLOCK_N // HALF, tl.arange(0, MORE), N, MORE, SILU)
+        more_at = weight + more_rows[:, None] * K + k[None, :]
+        more = tl.zeros((MORE, BLOCK_M), tl.float32)
     if PDL:
         if AHEAD > 0:
             # What the pipeline asks for first comes into the L2 cache (64 bytes each) while the kernel before ends.
             chunk = tl.minimum(begin + tl.arange(0, AHEAD // 32) * 32, K - 16)
             _ask(weight + rows[:, None] * K + chunk[None, :])
+            if MORE:
+                _ask(weight + more_rows[:, None] * K + chunk[None, :])
         gdc_wait()
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     squares = tl.zeros((BLOCK_K, BLOCK_M), tl.float32)
@@ -324,44 +361,40 @@ def _gemm(
             acc += part * _scale(scale, rows, at, K, SQUARE)[:, None]
         else:
             acc = tl.dot(w_tile, x_tile, acc)
+        if MORE:
+            more = tl.dot(_narrow(_load(more_at + at, at + k[None, :], K, WHOLE), x_tile.dtype), x_tile, more)
     total = tl.sum(squares, 0)
-    if SPLIT > 1:
+    if SPLIT == 1:
+        _finish(acc, total, scale, x_scale, norm, residual, y, first, m, M, eps, N, K, SILU, SQUARE)
+        if MORE:
+            first += BLOCK_N // HALF
+            _finish(more, total, scale, x_scale, norm, residual, y, first, m, M, eps, N, K, SILU, SQUARE)
+    else:
         SIZE: tl.constexpr = BLOCK_N * BLOCK_M + BLOCK_M
-        inside = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-        after = BLOCK_N * BLOCK_M + tl.arange(0, BLOCK_M)
+        column = tl.arange(0, BLOCK_M)
         meeting = group * (tl.num_programs(1) // SPLIT) + tile
         part = parts + (meeting * SPLIT + split) * SIZE
-        tl.store(part + inside, acc)
+        tl.store(part + tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + column[None, :], acc)
         if norm is not None:
-            tl.store(part + after, total)
+            tl.store(part + BLOCK_N * BLOCK_M + column, total)
         tl.debug_barrier()  # all threads have stored before one of them says so
         if tl.atomic_add(arrived + meeting, 1, sem="acq_rel", scope="gpu") != SPLIT - 1:
             return
         tl.store(arrived + meeting, 0)
-        acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        parts += meeting * SPLIT * SIZE
         total = tl.zeros((BLOCK_M,), tl.float32)
-        for i in tl.static_range(SPLIT):
-            part = parts + (meeting * SPLIT + i) * SIZE
-            acc += tl.load(part + inside, cache_modifier=".cg")
-            if norm is not None:
-                total += tl.load(part + after, cache_modifier=".cg")
-    if norm is not None:
-        acc *= tl.rsqrt(total / K + eps)[None, :]
-    if scale is not None and not SQUARE:
-        acc *= _scale(scale, rows, 0, K, SQUARE)[:, None]
-        if x_scale is not None:
-            acc *= tl.load(x_scale + tl.minimum(m, M - 1))[None, :]
-    WIDTH: tl.constexpr = N // 2 if SILU else N
-    OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
-    if SILU:
-        gate, up = tl.split(tl.permute(tl.reshape(acc, (2, OUT, BLOCK_M)), (1, 2, 0)))
-        acc = _silu_mul(gate, up)
-    n = tile * OUT + tl.arange(0, OUT)
-    mask = (n < WIDTH)[:, None] & (m < M)[None, :]
-    at = m.to(tl.int64)[None, :] * WIDTH + n[:, None]
-    if residual is not None:
-        acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y + at, acc.to(y.dtype.element_ty), mask=mask)
+        if norm is not None:
+            for i in tl.static_range(SPLIT):
+                total += tl.load(parts + i * SIZE + BLOCK_N * BLOCK_M + column, cache_modifier=".cg")
+        # A piece of the tile at a time, so that all its parts are on their way at once.
+        for i in tl.static_range(BLOCK_N // PIECE):
+            at = _weight_rows(i * (PIECE // HALF), tl.arange(0, PIECE), BLOCK_N, PIECE, SILU)
+            inside = parts + at[:, None] * BLOCK_M + column[None, :]
+            acc = tl.load(inside, cache_modifier=".cg")
+            for j in tl.static_range(1, SPLIT):
+                acc += tl.load(inside + j * SIZE, cache_modifier=".cg")
+            after = first + i * (PIECE // HALF)
+            _finish(acc, total, scale, x_scale, norm, residual, y, after, m, M, eps, N, K, SILU, SQUARE)
 
 
 class Tile(NamedTuple):
@@ -369,7 +402,8 @@ class Tile(NamedTuple):
 
     split 0: `_gemv` for one row, else `_few` (columns a multiple of 32 · warps); both ask for `depth` steps ahead.
     Else `_gemm`: `depth` pipeline stages, K in `split` slices, the first `ahead` columns of a slice (a power of two, 32
-    or more, or 0) prefetched into the L2 cache. tokens: rows of x in a program, 0: as many as there are.
+    or more, or 0) prefetched into the L2 cache. rows: then also the sum of two powers of two from 64, if split is 1.
+    tokens: rows of x in a program, 0: as many as there are. apart: a norm is a launch of its own.
     """
 
     rows: int
@@ -379,20 +413,21 @@ class Tile(NamedTuple):
     split: int = 0
     ahead: int = 0
     tokens: int = 0
+    apart: bool = False
 
 
-def tuned(name: str) -> dict[tuple[int, int, int, bool], Tile]:
+def tuned(name: str) -> dict[tuple[int, int, int, bool], Tile | None]:
     data = json.loads((resources.files("qwen3") / "data" / name).read_text())
-    return {(rows, n, k, bool(silu)): Tile(*tile) for rows, n, k, silu, tile in data["tiles"]}
+    return {(rows, n, k, bool(silu)): tile and Tile(*tile) for rows, n, k, silu, tile in data["tiles"]}
 
 
 TUNED = tuned("linear_tiles.json")
-"""(rows of x rounded up to 1, 8, 16, 32, 64, 128 or 256; N; K; silu) -> what was fastest in a decode step on an H100.
+"""(rows of x, N, K, silu) -> what was fastest in a decode step on an H100, from tools/tune/linear.py; None: PyTorch's.
 
-From tools/tune/linear.py. Where nothing stands for more than MOST_ROWS, PyTorch's product is used."""
+It serves fewer rows too, down to the next power of two and to the next number of rows that stands here."""
 
 MOST_ROWS = 64
-"""Above it the norm is a launch of its own."""
+"""Above it, where nothing is tuned, PyTorch's product is used, and the norm is always a launch of its own."""
 
 INVARIANT = Tile(rows=128, columns=64, depth=4, warps=4, split=1, tokens=64)
 """The one way of cutting that makes a row's bits independent of how many rows there are."""
@@ -408,13 +443,14 @@ Launch = tuple[Any, tuple[int, ...], dict[str, Any], tuple[Tensor, ...]]
 
 
 def choose(rows: int, n: int, k: int, silu: bool, processors: int = 132) -> Tile | None:
-    """The tile for `rows` (a bucket: 1, 8, 16, 32, …) by weight [n, k] on a device of so many multiprocessors.
-
-    None: PyTorch's product.
-    """
-    tuned = TUNED.get((rows, n, k, silu)) if processors == 132 else None
-    if tuned is not None or rows > MOST_ROWS:
-        return tuned
+    """The tile for `rows` rows by weight [n, k] on a device of so many multiprocessors. None: PyTorch's product."""
+    least, rows = rows, 1 if rows == 1 else max(8, next_power_of_2(rows))
+    if processors == 132:
+        for size in range(least, rows + 1):
+            if (size, n, k, silu) in TUNED:
+                return TUNED[size, n, k, silu]
+    if rows > MOST_ROWS:
+        return None
     if rows == 1:
         columns = next((c for c in (2048, 1024, 512, 256) if k % c == 0), min(1024, next_power_of_2(k)))
         depth = min(-(-k // columns), 3)
@@ -480,10 +516,10 @@ def fused_linear(
         return reference_engine.fused_linear(
             *(x, weight), norm=norm, eps=eps, residual=residual, silu=silu, out_dtype=out_dtype, invariant=invariant
         )
-    if norm is not None and (invariant or m > MOST_ROWS or dtype == torch.float16):
+    how, apart = _planned(m, n, k, silu, invariant, x.device)
+    if norm is not None and (apart or dtype == torch.float16):
         # In float16 the product of x and the norm's weight may leave its range.
         x, norm = elementwise.rms_norm(x, norm, eps), None
-    how = _planned(m, n, k, silu, invariant, x.device)
     if how is None:
         return _library(x, weight, residual, silu, out_dtype, overwrite)
     if x.stride(1) != 1:
@@ -512,13 +548,16 @@ def start(
 
 
 @lru_cache(4096)
-def _planned(m: int, n: int, k: int, silu: bool, invariant: bool, device: torch.device) -> Launch | None:
-    """How a product is launched; None: PyTorch's. Remembered, for finding out takes as long as launching."""
+def _planned(m: int, n: int, k: int, silu: bool, invariant: bool, device: torch.device) -> tuple[Launch | None, bool]:
+    """(how a product is launched, None: PyTorch's; whether its norm is a launch before it).
+
+    Remembered, for finding out takes as long as launching."""
     processors, dependent = elementwise.processors(device)
     if invariant:
-        return plan(m, n, k, silu, INVARIANT, dependent and m <= MOST_ROWS, device)
-    tile = choose(1 if m == 1 else max(8, next_power_of_2(m)), n, k, silu, processors)
-    return None if tile is None else plan(m, n, k, silu, tile, dependent, device)
+        return plan(m, n, k, silu, INVARIANT, dependent and m <= MOST_ROWS, device), True
+    tile = choose(m, n, k, silu, processors)
+    apart = tile is None or tile.apart or m > MOST_ROWS
+    return None if tile is None else plan(m, n, k, silu, tile, dependent, device), apart
 
 
 def plan(m: int, n: int, k: int, silu: bool, tile: Tile, dependent: bool, device: torch.device) -> Launch:
@@ -536,7 +575,12 @@ def plan(m: int, n: int, k: int, silu: bool, tile: Tile, dependent: bool, device
         if m == 1:
             return _gemv, (blocks,), meta, ()
         return _few, (blocks,), meta | {"BLOCK_M": block_m, "WARPS": tile.warps}, ()
+    whole = 1 << (tile.rows.bit_length() - 1)  # the greatest power of two in the rows
     meta |= {"BLOCK_M": block_m, "SPLIT": tile.split, "DEPTH": tile.depth, "AHEAD": tile.ahead}
+    if tile.rows != whole:
+        meta |= {"BLOCK_N": whole, "MORE": tile.rows - whole}
+    if tile.split > 1:
+        meta["PIECE"] = min(tile.rows, max(2, 1024 * tile.warps // block_m))
     # Programs that run together share weights (up to 16 neighbours) and rows of x.
     groups = cdiv(m, block_m * 16)
     return _gemm, (cdiv(cdiv(m, block_m), groups), blocks * tile.split, groups), meta, shared
