@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from triton.runtime import interpreter
+
 from qwen3.errors import UsageError
 from qwen3.kernels import reference, reference_engine
 from qwen3.kernels.fp8 import quantize_fp8
-from qwen3.kernels.gpu import launch, moe, moe_tables
+from qwen3.kernels.gpu import launch, moe, moe_tables, routing
 from qwen3.kernels.gpu.moe_tables import Tile
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -23,6 +26,18 @@ SMALL = {
     "listed": (Tile(16, 32, 32, 4, 2, False), Tile(16, 32, 32, 4, 2, False)),
     "listed swapped": (Tile(16, 64, 64, 4, 2, True), Tile(16, 32, 32, 4, 2, True)),
 }
+
+
+@pytest.fixture(autouse=True)
+def _loop_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6's interpreter takes int() of one-element arrays for a loop's bounds, which numpy 2.4 refuses."""
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def tensor(kind: type, scope: Any) -> None:
+        patch_tensor(kind, scope)
+        scope.set_attr(kind, "__index__", lambda self: self.handle.data.item())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", tensor)
 
 
 def case(tokens: int, seed: int, experts: int = E) -> tuple[torch.Tensor, ...]:
@@ -45,7 +60,7 @@ def test_route_equals_reference(tokens: int, experts: int, k: int, normalise: bo
     logits = torch.randn(tokens, experts, device=DEVICE) * 3
     counts = torch.randint(1, k + 1, (tokens,), dtype=torch.int32, device=DEVICE)
     for given in (None, counts):
-        weights, chosen = moe.route(logits, k, normalise, counts=given)
+        weights, chosen = routing.route(logits, k, normalise, counts=given)
         wanted, picks = reference.route(logits, k, normalise, counts=given)
         assert chosen.dtype == torch.int32
         assert chosen.long().equal(picks)
@@ -55,24 +70,24 @@ def test_route_equals_reference(tokens: int, experts: int, k: int, normalise: bo
 def test_route_takes_the_lower_expert_of_a_tie_and_infinities() -> None:
     logits = torch.zeros(1, 16, device=DEVICE)
     logits[0, 3], logits[0, 9] = float("-inf"), 5.0
-    weights, chosen = moe.route(logits, 4, True)
+    weights, chosen = routing.route(logits, 4, True)
     assert chosen.tolist() == [[9, 0, 1, 2]]
     assert float(weights.sum()) == pytest.approx(1)
     logits = torch.full((1, 16), float("-inf"), device=DEVICE)
     logits[0, 5] = 0.0
-    assert moe.route(logits, 3, True)[1].tolist() == [[5, 0, 1]]
+    assert routing.route(logits, 3, True)[1].tolist() == [[5, 0, 1]]
 
 
 def test_route_keeps_bfloat16() -> None:
     logits = torch.randn(4, 128, device=DEVICE).bfloat16()
-    weights, _ = moe.route(logits, 8, True)
+    weights, _ = routing.route(logits, 8, True)
     wanted, _ = reference.route(logits, 8, True)
     assert weights.dtype == torch.bfloat16
     torch.testing.assert_close(weights, wanted, rtol=1e-2, atol=1e-3)
 
 
 def test_route_of_no_tokens() -> None:
-    weights, chosen = moe.route(torch.empty(0, 8, device=DEVICE), 2, True)
+    weights, chosen = routing.route(torch.empty(0, 8, device=DEVICE), 2, True)
     assert weights.shape == chosen.shape == (0, 2)
 
 
@@ -80,10 +95,28 @@ def test_route_of_no_tokens() -> None:
 def test_uniform_logits_equal_reference(layer: int) -> None:
     ids = torch.tensor([0, 1, 151935, 77], dtype=torch.int32, device=DEVICE)
     positions = torch.tensor([0, 40959, 3, 262143], dtype=torch.int32, device=DEVICE)
-    out = moe.uniform_logits(ids, positions, layer, 128)
+    out = routing.uniform_logits(ids, positions, layer, 128)
     assert out.equal(reference_engine.uniform_logits(ids, positions, layer, 128))
     assert float(out.min()) > 0
     assert float(out.max()) < 1
+
+
+@pytest.mark.parametrize(("tokens", "experts", "k"), [(1, 128, 8), (9, 12, 3), (40, 6, 2), (65, 6, 2)])
+def test_norm_route_equals_reference(tokens: int, experts: int, k: int) -> None:
+    g = torch.Generator().manual_seed(tokens)
+    x, norm, router = (torch.randn(*shape, generator=g).to(DEVICE) for shape in ((tokens, 48), (48,), (experts, 48)))
+    counts = torch.randint(1, k + 1, (tokens,), generator=g, dtype=torch.int32).to(DEVICE)
+    ids = torch.randint(0, 1000, (tokens,), generator=g, dtype=torch.int32).to(DEVICE)
+    for given, noise in ((None, None), (counts, None), (counts, (ids, ids // 2, 3))):
+        for normalise in (True, False):
+            args = (x, norm, 1e-6, router, k, normalise)
+            y, weights, chosen = routing.norm_route(*args, counts=given, noise=noise)
+            right, wanted, picks = reference_engine.norm_route(*args, counts=given, noise=noise)
+            torch.testing.assert_close(y, right, rtol=1e-5, atol=1e-6)
+            assert chosen.dtype == torch.int32
+            assert chosen.long().equal(picks)
+            torch.testing.assert_close(weights, wanted, rtol=1e-4, atol=1e-6)
+    assert not routing.workspace(DEVICE)[1].any()
 
 
 def test_uniform_logits_choose_uniformly() -> None:
@@ -113,7 +146,7 @@ def test_skipped_experts_leave_no_trace(kind: str) -> None:
     x, gate_up, down, weights, chosen, residual = case(tokens, seed=9)
     counts = torch.ones(tokens, dtype=torch.int32, device=DEVICE)
     counts[tokens // 2 + 1 :] = K
-    weights, chosen = moe.route(torch.randn(tokens, E, device=DEVICE), K, True, counts=counts)
+    weights, chosen = routing.route(torch.randn(tokens, E, device=DEVICE), K, True, counts=counts)
     assert (chosen < 0).any()
     out = moe.run(x, gate_up, down, weights, chosen, residual, *SMALL[kind])
     assert error(out, reference.experts(x, gate_up, down, weights, chosen, residual=residual)) < 2e-6
@@ -228,22 +261,25 @@ def test_tiles_that_cannot_be_kept_are_reported(tmp_path: Path, monkeypatch: pyt
         moe_tables._write({"card,64,32,bf16": {64: SMALL["dense"]}})
 
 
-@pytest.mark.parametrize("tokens", [3, 700])
-def test_listing_is_by_expert_and_in_order(tokens: int) -> None:
-    """Every pair once, in tiles of its expert that are full but for the last; more pairs than are looked at at once."""
-    bm, slots = 16, tokens * K
-    chosen = torch.rand(tokens, E, generator=torch.Generator().manual_seed(tokens)).argsort(1)[:, :K].int()
+@pytest.mark.parametrize("tokens", [1, 3, 63, 700])
+@pytest.mark.parametrize("seen", [512, 16])
+def test_listing_is_by_expert_and_in_order(tokens: int, seen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pair once, in tiles of its expert that are full but for the last, counted by one launch or two."""
+    monkeypatch.setattr(routing, "SEEN", seen)
+    monkeypatch.setattr(routing, "BLOCKS", 5)
+    bm, slots = 16, min(tokens * K, tokens * K // 16 + 7)
+    chosen = torch.rand(tokens, 7, generator=torch.Generator().manual_seed(tokens)).argsort(1)[:, :K].int()
     chosen[chosen == 3] = -1
-    order = torch.full((slots * bm,), -7, dtype=torch.int32)
-    tiles = torch.full((slots,), -7, dtype=torch.int32)
-    chosen, order, tiles = (t.to(DEVICE) for t in (chosen, order, tiles))
-    launch.launch(moe._list, (E,), chosen, order, tiles, tokens * K, slots, WIDTH=8, BM=bm, PDL=False)
-    found: dict[int, list[int]] = {expert: [] for expert in range(E)}
-    for tile, info in enumerate(tiles.tolist()):
+    order, tiles = routing.list_pairs(chosen.to(DEVICE), 7, bm)
+    assert (len(order), len(tiles)) == (slots * bm, slots + 1)
+    found: dict[int, list[int]] = {expert: [] for expert in range(7)}
+    *each, count = tiles.tolist()
+    for tile, info in enumerate(each):
         expert, used = divmod(info, 65536)
         assert len(found[expert]) % bm == 0 or not used
+        assert (used > 0) == (tile < count)
         found[expert] += order[tile * bm : tile * bm + used].tolist()
-    assert found == {e: (chosen.flatten() == e).nonzero()[:, 0].tolist() for e in range(E)}
+    assert found == {e: (chosen.flatten() == e).nonzero()[:, 0].tolist() for e in range(7)}
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp8", "fp8-128"])

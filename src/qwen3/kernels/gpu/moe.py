@@ -1,4 +1,4 @@
-"""Mixture of experts in Triton: routing, expert products over grouped tokens, benchmark routing noise.
+"""Mixture of experts in Triton: expert products over grouped tokens.
 
 Weights are read once a step where memory is the limit. Up to 64 tokens every token is a column of every expert's
 product, masked off where it did not choose the expert, so that nothing has to be sorted (masked columns cost no memory
@@ -8,129 +8,68 @@ traffic, and the tensor cores idle anyway). More tokens, and any number in the b
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from qwen3.errors import UsageError
 from qwen3.kernels.fp8 import Fp8Weight
+from qwen3.kernels.gpu.elementwise import processors
 from qwen3.kernels.gpu.launch import PDL, launch, next_power_of_2
 from qwen3.kernels.gpu.linear import _silu_mul
 from qwen3.kernels.gpu.moe_tables import INVARIANT, Run, Tile, choose
+from qwen3.kernels.gpu.routing import list_pairs, route, uniform_logits
 
 Weight = Tensor | Fp8Weight
 _PDL = {"PDL": PDL, "launch_pdl": PDL}
 
 
-@triton.jit
-def _route(logits, counts, weights, chosen, E: tl.constexpr, TOP: tl.constexpr, NORMALISE: tl.constexpr,
-           WIDTH: tl.constexpr, SLOTS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    token = tl.program_id(0)
+@triton.jit(do_not_specialize=["slots"])
+def _grouped(
+    x, w, weights, order, tiles, out, slots, GATED: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """`_gemm` for many pairs: tiles of `list_pairs`, one after another in each program; w through the tensor memory
+    accelerator, [2 E, N / 2, K] (gate rows, up rows) with GATED, else [E · N, K].
+
+    GATED: x [tokens, K] is gathered by pair, out [slots · BM, N / 2] stands in the order of the list, and is x of the
+    other product, which comes through the accelerator while the tile before is finished; its out [pairs, N] is by pair.
+    """
+    lane, column = tl.arange(0, BM), tl.arange(0, BN)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    lane, slot = tl.arange(0, WIDTH), tl.arange(0, SLOTS)
-    value = tl.load(logits + token * E + lane, mask=lane < E, other=float("-inf")).to(tl.float32)
-    bits = value.to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
-    # Value above, expert below: one maximum gives both, and the lower expert wins a tie. Padding is below -inf.
-    lowest = tl.full((WIDTH,), -(2**62), tl.int64) * 2
-    key = tl.where(lane < E, (ordered.to(tl.int64) << 32) | (WIDTH - 1 - lane), lowest)
-    tops = tl.zeros((SLOTS,), tl.int64)
-    for k in tl.static_range(TOP):
-        top = tl.max(key, 0)
-        key = tl.where(key == top, lowest, key)
-        tops = tl.where(slot == k, top, tops)
-    used = slot < TOP
-    if counts is not None:
-        used = used & (slot < tl.load(counts + token))
-    high = (tops >> 32).to(tl.int32)
-    picked = (high ^ ((high >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    biggest = tl.max(value, 0)
-    share = tl.where(used, tl.exp(picked - biggest), 0.0)
-    share /= tl.sum(share, 0) if NORMALISE else tl.sum(tl.exp(value - biggest), 0)
-    best = tl.where(used, WIDTH - 1 - (tops & 0xFFFFFFFF).to(tl.int32), -1)
-    tl.store(weights + token * TOP + slot, share.to(weights.dtype.element_ty), mask=slot < TOP)
-    tl.store(chosen + token * TOP + slot, best, mask=slot < TOP)
-
-
-def route(logits: Tensor, top_k: int, normalise: bool, *, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As `reference.route`: logits [N, E] -> weights [N, top_k] in their dtype, experts int32 [N, top_k]."""
-    tokens, experts = logits.shape
-    weights, chosen = logits.new_empty(tokens, top_k), logits.new_empty(tokens, top_k, dtype=torch.int32)
-    if tokens:
-        launch(_route, (tokens,), logits.contiguous(), counts, weights, chosen, E=experts, TOP=top_k,
-               NORMALISE=normalise, WIDTH=next_power_of_2(experts), SLOTS=next_power_of_2(top_k), num_warps=1,
-               **_PDL)  # fmt: skip
-    return weights, chosen
-
-
-@triton.jit
-def _mix(x):
-    """A bijection of 32-bit integers without visible structure (the finaliser of MurmurHash3)."""
-    x = (x ^ (x >> 16)) * 0x85EBCA6B
-    x = (x ^ (x >> 13)) * 0xC2B2AE35
-    return x ^ (x >> 16)
-
-
-@triton.jit(do_not_specialize=["layer"])
-def _uniform(ids, positions, out, layer, E: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr):
-    token = tl.program_id(0)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    lane = tl.arange(0, WIDTH)
-    seed = _mix(tl.load(ids + token).to(tl.uint32) + 0x9E3779B9)
-    seed = _mix(seed ^ tl.load(positions + token).to(tl.uint32))
-    seed = _mix(seed + layer.to(tl.uint32))
-    noise = _mix(seed ^ _mix(lane.to(tl.uint32) + 0x7F4A7C15))
-    value = ((noise >> 9).to(tl.float32) + 0.5) * (2.0**-23)
-    tl.store(out + token * E + lane, value, mask=lane < E)
-
-
-def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> Tensor:
-    """As `reference_engine.uniform_logits`: noise in (0, 1), float32 [N, experts], by id, position and layer."""
-    out = torch.empty(len(ids), experts, dtype=torch.float32, device=ids.device)
-    if len(ids):
-        launch(_uniform, (len(ids),), ids, positions, out, layer, E=experts, WIDTH=next_power_of_2(experts),
-               num_warps=1, **_PDL)  # fmt: skip
-    return out
-
-
-@triton.jit(do_not_specialize=["pairs", "slots"])
-def _list(chosen, order, tiles, pairs, slots, WIDTH: tl.constexpr, BM: tl.constexpr, PDL: tl.constexpr):
-    """One expert's part of order (pairs by expert, each expert's from a multiple of BM on) and of tiles [slots]: expert
-    · 65536 + pairs in the tile; tiles of 0 pairs may follow the last."""
-    own = tl.program_id(0)
-    SPAN: tl.constexpr = 64 * BM
-    lane, at = tl.arange(0, WIDTH), tl.arange(0, SPAN)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    counts = tl.zeros((WIDTH,), tl.int32)
-    start = 0
-    while start < pairs:
-        expert = tl.load(chosen + start + at, mask=start + at < pairs, other=-1)
-        counts += tl.histogram(expert, WIDTH, mask=expert >= 0)
-        start += SPAN
-    first = tl.sum(tl.where(lane < own, (counts + BM - 1) // BM, 0), 0)
-    count = tl.sum(tl.where(lane == own, counts, 0), 0)
-    place = order + first * BM
-    start = 0
-    while start < pairs:
-        mine = tl.load(chosen + start + at, mask=start + at < pairs, other=-1) == own
-        rank = tl.cumsum(mine.to(tl.int32), 0)
-        tl.store(place + rank - 1, start + at, mask=mine)
-        place += tl.max(rank, 0)
-        start += SPAN
-    end = tl.where(own == tl.num_programs(0) - 1, slots, first + (count + BM - 1) // BM)
-    while first < end:
-        used = tl.maximum(tl.minimum(count - lane * BM, BM), 0)
-        tl.store(tiles + first + lane, own * 65536 + used, mask=first + lane < end)
-        first += WIDTH
-        count -= WIDTH * BM
+    end = tl.load(tiles + slots) * (N // BN)
+    for at in tl.range(tl.program_id(0), end, tl.num_programs(0), flatten=not GATED):
+        slot, tile = at // (N // BN), at % (N // BN)
+        info = tl.load(tiles + slot)
+        expert = info // 65536
+        used = lane < (info & 65535)
+        if GATED:
+            token = tl.load(order + slot * BM + lane, mask=used, other=0) // TOP
+            source = x + token.to(tl.int64) * K
+        acc = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, K, BK):
+            if GATED:
+                a = tl.load(source[:, None] + (k + tl.arange(0, BK))[None, :])
+                b = w.load([expert * 2, tile * (BN // 2), k]).reshape(BN, BK)
+            else:
+                a = x.load([slot * BM, k])
+                b = w.load([expert * N + tile * BN, k])
+            acc = tl.dot(a, b.T, acc)
+        if GATED:
+            gate, up = acc.reshape(BM, 2, BN // 2).permute(0, 2, 1).split()
+            out.store([slot * BM, tile * (BN // 2)], _silu_mul(gate, up).to(x.dtype.element_ty))
+        else:
+            pair = tl.load(order + slot * BM + lane, mask=used, other=0)
+            acc *= tl.load(weights + pair).to(tl.float32)[:, None]
+            to = out + pair.to(tl.int64)[:, None] * N + (tile * BN + column)[None, :]
+            tl.store(to, acc.to(out.dtype.element_ty), mask=used[:, None])
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -142,7 +81,7 @@ def _gemm(
     """BM pairs × BN rows of one expert. w [E, N, K]; rows of x and out are pairs (x's with GATED: tokens).
 
     GATED: w is gate rows, then up rows; out is silu(gate) · up. Otherwise out is the product × the pair's weight.
-    LISTED: tiles of `_list`; otherwise all tokens, masked; BY_PAIR: program per pair, run by the first of its expert.
+    LISTED: tiles of `list_pairs`; else all tokens, masked; BY_PAIR: program per pair, run by the first of its expert.
     SWAP: weights are the left operand, so that a few pairs fill a narrow right one. FP8: 0, 1 (scale per row), 128.
     """
     slot, tile = tl.program_id(0) // (N // BN), tl.program_id(0) % (N // BN)
@@ -262,24 +201,37 @@ def run(
         raise UsageError(f"hidden_size {h}, moe_intermediate_size {m}: the GPU's experts take multiples of 16")
     fp8 = 0 if isinstance(gate_up, Tensor) else gate_up.block or 1
     pairs, bm = tokens * top, gate.bm or max(16, next_power_of_2(tokens))
-    slots = min(pairs, pairs // bm + E if gate.bm else E)  # the most tiles, pairs or experts there can be
-    order = tiles = None
-    if gate.bm:
-        order, tiles = chosen.new_empty(slots * bm), chosen.new_empty(slots)
-        launch(_list, (E,), chosen, order, tiles, pairs, slots, WIDTH=next_power_of_2(E), BM=bm,
-               num_warps=max(4, bm // 8), **_PDL)  # fmt: skip
-    out, act, parts = torch.empty_like(x), x.new_empty(pairs, m), x.new_empty(pairs, h)
+    order, tiles = list_pairs(chosen, E, bm) if gate.bm else (None, None)
+    slots = min(pairs, E) if tiles is None else len(tiles) - 1
+    grouped = gate.bm > 0 and not fp8 and not gate.swap and not low.swap
+    out, parts = torch.empty_like(x), x.new_empty(pairs, h)
+    act = x.new_empty(slots * bm if grouped else pairs, m)
     for a, weight, to, tile in ((x, gate_up, act, gate), (act, down, parts, low)):
         w, scale = (weight, None) if isinstance(weight, Tensor) else (weight.data, weight.scale)
         N, K = w.shape[1:]
         bn, bk = _fit(tile.bn, N), _fit(min(tile.bk, 128) if fp8 == 128 else tile.bk, K)
-        launch(_gemm, (slots * (N // bn),), a, w, scale, weights, chosen, order, tiles, to, tokens, GATED=a is x, N=N,
-               K=K, TOP=top, SLOTS=next_power_of_2(top), LISTED=gate.bm > 0, BY_PAIR=gate.bm == 0 and pairs < E,
-               SWAP=tile.swap, FP8=fp8, BM=bm, BN=bn, BK=bk, num_warps=tile.warps,
-               num_stages=tile.stages, **_PDL)  # fmt: skip
+        how: dict[str, Any] = {"GATED": a is x, "N": N, "K": K, "TOP": top, "BM": bm, "BN": bn, "BK": bk}
+        how |= {"num_warps": tile.warps, "num_stages": tile.stages, **_PDL}
+        grid = slots * (N // bn)
+        if grouped and a is x:
+            rows, to_rows = _blocks(w.view(2 * E, m, K), 2, bn // 2, bk), _blocks(to, bm, bn // 2)
+            launch(_grouped, (grid,), a, rows, weights, order, tiles, to_rows, slots, **how)
+        elif grouped:
+            grid = min(grid, processors(x.device)[0] * (2 if bm * bn <= 128 * 128 else 1))
+            rows = _blocks(w.view(E * N, K), bn, bk)
+            launch(_grouped, (grid,), _blocks(a, bm, bk), rows, weights, order, tiles, to, slots, **how)
+        else:
+            launch(_gemm, (grid,), a, w, scale, weights, chosen, order, tiles, to, tokens, **how,
+                   SLOTS=next_power_of_2(top), LISTED=gate.bm > 0, BY_PAIR=gate.bm == 0 and pairs < E, SWAP=tile.swap,
+                   FP8=fp8)  # fmt: skip
     block = _fit(1024, h)
     launch(_combine, (tokens, h // block), parts, chosen, residual, out, H=h, TOP=top, BLOCK=block, num_warps=4, **_PDL)
     return out
+
+
+def _blocks(x: Tensor, *block: int) -> TensorDescriptor:
+    """How the tensor memory accelerator sees a contiguous tensor."""
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), list(block))
 
 
 def _fit(block: int, size: int) -> int:
