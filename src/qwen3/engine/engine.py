@@ -37,7 +37,7 @@ from qwen3.engine.recording import Flight, Recorder
 from qwen3.engine.request import Request
 from qwen3.engine.runner import Fed, Runner
 from qwen3.engine.sampler import RowSampler
-from qwen3.engine.scheduler import Chunk, Plan, Scheduler
+from qwen3.engine.scheduler import Plan, Scheduler
 from qwen3.engine.scheduler import Sequence as Row
 from qwen3.errors import OutOfMemoryError, Qwen3Error, UsageError
 from qwen3.kernels import BLOCK
@@ -121,7 +121,8 @@ class Engine(Recorder):
         self._live: dict[int, Sample] = {}  # not done, or done since the last step
         self.scheduler = self._fresh_scheduler()
         self._flight: Flight | None = None
-        self._decoding: tuple[list[Sample], list[int]] = ([], [])  # of the last plan: samples, places of the followed
+        # Of the last plan: samples, and the places of those that are followed.
+        self._decoding: tuple[list[Sample], list[int] | None] = [], []
         self._torn = False
         self._ended = False
         self._routed = False  # a request has asked for routes
@@ -249,6 +250,7 @@ class Engine(Recorder):
         for request_id in list(self._live):
             self.cancel(request_id)
 
+    @torch.inference_mode()
     def rollback(self, request_id: int, count: int) -> None:
         """Forget the last `count` generated tokens of a running request without a stream; others follow in their place.
 
@@ -264,7 +266,9 @@ class Engine(Recorder):
         del item.request.tokens[len(item.request.tokens) - count :]
         item.reader = self._machine(item.request).replay(item.request.tokens)
         self.scheduler.rollback(item.row, count)
-        item.bound = 0
+        if item.bound:
+            item.bound = 0
+            self._ready(item)
 
     def update_weights(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
         """Write new values into the model's parameters, in place, under the names `model.named_parameters()` has.
@@ -432,77 +436,56 @@ class Engine(Recorder):
         return self._decoding[0] + [self._live[chunk.seq.id] for chunk in plan.chunks]
 
     def _run(self, plan: Plan, lost: list[Sample]) -> Flight | None:
-        """One forward and the choice of its tokens, without the samples in `lost`."""
-        samples, followed = self._decoding
-        if isinstance(self.picker, DevicePicker) and not lost and len(plan.chunks) <= 1:
-            replayed = self._replay(samples, followed, plan.chunks[0] if plan.chunks else None)
-            if replayed is not None:
-                return replayed
-        samples = [item for item in samples if item not in lost]
-        chunks = [chunk for chunk in plan.chunks if self._live[chunk.seq.id] not in lost]
-        if not samples and not chunks:
+        """One forward and the choice of its tokens, by a captured graph if it can be. `lost`: samples to leave out."""
+        samples, followed, chunks = *self._decoding, plan.chunks
+        if lost:
+            samples, followed = [item for item in samples if item not in lost], None
+            chunks = [chunk for chunk in chunks if self._live[chunk.seq.id] not in lost]
+        owners = [self._live[chunk.seq.id] for chunk in chunks]
+        members = samples + owners
+        if not members:
             return None
+        slots = [item.row.slot for item in samples]
         fed = [
             Fed(c.seq.slot, c.start, [*c.seq.tokens[c.start : c.start + c.size - len(c.extra)], *c.extra])
             for c in chunks
         ]
-        owners = [self._live[chunk.seq.id] for chunk in chunks]
-        members, sizes = samples + owners, [1] * len(samples) + [chunk.size for chunk in chunks]
-        routes = None
-        if any(item.request.keep_routes for item in members):
-            routes = self.runner.route_record(sum(sizes))
-        hidden = self.runner.forward([item.row.slot for item in samples], fed, self.picker, routes)
+        routed = self._routed and any(item.request.keep_routes for item in members)
+        plain = not routed and all(item.request.params.prompt_logprobs is None for item in owners)
+        if isinstance(self.picker, DevicePicker) and plain and not lost and len(chunks) <= 1:
+            last = bool(chunks) and chunks[0].last and self._ready(owners[0])
+            graph = self.graphs.replay(slots, fed[0] if fed else None, last)
+            if graph is not None:
+                samples, followed = (members, None) if last else (samples, followed)
+                return self._flight_of(samples, DevicePicked(graph.out, len(samples)), graph.logits, followed)
+        sizes = [1] * len(samples) + [chunk.size for chunk in chunks]
+        routes = self.runner.route_record(sum(sizes)) if routed else None
+        hidden = self.runner.forward(slots, fed, self.picker, routes)
         if routes is not None:
             keep_routes([item.request for item in members], sizes, routes)
-        ends = list(itertools.accumulate(sizes))
-        places = list(range(len(samples)))
-        for item, chunk, end in zip(owners, chunks, ends[len(samples) :], strict=True):
+        places, end = list(range(len(samples))), len(samples)
+        samples = list(samples)
+        for item, chunk in zip(owners, chunks, strict=True):
+            end += chunk.size
             if item.request.params.prompt_logprobs is not None and chunk.start < len(item.request.ids):
                 states = hidden[end - chunk.size : end]
                 read_prompt(item.request, chunk.start, states, self.runner.logits, self.vocab_size)
             for token in chunk.extra:
                 if not item.request.done:
                     self._push(item, token)
-            if chunk.last and not item.request.done:
-                try:
-                    self._ready(item)
-                except Exception as error:
-                    self._fail(item, error)
-                    continue
+            if chunk.last and self._ready(item):
                 places.append(end - 1)
                 samples.append(item)
         if not places:
             return None
         logits = self.runner.logits(hidden if len(places) == len(hidden) else hidden[places])
-        picked = self.picker.pick(logits, samples)
-        return self._flight_of(samples, [i for i, item in enumerate(samples) if item.observed], picked, logits)
+        return self._flight_of(samples, self.picker.pick(logits, samples), logits)
 
-    def _replay(self, samples: list[Sample], followed: list[int], chunk: Chunk | None) -> Flight | None:
-        """The same by a captured graph, if there is one for it."""
-        fed, owner = None, None
-        if chunk is not None:
-            owner = self._live[chunk.seq.id]
-            if owner.request.params.prompt_logprobs is not None:
-                return None
-            fed = Fed(chunk.seq.slot, chunk.start, chunk.seq.tokens[chunk.start : chunk.start + chunk.size])
-        members = samples if owner is None else [*samples, owner]
-        if owner is not None and chunk is not None and chunk.last:
-            try:
-                self._ready(owner)
-            except Exception as error:
-                self._fail(owner, error)
-                return None
-        if self._routed and any(item.request.keep_routes for item in members):
-            return None
-        graph = self.graphs.replay([item.row.slot for item in samples], fed, chunk is not None and chunk.last)
-        if graph is None:
-            return None
-        if chunk is not None and chunk.last:
-            followed = [*followed, len(samples)] if owner is not None and owner.observed else followed
-            samples = members
-        return self._flight_of(samples, followed, DevicePicked(graph.out, len(samples)), graph.logits)
-
-    def _flight_of(self, samples: list[Sample], followed: list[int], picked: Picked, logits: Tensor) -> Flight:
+    def _flight_of(
+        self, samples: list[Sample], picked: Picked, logits: Tensor, followed: list[int] | None = None
+    ) -> Flight:
+        if followed is None:
+            followed = [i for i, item in enumerate(samples) if item.observed]
         places = [i for i in followed if samples[i].request.params.logprobs is not None]
         numbers = None
         if places:

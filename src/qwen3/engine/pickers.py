@@ -72,7 +72,7 @@ class HostPicker:
         self.position = torch.zeros(slots + 1, dtype=torch.int32, device=device)
 
     def bind(self, item: Sample) -> None:
-        """Nothing: `advance` writes the slot's state once the sample has a token."""
+        self.advance([item])
 
     def pick(self, logits: Tensor, samples: Sequence[Sample]) -> Picked:
         forced = [item.reader.forced() for item in samples]

@@ -200,12 +200,16 @@ class Recorder:
             self.runner.set_experts(row.slot, request.experts)
             item.expert_slot = row.slot
 
-    def _ready(self, item: Sample) -> None:
+    def _ready(self, item: Sample) -> bool:
         """Its prompt is being computed: from now on its slot has what the picker needs. Not sooner: a device that waits
-        for the first of many prompts should not wait until all of them are bound."""
-        if item.bound != item.row.slot:
-            self.picker.bind(item)
-            item.bound = item.row.slot
+        for the first of many prompts should not wait until all of them are bound. False: it has ended."""
+        if not item.request.done and item.bound != item.row.slot:
+            try:
+                self.picker.bind(item)
+                item.bound = item.row.slot
+            except Exception as error:
+                self._fail(item, error)
+        return not item.request.done
 
     def _displace(self, item: Sample) -> None:
         """A sample lost its slot and waits again; what only the device knows of it is fetched while it is there."""
