@@ -9,7 +9,6 @@ all requests together. There is no background thread, so nothing runs when nobod
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from qwen3.chat import (
     resolve_mode,
 )
 from qwen3.chat.stream import EARLY_STOP
-from qwen3.checkpoint import Resolved, check_fits, resolve
+from qwen3.checkpoint import Resolved, resolve
 from qwen3.checkpoint.mode import detect_mode, find_tokenizer
 from qwen3.config import ModelConfig
 from qwen3.engine.engine import Engine
@@ -42,8 +41,8 @@ from qwen3.engine.sampler import TokenLogprob
 from qwen3.errors import UsageError
 from qwen3.family import Mode
 from qwen3.model import Qwen3, load_model
-from qwen3.model.load import DTYPES, best_device, default_dtype
 from qwen3.model.threads import prepare_cpu
+from qwen3.options import check_options, checked, context_length, prompt_ids, unsupported
 from qwen3.tokenizer import Tokenizer
 
 
@@ -165,7 +164,7 @@ class LLM:
         if resolved.kind == "gguf":
             raise UsageError(f"{resolved.path} is a GGUF file: not supported yet; take the safetensors repository")
         config = ModelConfig.from_pretrained(resolved.path)
-        _context(context, config)
+        context_length(context, config)
         tokenizer, untold = find_tokenizer(resolved, config)
         mode, template, unclear = detect_mode(resolved, config, tokenizer.control.endoftext)
         warnings = [warning for warning in (untold, unclear) if warning]
@@ -210,7 +209,7 @@ class LLM:
         **engine: Any,
     ) -> None:
         self.config = model.config
-        self.context = _context(context, model.config)
+        self.context = context_length(context, model.config)
         self.tokenizer = tokenizer
         self.mode: Mode = mode
         self.template = template
@@ -262,7 +261,7 @@ class LLM:
         anything runs; a prompt longer than the context is such an error, it is never cut. Ctrl-C cancels the request
         and leaves the LLM usable.
         """
-        _unsupported(schema=schema, adapter=adapter)
+        unsupported(schema=schema, adapter=adapter)
         requests = self._chat_requests(messages, thinking, sampling, tools, tool_choice)
         if stream:
             return self._stream(requests)
@@ -303,11 +302,11 @@ class LLM:
         so a think block is split off into `reasoning_content`; `text` has everything as it came. Sampling defaults are
         those of the model's mode, of non-thinking where the prompt closes its think block.
         """
-        params = _checked(sampling, SamplingParams, "sampling") or SamplingParams()
-        policy = _checked(thinking, ThinkingPolicy, "thinking") or ThinkingPolicy()
+        params = checked(sampling, SamplingParams, "sampling") or SamplingParams()
+        policy = checked(thinking, ThinkingPolicy, "thinking") or ThinkingPolicy()
         policy.require_supported()
         groups = []
-        for i, ids in enumerate(self._prompt_ids(prompts)):
+        for i, ids in enumerate(prompt_ids(prompts, self.tokenizer)):
             start = TokenStream(self.tokenizer, ids, policy)
             thinks = start.state != "answer" and not policy.off
             try:
@@ -348,8 +347,8 @@ class LLM:
         tools: Sequence[Any] | None,
         tool_choice: Any,
     ) -> list[Request]:
-        params = _checked(sampling, SamplingParams, "sampling") or SamplingParams()
-        policy = _checked(thinking, ThinkingPolicy, "thinking")
+        params = checked(sampling, SamplingParams, "sampling") or SamplingParams()
+        policy = checked(thinking, ThinkingPolicy, "thinking")
         if tool_choice not in (None, "auto", "none"):
             raise UsageError(f"tool_choice={tool_choice!r} is not supported yet: use 'auto', 'none' or leave it out")
         if tool_choice == "none":
@@ -406,23 +405,6 @@ class LLM:
             requests.append(Request(ids, replace(params, n=1), stream, index, warnings=list(noted)))
         self.engine.check(requests[0])
         return requests
-
-    def _prompt_ids(self, prompts: Any) -> list[list[int]]:
-        if isinstance(prompts, str):
-            prompts = [prompts]
-        if not isinstance(prompts, (list, tuple)):
-            raise UsageError("prompts must be a text, a list of texts, a list of ids or a list of lists of ids")
-        if prompts and all(isinstance(item, int) and not isinstance(item, bool) for item in prompts):
-            prompts = [prompts]
-        found = []
-        for i, item in enumerate(prompts):
-            if isinstance(item, str):
-                found.append(self.tokenizer.encode(item))
-            elif isinstance(item, (list, tuple)) and all(isinstance(t, int) and not isinstance(t, bool) for t in item):
-                found.append(list(item))
-            else:
-                raise UsageError(f"prompts[{i}] is neither a text nor a list of token ids")
-        return found
 
     # Moving the engine
 
@@ -511,70 +493,4 @@ def _timing(request: Request) -> Timing:
     )
 
 
-# Checking what the caller gave
-
-
-def check_options(
-    model: Any, device: str | torch.device | None, dtype: str | torch.dtype | None, weights: str | None = None
-) -> tuple[torch.device | None, torch.dtype | None]:
-    """What can be wrong with these before `model` is looked for: a published model that does not fit into memory is
-    refused by its name, not after gigabytes have been fetched. Raises UsageError or OutOfMemoryError."""
-    where, number_type = _device(device), _dtype(dtype)
-    if weights not in (None, "fp8"):
-        raise UsageError(f"weights={weights!r} is not supported; use 'fp8', or None for what the checkpoint has")
-    if isinstance(model, str) and (member := family.find(model)) and not os.path.exists(model):
-        target, config = where or best_device(), member.config
-        plain = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
-        small = config.num_parameters() - plain if weights == "fp8" else 0
-        check_fits(config, number_type or default_dtype(config, target), target, fp8=small, name=member.name)
-    elif not isinstance(model, (str, os.PathLike, type(None))):
-        raise UsageError(f"model must be a name or a path, not {type(model).__name__}; LLM.of takes a network")
-    return where, number_type
-
-
-def _checked(value: Any, kind: type, name: str) -> Any:
-    if value is not None and not isinstance(value, kind):
-        raise UsageError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
-    return value
-
-
-def _unsupported(**given: Any) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise UsageError(f"{name} is not supported yet: leave it out")
-
-
-def _device(device: str | torch.device | None) -> torch.device | None:
-    if device is None:
-        return None
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise UsageError(f"device={device!r} is not a device; use 'cpu', 'cuda' or 'cuda:0'") from None
-    if found.type not in ("cpu", "cuda"):
-        raise UsageError(f"device={device!r} is not supported yet; use 'cpu' or 'cuda'")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"device={device!r} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices; use 'cpu'"
-        )
-    return found
-
-
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if dtype is None or dtype in DTYPES.values():
-        return dtype  # type: ignore[return-value]
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype={dtype!r} is not supported; use {', '.join(DTYPES)}")
-    return DTYPES[str(dtype)]
-
-
-def _context(context: int | None, config: ModelConfig) -> int:
-    longest = config.context_length
-    if context is None:
-        return longest
-    if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= longest:
-        raise UsageError(f"context={context!r} must be 1 to {longest:,} tokens, which is what this model has")
-    return context
-
-
-__all__ = ["LLM", "ChatStream", "Generation", "Timing"]
+__all__ = ["LLM", "ChatStream", "Generation", "Timing", "check_options"]

@@ -1,0 +1,100 @@
+"""What a caller gives to `LLM`, checked: every error names the argument and says what is allowed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from qwen3 import family
+from qwen3.checkpoint import check_fits
+from qwen3.config import ModelConfig
+from qwen3.errors import UsageError
+from qwen3.model.load import DTYPES, best_device, default_dtype
+from qwen3.tokenizer import Tokenizer
+
+
+def check_options(
+    model: Any, device: str | torch.device | None, dtype: str | torch.dtype | None, weights: str | None = None
+) -> tuple[torch.device | None, torch.dtype | None]:
+    """What can be wrong with these before `model` is looked for: a published model that does not fit into memory is
+    refused by its name, not after gigabytes have been fetched. Raises UsageError or OutOfMemoryError."""
+    where, number_type = _device(device), _dtype(dtype)
+    if weights not in (None, "fp8"):
+        raise UsageError(f"weights={weights!r} is not supported; use 'fp8', or None for what the checkpoint has")
+    if isinstance(model, str) and (member := family.find(model)) and not os.path.exists(model):
+        target, config = where or best_device(), member.config
+        plain = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+        small = config.num_parameters() - plain if weights == "fp8" else 0
+        check_fits(config, number_type or default_dtype(config, target), target, fp8=small, name=member.name)
+    elif not isinstance(model, (str, os.PathLike, type(None))):
+        raise UsageError(f"model must be a name or a path, not {type(model).__name__}; LLM.of takes a network")
+    return where, number_type
+
+
+def checked(value: Any, kind: type, name: str) -> Any:
+    """`value` if it is None or of this kind, else UsageError."""
+    if value is not None and not isinstance(value, kind):
+        raise UsageError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+def unsupported(**given: Any) -> None:
+    """UsageError for the first of these that was given."""
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{name} is not supported yet: leave it out")
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise UsageError(f"device={device!r} is not a device; use 'cpu', 'cuda' or 'cuda:0'") from None
+    if found.type not in ("cpu", "cuda"):
+        raise UsageError(f"device={device!r} is not supported yet; use 'cpu' or 'cuda'")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device={device!r} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices; use 'cpu'"
+        )
+    return found
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or dtype in DTYPES.values():
+        return dtype  # type: ignore[return-value]
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype={dtype!r} is not supported; use {', '.join(DTYPES)}")
+    return DTYPES[str(dtype)]
+
+
+def context_length(context: int | None, config: ModelConfig) -> int:
+    """Tokens of a request at most: what was asked for, or all the model has."""
+    longest = config.context_length
+    if context is None:
+        return longest
+    if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= longest:
+        raise UsageError(f"context={context!r} must be 1 to {longest:,} tokens, which is what this model has")
+    return context
+
+
+def prompt_ids(prompts: Any, tokenizer: Tokenizer) -> list[list[int]]:
+    """Token ids of a text, of texts, of a list of ids, or of lists of ids."""
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if not isinstance(prompts, (list, tuple)):
+        raise UsageError("prompts must be a text, a list of texts, a list of ids or a list of lists of ids")
+    if prompts and all(isinstance(item, int) and not isinstance(item, bool) for item in prompts):
+        prompts = [prompts]
+    found = []
+    for i, item in enumerate(prompts):
+        if isinstance(item, str):
+            found.append(tokenizer.encode(item))
+        elif isinstance(item, (list, tuple)) and all(isinstance(t, int) and not isinstance(t, bool) for t in item):
+            found.append(list(item))
+        else:
+            raise UsageError(f"prompts[{i}] is neither a text nor a list of token ids")
+    return found
