@@ -62,7 +62,7 @@ def pretend_h100() -> None:
 def launches(
     name: str, sizes: list[int], kv: str = "bf16", weights: str = "bf16", invariant: bool = False
 ) -> list[Any]:
-    """What steps with so many decoding rows launch, alone, beside a chunk of 32 tokens, and with two long prompts."""
+    """What steps with so many decoding rows launch, alone, beside a chunk of 32 tokens, and with two long chunks."""
     from qwen3.kernels.gpu.launch import collect
 
     config = replace(family.MODELS[name].config, num_hidden_layers=2)
@@ -81,7 +81,7 @@ def launches(
                 picked = rows + (chunk > 0)
                 inputs = graphs._blank(rows + 2 * picked + 3 + chunk if chunk else rows)
                 graphs._step(rows, chunk, inputs, graphs._blank(picked, 2))
-        runner.logits(runner.forward([1], [Fed(1, 0, [0] * 300), Fed(1, 512, [0] * 700)], sampler)[-2:])
+        runner.logits(runner.forward([1], [Fed(1, 0, [0] * 2100), Fed(1, 512, [0] * 700)], sampler)[-2:])
     return jobs
 
 

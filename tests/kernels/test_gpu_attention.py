@@ -327,6 +327,32 @@ def join(a: Step, b: Step) -> Step:
 
 
 @pytest.mark.parametrize("kv_dtype", [torch.bfloat16, FP8])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 32), (4, 1, 16), (5, 1, 16), (8, 1, 16), (4, 4, 16)])
+def test_whole_prompts(
+    heads: int, kv_heads: int, dim: int, kv_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts from one token to several tiles among chunks with context; with so few in all, the cache is read."""
+    monkeypatch.setattr(prefill, "PROMPT_TOKENS", 200)
+    monkeypatch.setattr(prefill, "SHARE", 64)
+    monkeypatch.setattr(prefill, "_splits", lambda programs, plan: 3 if kv_heads == 2 else 1)
+    chunks = [(1, 1), (64, 64), (9, 200), (33, 33), (65, 65), (1, 90), (40, 40), (2, 2)]
+    step = Step(
+        [5, 41], chunks, heads=heads, kv_heads=kv_heads, dim=dim, kv_dtype=kv_dtype, seed=heads, gap=8
+    )  # fmt: skip
+    assert prefill.has_prompts(step.plan)
+    step.check(bound=5e-2 if kv_dtype == FP8 else 1e-2)  # keys are used as they were before the cache's rounding
+    alone = Step([], [(70, 70), (130, 130)], heads=heads, kv_heads=kv_heads, dim=dim, seed=heads)
+    monkeypatch.setattr(prefill, "_prefill", None)  # nothing is left for it
+    alone.check()
+
+
+def test_more_prompts_than_are_looked_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill, "PROMPT_TOKENS", 1)
+    counts = [1 + i * 7 % 5 for i in range(300)]
+    Step([4], [(n, n) for n in counts], heads=1, kv_heads=1, dim=16, seed=3).check()
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, FP8])
 @pytest.mark.parametrize(("count", "length"), [(48, 48), (37, 37), (40, 72), (64, 80), (20, 21)])
 def test_dense_path(count: int, length: int, kv_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long chunks: multiples of the step through the library (here its plain twin), the rest through the kernel."""

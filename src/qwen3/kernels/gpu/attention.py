@@ -356,16 +356,20 @@ def attend(
         decode(qkv, *args, out)
     if first < tokens:
         whole = 0 if plan.invariant else prefill.dense_tokens(plan)
-        keys = qkv.new_empty(tokens - first, kv_heads, dim) if whole else None
+        prompts = not whole and not plan.invariant and prefill.has_prompts(plan)
+        keys = qkv.new_empty(tokens - first, kv_heads, dim) if whole or prompts else None
         q = rope_cache(qkv, *args, first=first, keys=keys)
         result = out[first:].view(tokens - first, heads, dim)
         if keys is not None:
-            values = _flat(qkv)[first : first + whole, (heads + kv_heads) * dim :].unflatten(1, (kv_heads, dim))
-            done = prefill.dense(q[:whole], keys[:whole], values, plan, k_cache, v_cache)
-            if whole == tokens:
-                return done.flatten(1)
-            result[:whole] = done
-        prefill.chunks(q, plan, k_cache, v_cache, result, first=first, skip=whole)
+            values = _flat(qkv)[first:, (heads + kv_heads) * dim :].unflatten(1, (kv_heads, dim))
+            if prompts:
+                prefill.prompts(q, keys, values, plan, result)
+            else:
+                done = prefill.dense(q[:whole], keys[:whole], values[:whole], plan, k_cache, v_cache)
+                if whole == tokens:
+                    return done.flatten(1)
+                result[:whole] = done
+        prefill.chunks(q, plan, k_cache, v_cache, result, first=first, skip=whole, rest=prompts)
     return out
 
 

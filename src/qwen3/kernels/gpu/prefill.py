@@ -1,4 +1,5 @@
-"""Causal attention of chunks of tokens over the paged cache, and of long ones over contiguous keys through cuDNN."""
+"""Causal attention of chunks of tokens: over the paged cache; of whole prompts over the step's own keys; of long chunks
+through cuDNN."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from qwen3.kernels.gpu.launch import PDL, cdiv, launch
 from qwen3.kernels.plan import BLOCK, StepPlan
@@ -21,6 +23,15 @@ Tiles = tuple[int, int, int, int]
 
 TILES: Tiles = (128, 64, 8, 3)
 INVARIANT_TILES: Tiles = (64, 64, 4, 2)
+
+PROMPT_TILES: Tiles = (128, 64, 8, 2)
+PROMPT_REGISTERS = 128
+"""Of a thread: with 128 and 96 KiB of shared memory two programs share a multiprocessor, and one multiplies while the
+other takes its softmax."""
+
+PROMPT_TOKENS = 2048
+"""Prompts computed from their first token on, with so many together, use their keys as RoPE leaves them: the hardware
+copies such tiles by itself. Describing them takes the host some microseconds in each layer."""
 
 PROGRAMS, MOST, SHARE = 264, 16, 1024
 """A small chunk's keys are divided, so that there are about PROGRAMS programs (two for each multiprocessor of an H100),
@@ -38,6 +49,15 @@ def widened(x, dtype: tl.constexpr, ASM: tl.constexpr):
         )  # fmt: skip
     else:
         return x.to(dtype)
+
+
+@triton.jit
+def _update(s, v, m, l, acc, scale, dtype: tl.constexpr, ASM: tl.constexpr):
+    """Online softmax over one more tile of scores, -inf where a query does not see a key."""
+    top = tl.maximum(m, tl.max(s, 1) * scale)
+    p = tl.exp2(s * scale - top[:, None])
+    shrink = tl.exp2(m - top)
+    return top, l * shrink + tl.sum(p, 1), tl.dot(p.to(dtype), widened(v, dtype, ASM), acc * shrink[:, None])
 
 
 @triton.jit
@@ -60,25 +80,21 @@ def _span(
         s = tl.dot(q, k.to(q.dtype).T)
         if MASKED:
             s = tl.where(at[None, :] <= here[:, None], s, float("-inf"))
-        top = tl.maximum(m, tl.max(s, 1) * scale)
-        p = tl.exp2(s * scale - top[:, None])
-        shrink = tl.exp2(m - top)
-        l = l * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(q.dtype), widened(v, q.dtype, ASM), acc * shrink[:, None])
-        m = top
+        m, l, acc = _update(s, v, m, l, acc, scale, q.dtype, ASM)
     return m, l, acc
 
 
-@triton.jit(do_not_specialize=["table_stride", "first_token", "first_row", "skip", "tokens", "splits"])
+@triton.jit(do_not_specialize=["table_stride", "first_token", "first_row", "skip", "rest", "tokens", "splits"])
 def _prefill(
     q, k_cache, v_cache, tables, starts, lengths, out, sums, q_stride, out_stride, table_stride, first_token, first_row,
-    skip, tokens, splits, scale,
+    skip, rest, tokens, splits, scale,
     KV: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr, SHARE: tl.constexpr, INVARIANT: tl.constexpr, BLOCK: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Program (share and KV head, tile of queries, row): BLOCK_M // GROUP tokens times the GROUP heads that share keys.
 
-    q, out: [tokens from first_token on, H, D]. The first `skip` tokens of a row are left out. Keys come in tiles at
+    q, out: [tokens from first_token on, H, D]. The first `skip` tokens of a row are left out; where `rest` is not 0, so
+    are rows with no token before this step's. Keys come in tiles at
     absolute positions, so what a query gets depends on its own position alone; INVARIANT: by one path, too.
 
     splits > 1: out is [splits, tokens, H, D], and sums [splits, tokens, H] gets the logarithm (base 2) of each share's
@@ -92,7 +108,7 @@ def _prefill(
     count = tl.load(starts + row + 1) - begin
     length = tl.load(lengths + row)
     tile = skip + (tl.num_programs(1) - 1 - tl.program_id(1)) * TOKENS  # late queries see most keys: they start first
-    if tile >= count:
+    if (tile >= count) | ((rest != 0) & (length == count)):
         return
     lane = tl.arange(0, D)
     r = tl.arange(0, BLOCK_M)
@@ -134,16 +150,61 @@ def _prefill(
              (acc / l[:, None]).to(out.dtype.element_ty), mask=real[:, None])  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["first_token", "first_row", "skip", "tokens", "splits"])
+@triton.jit(do_not_specialize=["first_token", "first_row", "rows"])
+def _prompts(
+    q, keys, values, starts, lengths, out, first_token, first_row, rows, scale,
+    KV: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Program (KV head, tile of queries): as `_prefill`, for rows that have no token before this step's; others are
+    left out. keys, values: descriptors of [tokens from first_token on, KV·D], in tiles of BLOCK_N tokens and a head.
+
+    A row has its tiles, and at most one more, from (its first token // TOKENS + its number) on.
+    """
+    TOKENS: tl.constexpr = BLOCK_M // GROUP
+    head = tl.program_id(0)
+    number = tl.num_programs(1) - 1 - tl.program_id(1)  # late queries see most keys: they start first
+    i = tl.arange(0, ROWS)
+    row = -1
+    for some in range(0, rows, ROWS):
+        ours = some + i < rows
+        firsts = tl.load(starts + first_row + some + i, mask=ours, other=0) - first_token
+        row += tl.sum((ours & (firsts // TOKENS + some + i <= number)).to(tl.int32), 0)
+    begin = tl.load(starts + first_row + row) - first_token
+    count = tl.load(starts + first_row + row + 1) - first_token - begin
+    tile = (number - begin // TOKENS - row) * TOKENS
+    if (tile >= count) | (tl.load(lengths + first_row + row) != count):
+        return
+    lane = tl.arange(0, D)
+    r = tl.arange(0, BLOCK_M)
+    own = tile + r // GROUP
+    real = ((own < count) & (r // GROUP < TOKENS))[:, None]
+    begins = begin.to(tl.int64) * (KV * GROUP * D)
+    at = (own * (KV * GROUP * D) + (head * GROUP + r % GROUP) * D)[:, None] + lane[None, :]
+    x = tl.load(q + begins + at, mask=real, other=0.0)
+    m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    l = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, D), tl.float32)
+    for n in tl.range(0, tl.minimum(tile + TOKENS, count), BLOCK_N, num_stages=STAGES):
+        k = keys.load([begin + n, head * D])
+        v = values.load([begin + n, head * D])
+        s = tl.dot(x, k.T)
+        if n + BLOCK_N > tile + 1:  # there are keys that the tile's first query does not see
+            s = tl.where((n + tl.arange(0, BLOCK_N))[None, :] <= own[:, None], s, float("-inf"))
+        m, l, acc = _update(s, v, m, l, acc, scale, x.dtype, False)
+    tl.store(out + begins + at, (acc / l[:, None]).to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit(do_not_specialize=["first_token", "first_row", "skip", "rest", "tokens", "splits"])
 def _combine(
-    parts, sums, starts, out, out_stride, first_token, first_row, skip, tokens, splits,
+    parts, sums, starts, lengths, out, out_stride, first_token, first_row, skip, rest, tokens, splits,
     H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     """Program (ROWS tokens times heads, row): shares as `_prefill` leaves them, added up. Empty ones cost nothing."""
     row = first_row + tl.program_id(1)
     begin = tl.load(starts + row)
     count = tl.load(starts + row + 1) - begin
-    if skip + tl.program_id(0) * ROWS // H >= count:
+    if (skip + tl.program_id(0) * ROWS // H >= count) | ((rest != 0) & (tl.load(lengths + row) == count)):
         return
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     s = tl.arange(0, MOST)
@@ -169,17 +230,18 @@ def paged_attention(q: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor)
 
 def chunks(
     q: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor, out: Tensor, *, first: int = 0, skip: int = 0,
-    tiles: Tiles | None = None, splits: int | None = None,
+    rest: bool = False, tiles: Tiles | None = None, splits: int | None = None,
 ) -> None:  # fmt: skip
     """Attention of all rows from row `first` on (rows before it have one token each): q, out [N - first, H, D].
 
-    skip: leading tokens of each row that are left as they are in `out`. splits: shares that keys are divided into.
+    skip: leading tokens of each row that are left as they are in `out`; rest: so are the rows that `prompts` does.
+    splits: shares that keys are divided into.
     """
     heads, kv_heads, dim = q.shape[1], *k_cache.shape[-2:]
     group = heads // kv_heads
     rows = len(plan.lengths) - first
     longest = max(plan.max_query, 1 if first < plan.decode else 0) - skip
-    if rows == 0 or longest <= 0:
+    if rows == 0 or longest <= 0 or (rest and all(count == length for count, length in plan.chunks)):
         return
     block_m, block_n, warps, stages = tiles or (INVARIANT_TILES if plan.invariant else TILES)
     across = cdiv(longest, block_m // group)
@@ -190,23 +252,26 @@ def chunks(
         sums = torch.empty(parts.shape[:-1], dtype=torch.float32, device=q.device)
     launch(
         _prefill, (kv_heads * splits, across, rows), q, k_cache, v_cache, plan.tables, plan.starts, plan.lengths,
-        parts, sums, q.stride(0), parts.stride(-3), plan.tables.stride(0), first, first, skip, len(q), splits,
+        parts, sums, q.stride(0), parts.stride(-3), plan.tables.stride(0), first, first, skip, int(rest), len(q),
+        splits,
         dim**-0.5 * LOG2E, KV=kv_heads, D=dim, GROUP=group, BLOCK_M=block_m, BLOCK_N=block_n, STAGES=stages,
         SHARE=SHARE, INVARIANT=plan.invariant, BLOCK=BLOCK, ASM=PDL, num_warps=warps,
     )  # fmt: skip
     if splits > 1:
-        _join(parts, sums, out, plan, first, skip, longest)
+        _join(parts, sums, out, plan, first, skip, longest, rest)
 
 
 def _join(
-    parts: Tensor, sums: Tensor, out: Tensor, plan: StepPlan, first: int, skip: int, longest: int, most: int = MOST
-) -> None:
+    parts: Tensor, sums: Tensor, out: Tensor, plan: StepPlan, first: int, skip: int, longest: int, rest: bool = False,
+    most: int = MOST,
+) -> None:  # fmt: skip
     """parts [splits <= most, N, H, D] and sums [splits, N, H] into out, up to token `skip + longest` of each row."""
     splits, tokens, heads, dim = parts.shape
     each = max(1, 8192 // (most * dim))
     launch(
-        _combine, (cdiv(longest * heads, each), len(plan.lengths) - first), parts, sums, plan.starts, out,
-        out.stride(0), first, first, skip, tokens, splits, H=heads, D=dim, ROWS=each, MOST=most, num_warps=4,
+        _combine, (cdiv(longest * heads, each), len(plan.lengths) - first), parts, sums, plan.starts,
+        plan.lengths, out, out.stride(0), first, first, skip, int(rest), tokens, splits, H=heads, D=dim, ROWS=each,
+        MOST=most, num_warps=4,
     )  # fmt: skip
 
 
@@ -214,6 +279,32 @@ def _splits(programs: int, plan: StepPlan) -> int:
     """Into how many shares the keys of so many programs go; a graph's plan has no chunks, but a bound of the length."""
     longest = max((length for _, length in plan.chunks), default=plan.max_length)
     return max(1, min(MOST, PROGRAMS // programs, cdiv(longest, SHARE)))
+
+
+def has_prompts(plan: StepPlan) -> bool:
+    """Whether `prompts` should do the rows whose first token is this step's."""
+    return sum(count for count, length in plan.chunks if count == length) >= PROMPT_TOKENS
+
+
+def prompts(
+    q: Tensor, k: Tensor, v: Tensor, plan: StepPlan, out: Tensor, *, tiles: Tiles = PROMPT_TILES,
+    registers: int | None = PROMPT_REGISTERS,
+) -> None:  # fmt: skip
+    """Attention of the rows behind the decode rows whose first token is this step's, over their own keys.
+
+    q, out [n, H, D] contiguous, k, v [n, KV, D] of all tokens behind the decode rows'; what is of other rows in `out`
+    stays as it is.
+    """
+    (tokens, heads, dim), kv_heads = q.shape, k.shape[1]
+    block_m, block_n, warps, stages = tiles
+    own = [TensorDescriptor(x, [tokens, kv_heads * dim], [x.stride(0), 1], [block_n, dim]) for x in (k, v)]
+    rows = len(plan.chunks)
+    launch(
+        _prompts, (kv_heads, tokens // (block_m // (heads // kv_heads)) + rows), q, *own, plan.starts, plan.lengths,
+        out, plan.decode, plan.decode, rows, dim**-0.5 * LOG2E, KV=kv_heads, D=dim,
+        GROUP=heads // kv_heads, BLOCK_M=block_m, BLOCK_N=block_n, STAGES=stages, ROWS=256, num_warps=warps,
+        maxnreg=registers,
+    )  # fmt: skip
 
 
 def dense_tokens(plan: StepPlan) -> int:
