@@ -8,8 +8,6 @@ traffic, and the tensor cores idle anyway). More tokens, and any number in the b
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -27,44 +25,47 @@ from qwen3.kernels.gpu.routing import list_pairs, route, uniform_logits
 
 Weight = Tensor | Fp8Weight
 _PDL = {"PDL": PDL, "launch_pdl": PDL}
+GROUPED = True
+"""Many pairs through `_grouped`."""
 
 
 @triton.jit(do_not_specialize=["slots"])
 def _grouped(
-    x, w, weights, order, tiles, out, slots, GATED: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
+    x, w, weights, order, tiles, out, slots, GATED: tl.constexpr, GATHER: tl.constexpr, N: tl.constexpr,
+    K: tl.constexpr, TOP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOOP: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """`_gemm` for many pairs: tiles of `list_pairs`, one after another in each program; w through the tensor memory
     accelerator, [2 E, N / 2, K] (gate rows, up rows) with GATED, else [E · N, K].
 
-    GATED: x [tokens, K] is gathered by pair, out [slots · BM, N / 2] stands in the order of the list, and is x of the
-    other product, which comes through the accelerator while the tile before is finished; its out [pairs, N] is by pair.
+    GATHER: x [tokens, K] is gathered by pair; else it is [slots · BM, K] in the order of the list and comes through the
+    accelerator. GATED: out [slots · BM, N / 2] is in that order; else out [pairs, N] is by pair. LOOP 1: a tile's first
+    x and w come while the tile before is finished; 2: warps of their own fetch.
     """
     lane, column = tl.arange(0, BM), tl.arange(0, BN)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     end = tl.load(tiles + slots) * (N // BN)
-    for at in tl.range(tl.program_id(0), end, tl.num_programs(0), flatten=not GATED):
+    for at in tl.range(tl.program_id(0), end, tl.num_programs(0), flatten=LOOP == 1, warp_specialize=LOOP == 2):
         slot, tile = at // (N // BN), at % (N // BN)
         info = tl.load(tiles + slot)
         expert = info // 65536
         used = lane < (info & 65535)
-        if GATED:
+        if GATHER:
             token = tl.load(order + slot * BM + lane, mask=used, other=0) // TOP
             source = x + token.to(tl.int64) * K
         acc = tl.zeros((BM, BN), tl.float32)
         for k in range(0, K, BK):
+            a = tl.load(source[:, None] + (k + tl.arange(0, BK))[None, :]) if GATHER else x.load([slot * BM, k])
             if GATED:
-                a = tl.load(source[:, None] + (k + tl.arange(0, BK))[None, :])
                 b = w.load([expert * 2, tile * (BN // 2), k]).reshape(BN, BK)
             else:
-                a = x.load([slot * BM, k])
                 b = w.load([expert * N + tile * BN, k])
             acc = tl.dot(a, b.T, acc)
         if GATED:
             gate, up = acc.reshape(BM, 2, BN // 2).permute(0, 2, 1).split()
-            out.store([slot * BM, tile * (BN // 2)], _silu_mul(gate, up).to(x.dtype.element_ty))
+            out.store([slot * BM, tile * (BN // 2)], _silu_mul(gate, up).to(out.dtype))
         else:
             pair = tl.load(order + slot * BM + lane, mask=used, other=0)
             acc *= tl.load(weights + pair).to(tl.float32)[:, None]
@@ -203,30 +204,41 @@ def run(
     pairs, bm = tokens * top, gate.bm or max(16, next_power_of_2(tokens))
     order, tiles = list_pairs(chosen, E, bm) if gate.bm else (None, None)
     slots = min(pairs, E) if tiles is None else len(tiles) - 1
-    grouped = gate.bm > 0 and not fp8 and not gate.swap and not low.swap
+    grouped = GROUPED and gate.bm > 0 and not fp8 and not gate.swap and not low.swap
     out, parts = torch.empty_like(x), x.new_empty(pairs, h)
     act = x.new_empty(slots * bm if grouped else pairs, m)
     for a, weight, to, tile in ((x, gate_up, act, gate), (act, down, parts, low)):
         w, scale = (weight, None) if isinstance(weight, Tensor) else (weight.data, weight.scale)
+        if grouped and order is not None and tiles is not None:
+            product(a, w, weights, order, tiles, to, tile, a is x)
+            continue
         N, K = w.shape[1:]
         bn, bk = _fit(tile.bn, N), _fit(min(tile.bk, 128) if fp8 == 128 else tile.bk, K)
-        how: dict[str, Any] = {"GATED": a is x, "N": N, "K": K, "TOP": top, "BM": bm, "BN": bn, "BK": bk}
-        how |= {"num_warps": tile.warps, "num_stages": tile.stages, **_PDL}
-        grid = slots * (N // bn)
-        if grouped and a is x:
-            rows, to_rows = _blocks(w.view(2 * E, m, K), 2, bn // 2, bk), _blocks(to, bm, bn // 2)
-            launch(_grouped, (grid,), a, rows, weights, order, tiles, to_rows, slots, **how)
-        elif grouped:
-            grid = min(grid, processors(x.device)[0] * (2 if bm * bn <= 128 * 128 else 1))
-            rows = _blocks(w.view(E * N, K), bn, bk)
-            launch(_grouped, (grid,), _blocks(a, bm, bk), rows, weights, order, tiles, to, slots, **how)
-        else:
-            launch(_gemm, (grid,), a, w, scale, weights, chosen, order, tiles, to, tokens, **how,
-                   SLOTS=next_power_of_2(top), LISTED=gate.bm > 0, BY_PAIR=gate.bm == 0 and pairs < E, SWAP=tile.swap,
-                   FP8=fp8)  # fmt: skip
+        launch(_gemm, (slots * (N // bn),), a, w, scale, weights, chosen, order, tiles, to, tokens, GATED=a is x, N=N,
+               K=K, TOP=top, SLOTS=next_power_of_2(top), LISTED=gate.bm > 0, BY_PAIR=gate.bm == 0 and pairs < E,
+               SWAP=tile.swap, FP8=fp8, BM=bm, BN=bn, BK=bk, num_warps=tile.warps,
+               num_stages=tile.stages, **_PDL)  # fmt: skip
     block = _fit(1024, h)
     launch(_combine, (tokens, h // block), parts, chosen, residual, out, H=h, TOP=top, BLOCK=block, num_warps=4, **_PDL)
     return out
+
+
+def product(
+    x: Tensor, w: Tensor, weights: Tensor, order: Tensor, tiles: Tensor, out: Tensor, tile: Tile, gather: bool,
+    loop: int | None = None,
+) -> None:  # fmt: skip
+    """Fill out by `_grouped` as w [E, N, K] and out's width say: N / 2 is that of the gate/up product."""
+    (E, N, K), bm, slots = w.shape, tile.bm, len(tiles) - 1
+    bn, bk, gated = _fit(tile.bn, N), _fit(tile.bk, K), out.shape[1] < N
+    loop = 0 if gather else 1 if loop is None else loop
+    grid = slots * (N // bn)
+    if loop:
+        grid = min(grid, processors(x.device)[0] * (2 if bm * bn <= 128 * 128 and loop == 1 else 1))
+    launch(_grouped, (grid,), x if gather else _blocks(x, bm, bk),
+           _blocks(w.view(2 * E, N // 2, K), 2, bn // 2, bk) if gated else _blocks(w.view(E * N, K), bn, bk),
+           weights, order, tiles, _blocks(out, bm, bn // 2) if gated else out, slots, GATED=gated, GATHER=gather, N=N,
+           K=K, TOP=weights.shape[1], BM=bm, BN=bn, BK=bk, LOOP=loop, num_warps=tile.warps, num_stages=tile.stages,
+           **_PDL)  # fmt: skip
 
 
 def _blocks(x: Tensor, *block: int) -> TensorDescriptor:
