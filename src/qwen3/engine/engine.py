@@ -113,7 +113,7 @@ class Engine(Recorder):
             self.runner = self._make_runner(blocks, invariant, uniform_routing)
             self.blocks = len(self.runner.k_cache[0])
             if isinstance(self.picker, DevicePicker):
-                self.graphs = Graphs(self.runner, self.picker)
+                self.graphs = Graphs(self.runner, self.picker.sampler)
                 self.graphs.warm()
         self.overlap = isinstance(self.picker, DevicePicker)
         self.stall = stall
@@ -487,11 +487,11 @@ class Engine(Recorder):
         if followed is None:
             followed = [i for i, item in enumerate(samples) if item.observed]
         places = [i for i in followed if samples[i].request.params.logprobs is not None]
-        numbers = None
         if places:
             top = max(samples[i].request.params.logprobs or 0 for i in places)
-            numbers = places, measure(logits[places], picked.ids(logits.device)[places], top, self.vocab_size)
-        return Flight(samples, followed, picked, numbers, logits if places else None)
+            numbers = measure(logits[places], picked.ids(logits.device)[places], top, self.vocab_size)
+            return Flight(samples, followed, picked, (places, numbers, logits))
+        return Flight(samples, followed, picked, None)
 
     # When something goes wrong
 

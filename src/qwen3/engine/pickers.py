@@ -146,13 +146,10 @@ class DevicePicker:
             position=len(row.tokens) - 1,
         )
 
-    def sample(self, logits: Tensor, rows: Tensor, out: Tensor) -> None:
-        self.sampler.sample(logits, rows, out)
-
     def pick(self, logits: Tensor, samples: Sequence[Sample]) -> Picked:
         slots = torch.tensor([item.row.slot for item in samples], dtype=torch.int32)
         out = torch.zeros(len(samples), 2, dtype=torch.int32, device=self.device)
-        self.sample(logits, slots.pin_memory().to(self.device, non_blocking=True), out)
+        self.sampler.sample(logits, slots.pin_memory().to(self.device, non_blocking=True), out)
         return DevicePicked(out, len(samples))
 
     def fetch(self, item: Sample, picked: Picked | None) -> tuple[list[int], Machine]:

@@ -28,8 +28,7 @@ class Flight:
     samples: list[Sample]
     followed: list[int]  # places in `samples` of those the host follows token by token
     picked: Picked
-    logprobs: tuple[list[int], Tensor] | None  # places of those that ask, and what `measure` found for them
-    logits: Tensor | None  # kept where log-probabilities were asked for
+    logprobs: tuple[list[int], Tensor, Tensor] | None  # places of those that ask, what `measure` found, logits of all
 
 
 class Recorder:
@@ -55,11 +54,11 @@ class Recorder:
     def _land(self, flight: Flight) -> None:
         """Record a step's tokens: one by one where the host follows, else only of samples that have ended."""
         samples = flight.samples
-        entries: dict[int, TokenLogprob] = {}
+        entries: dict[int, tuple[TokenLogprob, Tensor]] = {}
         if flight.logprobs is not None:
-            places, numbers = flight.logprobs
+            places, numbers, logits = flight.logprobs
             found = read_logprobs(numbers, [samples[i].request.params.logprobs or 0 for i in places])
-            entries = dict(zip(places, found, strict=True))
+            entries = {i: (entry, logits[i : i + 1]) for i, entry in zip(places, found, strict=True)}
         followed: Sequence[int] = flight.followed
         if self.overlap:
             for i, code in flight.picked.ended():
@@ -79,12 +78,8 @@ class Recorder:
                     self._fail(item, token)
                 else:
                     self._record(item, token, code)
-                    if (
-                        flight.logits is not None
-                        and i in entries
-                        and len(item.request.output) > len(item.request.logprobs)
-                    ):
-                        self._note(item, token, entries[i], flight.logits[i : i + 1])
+                    if i in entries and len(item.request.output) > len(item.request.logprobs):
+                        self._note(item, token, *entries[i])
         if isinstance(self.picker, HostPicker):
             self.picker.advance([item for item in samples if not item.request.done])
 

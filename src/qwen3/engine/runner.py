@@ -133,16 +133,9 @@ class Runner:
         return self.tables[owners, positions // BLOCK] * BLOCK + positions % BLOCK
 
     def step(
-        self,
-        rows: Tensor,
-        starts: Tensor,
-        state: State,
-        prompts: Prompts | None = None,
-        *,
-        max_query: int = 0,
-        chunks: tuple[tuple[int, int], ...] = (),
-        routes: Tensor | None = None,
-    ) -> Tensor:
+        self, rows: Tensor, starts: Tensor, state: State, prompts: Prompts | None = None, *, max_query: int = 0,
+        chunks: tuple[tuple[int, int], ...] = (), routes: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The same from what is on the device: `rows` are slots; starts, max_query and chunks as in `StepPlan`."""
         parts: list[Sequence[Tensor]] = []
         embedded, experts = None, None
@@ -160,19 +153,10 @@ class Runner:
         if self.custom_experts:
             experts = self.expert_counts[rows if prompts is None else torch.cat([rows, prompts.owners])]
         plan = StepPlan(
-            positions=positions,
-            slots=slots,
-            tables=tables,
-            starts=starts,
-            lengths=lengths,
-            cos_sin=self.cos_sin,
-            decode=len(rows),
-            max_query=max_query,
-            max_length=self.max_len,
-            chunks=chunks,
-            invariant=self.invariant,
+            positions=positions, slots=slots, tables=tables, starts=starts, lengths=lengths, cos_sin=self.cos_sin,
+            decode=len(rows), max_query=max_query, max_length=self.max_len, chunks=chunks, invariant=self.invariant,
             experts=experts,
-        )
+        )  # fmt: skip
         return self.stepper.hidden(ids, plan, self.k_cache, self.v_cache, embedded=embedded, routes=routes)
 
     @torch.inference_mode()  # a request may be cancelled, and leave, between two steps

@@ -73,16 +73,10 @@ def _step_seconds(model: Qwen3) -> float:
     for position in range(_STEPS + 1):
         start = time.perf_counter()
         plan = StepPlan(
-            positions=one * position,
-            slots=one * (BLOCK + position),
-            tables=one.view(1, 1),
-            starts=torch.arange(2, dtype=torch.int32, device="cpu"),
-            lengths=one * (position + 1),
-            cos_sin=turns,
-            decode=1,
-            max_query=0,
-            max_length=_STEPS + 1,
-        )
+            positions=one * position, slots=one * (BLOCK + position), tables=one.view(1, 1),
+            starts=torch.arange(2, dtype=torch.int32, device="cpu"), lengths=one * (position + 1), cos_sin=turns,
+            decode=1, max_query=0, max_length=_STEPS + 1,
+        )  # fmt: skip
         stepper.logits(stepper.hidden(one, plan, cache[0], cache[1]))
         times.append(time.perf_counter() - start)
     return sorted(times[1:])[_STEPS // 2]
