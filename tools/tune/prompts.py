@@ -33,7 +33,8 @@ OWN: list[tuple[prefill.Tiles, int | None]] = [
     ((64, 128, 4, 2), None), ((128, 32, 8, 4), 128),
 ]  # fmt: skip
 figures: dict[str, Any] = {}
-lines: list[str] = []
+MODELS = ("0.6B", "8B", "30B-A3B")
+say = partial(print, flush=True)
 
 
 class Prompts(Case):
@@ -51,16 +52,18 @@ class Prompts(Case):
             cache[0].view(-1, self.kv_heads, D)[slots.long()] = new
         self.out = self.out.view(self.tokens, self.heads, D)
 
-    def ways(self) -> dict[str, Callable[[], Tensor]]:
-        """Each candidate's name and call, which returns [N, H, D]."""
+    def ways(self, library: bool) -> dict[str, Callable[[], Tensor]]:
+        """Each candidate's name and call, which returns [N, H, D]: cuDNN's or ours."""
         found: dict[str, Callable[[], Tensor]] = {}
+        if library:
+            found["cuDNN ragged"] = self.ragged
+            if len(set(self.lengths)) == 1:
+                found["cuDNN dense"] = self.dense
+            return found
         for tiles in PAGED:
             found["paged " + "/".join(map(str, tiles))] = partial(self.paged, tiles)
         for tiles, registers in OWN:
             found["own " + "/".join(map(str, (*tiles, registers)))] = partial(self.prompts, tiles, registers)
-        found["cuDNN ragged"] = self.ragged
-        if len(set(self.lengths)) == 1:
-            found["cuDNN dense"] = self.dense
         return found
 
     def paged(self, tiles: prefill.Tiles) -> Tensor:
@@ -88,8 +91,8 @@ class Prompts(Case):
         """[N, H, D] in float32."""
         out = []
         for a, b in pairwise(self.starts):
-            parts = (x[a:b].float().transpose(0, 1).unsqueeze(0) for x in (self.q, self.own, self.values))
-            out.append(F.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True)[0].transpose(0, 1))
+            q, k, v = (x[a:b].float().transpose(0, 1).unsqueeze(0) for x in (self.q, self.own, self.values))
+            out.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1))
         return torch.cat(out)
 
 
@@ -110,44 +113,47 @@ def mixed(total: int, seed: int) -> list[int]:
     return [*found, total - sum(found)] if 0 < total - sum(found) <= 1024 else found
 
 
-def check() -> set[str]:
-    """Candidates that are right for groups of 2, 4 and 8 heads, and `attend` with all kinds of rows in a step."""
+def check(library: bool) -> set[str]:
+    """The candidates that are wrong for groups of 2, 4 or 8 heads."""
     bad: set[str] = set()
     worst: dict[str, float] = {}
-    for model in ("0.6B", "8B", "30B-A3B"):
-        case = Prompts(model, [1, 2, 63, 64, 65, 127, 128, 129, 1000, 300, 16, 17, 1500, 31])
-        expected = case.exact()
-        for name, call in case.ways().items():
-            case.out.fill_(float("nan"))
-            try:
-                found = error(call(), expected)
-            except Exception as exc:
-                lines.append(f"FAILS {model} {name}: {exc!r}"[:300])
-                found = float("nan")
-            worst[name] = max(worst.get(name, 0.0), found)
-            if not found < 1e-2:
-                bad.add(name)
-                lines.append(f"WRONG {model} {name}: {found}")
-    lines.append(f"check: largest errors { ({name: round(value, 5) for name, value in worst.items()}) }")
-    chunks = [(1, 1), (700, 700), (300, 2000), (65, 65), (1, 33), (1500, 1500), (200, 201)]
-    for model in ("0.6B", "14B", "30B-A3B", "embedded"):
-        for kv in (BF16, FP8):
-            step = Case(model, [5, 900], chunks, kv=kv, poison=True)
-            found = error(step.attend(), step.expected()[0])
-            right = found < (5e-2 if kv == FP8 else 1e-2)
-            lines.append(f"check: attend {model} {kv} {found:.5f} {'' if right else 'WRONG'}")
-    figures["check"] = worst
+    for model in MODELS:
+        for lengths in ([1, 2, 63, 64, 65, 127, 128, 129, 1000, 300, 16, 17, 1500, 31], [200] * 3):
+            case = Prompts(model, lengths)
+            expected = case.exact()
+            for name, call in case.ways(library).items():
+                case.out.fill_(float("nan"))
+                try:
+                    found = error(call(), expected)
+                except Exception as exc:
+                    say(f"FAILS {model} {name}: {exc!r}"[:300])
+                    found = float("nan")
+                worst[name] = max(worst.get(name, 0.0), found)
+                if not found < 1e-2:
+                    bad.add(name)
+                    say(f"WRONG {model} {name}: {found}")
+    say("check: largest errors " + ", ".join(f"{name}: {value:.5f}" for name, value in worst.items()))
+    figures["check cuDNN" if library else "check"] = worst
     return bad
 
 
-def time_them(bad: set[str]) -> None:
-    for model in ("0.6B", "8B", "30B-A3B"):
+def check_steps(steps: dict[str, Case]) -> None:
+    """`attend` with all kinds of rows in one step."""
+    for name, step in steps.items():
+        found = error(step.attend(), step.expected()[0])
+        right = found < (5e-2 if "float8" in name else 1e-2)
+        say(f"check: attend {name} {found:.5f} {'' if right else 'WRONG'}")
+
+
+def time_them(library: bool, bad: set[str]) -> None:
+    for model in MODELS:
         for label, lengths in (
             ("32x1024", [1024] * 32), ("mixed", mixed(32768, 1)), ("1x1024", [1024]), ("8x4096", [4096] * 8),
         ):  # fmt: skip
             case = Prompts(model, lengths)
+            title = f"{model} {label} ({len(lengths)} prompts, {case.tokens} tokens)"
             found: dict[str, float] = {}
-            for name, call in case.ways().items():
+            for name, call in case.ways(library).items():
                 if name in bad:
                     continue
                 try:
@@ -155,52 +161,53 @@ def time_them(bad: set[str]) -> None:
                     began = time.perf_counter()
                     call()
                     torch.cuda.synchronize()
-                    first = time.perf_counter() - began
-                    if "cuDNN" in name:
-                        figures[f"first {model} {label} {name}"] = first
-                        lines.append(f"first call {model} {label} {name}: {first * 1e3:.1f} ms")
+                    if library:
+                        figures[f"first {title} {name}"] = first = time.perf_counter() - began
+                        say(f"first call {model} {label} {name}: {first * 1e3:.1f} ms")
                     found[name] = replayed(call, 40 if label == "1x1024" else 4)
                 except Exception as exc:
-                    lines.append(f"FAILS {model} {label} {name}: {exc!r}"[:200])
-            title = f"{model} {label} ({len(lengths)} prompts, {case.tokens} tokens)"
-            figures[title] = {name: seconds * 1e6 for name, seconds in found.items()}
-            lines.append(title)
-            lines.extend(
-                f"   {name:24} {case.flops / seconds / 1e12:6.1f} TFLOP/s {seconds * 1e6:8.1f} us"
-                for name, seconds in sorted(found.items(), key=lambda item: item[1])
-            )
+                    say(f"FAILS {model} {label} {name}: {exc!r}"[:200])
+            figures.setdefault(title, {}).update({name: seconds * 1e6 for name, seconds in found.items()})
+            say(title)
+            for name, seconds in sorted(found.items(), key=lambda item: item[1]):
+                say(f"   {name:22} {case.flops / seconds / 1e12:6.1f} TFLOP/s {seconds * 1e6:8.1f} us")
 
 
 def host() -> None:
     case = Prompts("0.6B", [64])
-    for name, call in case.ways().items():
-        if name.split(" ")[1] in ("128/64/8/3", "128/64/8/2/128", "ragged", "dense"):
-            call()
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-            for _ in range(200):
-                call()
-            lines.append(f"host: {name} {(time.perf_counter() - began) / 200 * 1e6:.1f} us a call")
-            torch.cuda.synchronize()
+    ways = case.ways(False) | case.ways(True)
+    for name in ("paged 128/64/8/3", "own 128/64/8/2/128", "cuDNN ragged", "cuDNN dense"):
+        ways[name]()
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(200):
+            ways[name]()
+        say(f"host: {name} {(time.perf_counter() - began) / 200 * 1e6:.1f} us a call")
+        torch.cuda.synchronize()
 
 
 def main() -> None:
     torch.manual_seed(int(time.time()))
     began = time.perf_counter()
-    try:
-        compiled(*(
-            partial(case.prompts, *own) for case in (Prompts(m, [64]) for m in ("0.6B", "8B", "30B-A3B")) for own in OWN
-        ))  # fmt: skip
-        lines.append(f"compiled in {time.perf_counter() - began:.1f} s")
-        bad = check()
-        lines.append(f"-- check done at {time.perf_counter() - began:.1f} s")
-        for section in (partial(time_them, bad), host):
+    chunks = [(1, 1), (700, 700), (300, 2000), (65, 65), (1, 33), (1500, 1500), (200, 201)]
+    steps = {
+        f"{model} {kv}": Case(model, [5, 900], chunks, kv=kv, poison=True)
+        for model in ("0.6B", "14B", "30B-A3B", "embedded") for kv in (BF16, FP8)
+    }  # fmt: skip
+    small = [call for model in MODELS for call in Prompts(model, [64, 64]).ways(False).values()]
+    compiled(*small, *(step.attend for step in steps.values()))
+    bad: dict[bool, set[str]] = {}
+    for section in (
+        lambda: bad.update({False: check(False)}), lambda: check_steps(steps), lambda: time_them(False, bad[False]),
+        lambda: bad.update({True: check(True)}), lambda: time_them(True, bad[True]), host,
+    ):  # fmt: skip
+        say(f"-- at {time.perf_counter() - began:.1f} s")
+        try:
             section()
-            lines.append(f"-- at {time.perf_counter() - began:.1f} s")
-    except Exception:
-        lines.append(f"FAILED {traceback.format_exc()[-900:]}")
+        except Exception:
+            say(f"FAILED {traceback.format_exc()[-900:]}")
+    say(f"-- done at {time.perf_counter() - began:.1f} s")
     (Path(os.environ.get("OUT", ".")) / "prompts.json").write_text(json.dumps(figures, indent=1))
-    print("\n".join(["==== prompts", *lines]))
 
 
 if __name__ == "__main__":
