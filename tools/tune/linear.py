@@ -284,7 +284,7 @@ def candidates(m: int, n: int, k: int, norm: bool, few: bool) -> list[Tile | Non
         return []
     if m <= 16:
         return [*few_tiles(m, n, k, norm, 7 if m == 8 and not few else 4), *gemm_tiles(32, n, k, 1)]
-    found = gemm_tiles(m, n, k, 5 if m <= 64 else 9)
+    found = gemm_tiles(m, n, k, 4 if m <= 64 else 7)
     apart = [tile._replace(apart=True) for tile in found] if norm and 32 < m <= linear.MOST_ROWS else []
     return [*found, *apart, *([None] if m >= 48 else [])]
 
