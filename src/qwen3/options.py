@@ -11,7 +11,7 @@ from qwen3 import family
 from qwen3.checkpoint import check_fits
 from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
-from qwen3.model.load import DTYPES, best_device, default_dtype
+from qwen3.model.load import as_dtype, best_device, default_dtype
 from qwen3.tokenizer import Tokenizer
 
 
@@ -20,7 +20,7 @@ def check_options(
 ) -> tuple[torch.device | None, torch.dtype | None]:
     """What can be wrong with these before `model` is looked for: a published model that does not fit into memory is
     refused by its name, not after gigabytes have been fetched. Raises UsageError or OutOfMemoryError."""
-    where, number_type = _device(device), _dtype(dtype)
+    where, number_type = _device(device), as_dtype(dtype)
     if weights not in (None, "fp8"):
         raise UsageError(f"weights={weights!r} is not supported; use 'fp8', or None for what the checkpoint has")
     if isinstance(model, str) and (member := family.find(model)) and not os.path.exists(model):
@@ -61,14 +61,6 @@ def _device(device: str | torch.device | None) -> torch.device | None:
             f"device={device!r} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices; use 'cpu'"
         )
     return found
-
-
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if dtype is None or dtype in DTYPES.values():
-        return dtype  # type: ignore[return-value]
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype={dtype!r} is not supported; use {', '.join(DTYPES)}")
-    return DTYPES[str(dtype)]
 
 
 def context_length(context: int | None, config: ModelConfig) -> int:

@@ -194,7 +194,7 @@ def test_load_model(tmp_path: Path, moe: bool) -> None:
     with torch.inference_mode():
         assert torch.equal(small(ids), random_model(config, seed=3, dtype=torch.bfloat16).float()(ids))
     assert load_model(tmp_path / "m", device="cpu", dtype="float32").dtype == torch.float32
-    with pytest.raises(UsageError, match="dtype 'int4' is not supported"):
+    with pytest.raises(UsageError, match="dtype='int4' is not supported"):
         load_model(tmp_path / "m", dtype="int4")
 
 

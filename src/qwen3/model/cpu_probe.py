@@ -21,7 +21,7 @@ from torch import Tensor
 
 _SECONDS = 10.0  # a healthy child takes 0.02
 _LIMIT = 2e-2  # relative distance from float32; bfloat16 rounds by up to 2⁻⁹
-_WITHOUT_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+_LIMITED = "ONEDNN_MAX_CPU_ISA"
 
 
 def advertised() -> bool:
@@ -39,14 +39,13 @@ def works() -> bool:
     """
     if survives(right):
         return True
-    if "ONEDNN_MAX_CPU_ISA" in os.environ or not survives(lambda: _set(_WITHOUT_AMX) and right()):
+    if _LIMITED in os.environ:
         return False
-    return _set(_WITHOUT_AMX)
-
-
-def _set(variables: dict[str, str]) -> bool:
-    os.environ.update(variables)
-    return True
+    os.environ[_LIMITED] = "AVX512_CORE_BF16"
+    if survives(right):
+        return True
+    del os.environ[_LIMITED]
+    return False
 
 
 def right() -> bool:

@@ -24,6 +24,15 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The dtype that is meant. Raises UsageError if no model can have it."""
+    if dtype is None or dtype in DTYPES.values():
+        return dtype  # type: ignore[return-value]
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype={dtype!r} is not supported; use {', '.join(DTYPES)}")
+    return DTYPES[str(dtype)]
+
+
 def cpu_has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 natively, and it works (see `cpu_probe`)."""
     return cpu_probe.advertised() and cpu_probe.works()
@@ -74,13 +83,9 @@ def load_model(
     config = ModelConfig.from_pretrained(folder)
     stored = stored_format(folder)
     target = best_device() if device is None else torch.device(device)
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise UsageError(f"dtype {dtype!r} is not supported (expected {', '.join(DTYPES)})")
-        dtype = DTYPES[dtype]
     if quantization not in (None, "fp8"):
         raise UsageError(f"quantization {quantization!r} is not supported (expected 'fp8', or None)")
-    wanted = default_dtype(config, target) if dtype is None else dtype
+    wanted = as_dtype(dtype) or default_dtype(config, target)
     if target.type == "cpu" and wanted == torch.bfloat16 and cpu_probe.advertised() and not cpu_probe.works():
         raise UsageError("dtype bfloat16 does not work on this processor, though it says so; take dtype float32")
     model = Qwen3(config, device="meta", dtype=wanted)
