@@ -1,10 +1,11 @@
 """Checks and tunes attention on a GPU: `PYTHONPATH=src python tools/tune/attention.py [SECTION ...]`.
 
 Sections: check (against float32, shapes of all eight models; bits of the invariant mode), decode (configurations, in
-graphs of dependent launches that walk over more cache than L2 holds), prefill (tiles; cuDNN and torch's flash beside
-them; what cuDNN's first call of a shape costs), chunks (small ones behind a long context, whose keys are divided), step
-(whole `attend` calls, RoPE, host time of a call). Tables go to stdout, the best of each case last; all figures to
-$OUT/attention.json.
+graphs of dependent launches that walk over more cache than L2 holds), mixed (the same for 16 to 256 rows of very
+different lengths, checked first; the fastest also between products of the model's sizes), prefill (tiles; cuDNN and
+torch's flash beside them; what cuDNN's first call of a shape costs), chunks (small ones behind a long context, whose
+keys are divided), step (whole `attend` calls, RoPE, host time of a call). Tables go to stdout, the best of each case
+last; all figures to $OUT/attention.json.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from qwen3.kernels import reference_engine as reference
 from qwen3.kernels.gpu import attention, prefill
 from qwen3.kernels.gpu.attention import DecodeConfig
 from qwen3.kernels.gpu.launch import collect, compile_all
+from qwen3.kernels.gpu.linear import fused_linear
 from qwen3.kernels.plan import BLOCK, StepPlan
 
 READ = 3.1e12  # bytes a second read from an H100's memory
@@ -132,16 +134,16 @@ def timed(call: Callable[..., Any], *args: Any, repeats: int = 5, **named: Any) 
     return statistics.median(first.elapsed_time(last) for first, last in marks) / 1e3
 
 
-def replayed(step: Callable[[int], Any], layers: int) -> float:
-    """Seconds of one step in a graph that walks over the layers, at least 24 steps."""
-    steps = [i % layers for i in range(max(24, layers))]
+def replayed(step: Callable[[int], Any], layers: int, least: int = 24, repeats: int = 5) -> float:
+    """Seconds of one step in a graph that walks over the layers, at least `least` steps."""
+    steps = [i % layers for i in range(max(least, layers))]
     step(0)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for layer in steps:
             step(layer)
-    return timed(graph.replay) / len(steps)
+    return timed(graph.replay, repeats=repeats) / len(steps)
 
 
 SMALL = [
@@ -157,6 +159,16 @@ LARGE = [
                                        (64, 4, 4, False), (128, 4, 3, False), (64, 4, 1, True), (32, 4, 1, True))
     for splits in (1, 4)
 ]  # fmt: skip
+
+SHARES = ((1, 512), (2, 512), (4, 512), (4, 256), (8, 256), (8, 128), (16, 128), (16, 64))
+MIXED = [
+    DecodeConfig(splits, chunk, tile, warps, stages, early)
+    for tile, warps, stages, early in ((64, 4, 3, False), (64, 4, 3, True), (64, 4, 4, True), (64, 2, 3, True),
+                                       (32, 4, 4, True), (32, 2, 3, True), (32, 2, 4, True), (16, 1, 4, True),
+                                       (64, 4, 1, True), (32, 2, 1, True), (16, 1, 1, True))
+    for splits, chunk in SHARES
+]  # fmt: skip
+HIDDEN = {"0.6B": 1024, "8B": 4096, "30B-A3B": 2048}
 
 
 def check() -> None:
@@ -262,6 +274,92 @@ def decode() -> None:
         floor = replayed(partial(case.decode, None), 2)
         table.append(f"{model:8} R=1 n=1: {floor * 1e6:.2f} us (fixed cost in a chain)")
     summary.extend(["decode: splits/chunk/tile/warps/stages, e: first tile early", *table])
+
+
+def short(config: DecodeConfig) -> str:
+    c = config
+    return f"{c.splits}/{c.chunk}/{c.tile}/{c.warps}/{c.stages}{'e' if c.early else ''}"
+
+
+def mixed() -> None:
+    """Rows sorted by length, longest first, as the engine has them."""
+    draw = random.Random(2)
+    work = [(m, n) for n in (16, 32, 64, 96, 128, 192, 256) for m in HIDDEN]
+    lengths = {n: sorted((draw.randint(300, 1800) for _ in range(n)), reverse=True) for _, n in work}
+    began = time.perf_counter()
+    edges = sorted([1, 2, 16, 17, 64, 65, 128, 129, 256, 257, 1024, *lengths[16]], reverse=True)
+    tested = [Case(m, edges, kv=kv, poison=True) for m in HIDDEN for kv in (BF16, FP8)]
+    layers = {m: Layer(m) for m in HIDDEN}
+    jobs = [partial(c.decode, f) for c in tested for f in MIXED if c.k.dtype == BF16 or f.chunk == 128]
+    for (m, n), c in ((job, c) for job in work for c in tested):
+        if (c.heads, c.kv_heads, c.k.dtype) == (*HEADS[m], BF16):
+            jobs.append(partial(c.decode, attention.decode_config(n, c.kv_heads, 4096)))
+            one = layers[m]
+            jobs += [partial(fused_linear, x[:n], w) for x, w in ((one.x, one.first), (one.seen, one.last))]
+    compiled(*jobs)
+    table = [f"compiled in {time.perf_counter() - began:.1f} s"]
+    wrong = 0.0
+    for case in tested:
+        right = case.expected()[0]
+        for config in MIXED:
+            if case.k.dtype == BF16 or config.chunk == 128:
+                case.out.fill_(float("nan"))
+                case.decode(config)
+                found = error(case.out, right)
+                wrong = max(wrong, found) if found == found else found
+                if not found < 1e-2:
+                    print("WRONG", case.heads, case.kv_heads, case.k.dtype, short(config), found, flush=True)
+    table.append(f"largest error {wrong:.4f}")
+    print("\n".join(table), flush=True)
+    del tested, case
+    shares: dict[int, list[dict[DecodeConfig, float]]] = {}
+    for model, rows in work:
+        size = sum(lengths[rows]) * HEADS[model][1] * D * 4
+        case = Case(model, lengths[rows], layers=(count := min(8, max(2, -(-200_000_000 // size)))))
+        found = {f: replayed(partial(case.decode, f), count, least=6, repeats=3) for f in MIXED}
+        order = sorted(found, key=found.__getitem__)
+        kept = attention.decode_config(rows, case.kv_heads, 4096)
+        found[kept] = replayed(partial(case.decode, None), count)
+        name = f"{model:7} R={rows:3}"
+        line = [f"{short(f)} {found[f] * 1e6:.1f}us {case.bytes / READ / found[f]:.0%}" for f in (kept, *order[:5])]
+        table.append(f"{name} now {line[0]} | best " + ", ".join(line[1:]))
+        whole = {f: replayed(partial(layers[model].run, case, f), count, least=8) for f in {kept, *order[:5]}}
+        best = min(whole, key=whole.__getitem__)
+        table.append(f"{'':14} between products: now {whole[kept] * 1e6:.1f}us | best " + ", ".join(
+            f"{short(f)} {whole[f] * 1e6:.1f}" for f in sorted(whole, key=whole.__getitem__)[:3]
+        ))  # fmt: skip
+        print("\n".join(table[-2:]), flush=True)
+        shares.setdefault(rows * case.kv_heads, []).append({f: s / found[order[0]] for f, s in found.items()})
+        figures[f"mixed {name}"] = {
+            "alone": [{"us": s * 1e6, **asdict(f)} for f, s in found.items()],
+            "between products": [{"us": s * 1e6, **asdict(f)} for f, s in whole.items()], "best": asdict(best),
+        }  # fmt: skip
+        del case
+    for pairs, cases in sorted(shares.items()):
+        regret = {f: max(case[f] for case in cases) for f in MIXED}
+        order = sorted(regret, key=regret.__getitem__)[:5]
+        table.append(f"pairs {pairs:5}: " + ", ".join(f"{short(f)} +{regret[f] - 1:.1%}" for f in order))
+    summary.extend(
+        ["mixed: splits/chunk/tile/warps/stages, e: early; share of 3.1 TB/s; by pairs: + worst loss", *table]
+    )
+
+
+class Layer:
+    """A layer's products around attention, at a model's sizes."""
+
+    def __init__(self, model: str) -> None:
+        heads, kv_heads = HEADS[model]
+        hidden = HIDDEN[model]
+        self.first = torch.randn((heads + 2 * kv_heads) * D, hidden, device="cuda").div(hidden**0.5).to(BF16)
+        self.last = torch.randn(hidden, heads * D, device="cuda").div((heads * D) ** 0.5).to(BF16)
+        self.x = torch.randn(256, hidden, device="cuda").to(BF16)
+        self.seen = torch.randn(256, heads * D, device="cuda").to(BF16)
+
+    def run(self, case: Case, config: DecodeConfig, layer: int) -> None:
+        keep, case.qkv = case.qkv, fused_linear(self.x[: case.tokens], self.first)
+        case.decode(config, layer)
+        fused_linear(case.out, self.last)
+        case.qkv = keep
 
 
 def cudnn_first(*shape: Any) -> tuple[float, float]:
@@ -400,7 +498,10 @@ def step() -> None:
     summary.extend(lines)
 
 
-SECTIONS = {"check": check, "decode": decode, "prefill": prefill_section, "chunks": chunks_section, "step": step}
+SECTIONS = {
+    "check": check, "decode": decode, "mixed": mixed, "prefill": prefill_section, "chunks": chunks_section,
+    "step": step,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -30,7 +30,8 @@ _counters: dict[torch.device, Tensor] = {}
 @dataclass(frozen=True)
 class DecodeConfig:
     """splits: most programs of a row and KV head; chunk: keys below which a share is not split further (a multiple of
-    tile); tile: keys loaded at once; early: load the first tile while the kernel before still runs."""
+    tile); tile: keys loaded at once; stages: 1: the next tile waits in registers, more: that many less one in shared
+    memory; early: while the kernel before still runs, load the first tile (one stage) or ask L2 for the first two."""
 
     splits: int
     chunk: int
@@ -133,6 +134,24 @@ def _gathered(cache, ids, at, end, d, STRIDE: tl.constexpr, BLOCK: tl.constexpr)
 
 
 @triton.jit
+def _ask(k_cache, v_cache, table, begin, end, blocks, STRIDE: tl.constexpr, D: tl.constexpr, KEYS: tl.constexpr,
+         BLOCK: tl.constexpr):  # fmt: skip
+    """Asks L2 for keys and values [begin, end), KEYS of them at most, by lines of 128 bytes."""
+    LINE: tl.constexpr = 1024 // k_cache.dtype.element_ty.primitive_bitwidth
+    at = begin + tl.arange(0, KEYS)
+    ids = tl.load(table + at // BLOCK, mask=at < end, other=0, cache_modifier=".cg")
+    ids = tl.minimum(tl.maximum(ids, 0), blocks - 1)
+    where = (ids.to(tl.int64) * BLOCK + at % BLOCK) * STRIDE
+    where = where[:, None] + tl.arange(0, D // LINE)[None, :] * LINE
+    live = tl.broadcast_to((at < end)[:, None], where.shape).to(tl.int32)
+    for cache in tl.static_range(2):
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0; }", "=r,l,r",
+            [((k_cache if cache == 0 else v_cache) + where).to(tl.int64), live], tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
 def _update(q, k, v, live, m, l, acc, ASM: tl.constexpr):
     """Online softmax over one more tile of keys. q holds the scale and log2(e)."""
     s = tl.where(live[None, :], tl.dot(q, k.to(q.dtype).T), float("-inf"))
@@ -149,18 +168,19 @@ def _decode(
     counters, stride, table_stride, blocks, angles, splits, chunk, eps,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     TILE: tl.constexpr, STAGES: tl.constexpr, MERGE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
-    ASM: tl.constexpr, PDL: tl.constexpr,
+    ASK: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (KV head, row, share); GROUP = H / KV query heads in ROWS >= 16 rows of a tile. partial [R, KV, splits,
     GROUP, D], stats [R, KV, splits, 2, GROUP] (maximum, sum) float32; counters [R·KV] zero before and after.
 
     EARLY: the first keys are loaded before the wait. What may still change before it (the plan is written in the same
     graph) is read again behind it: cached keys themselves date from earlier steps, so if nothing differs they are
-    right. The first reading is clamped: it may be of memory that nobody has written yet.
+    right. The first reading is clamped: it may be of memory that nobody has written yet. ASK: the same for the first
+    two tiles, but into L2 alone.
     """
     head = tl.program_id(0)
     row = tl.program_id(1)
-    split = splits - 1 - tl.program_id(2)  # the first share, which every row has, starts last: it may be short
+    split = tl.program_id(2)  # shares that many rows lack start last: their programs leave while others still work
     d = tl.arange(0, D)
     g = tl.arange(0, ROWS)
     span = tl.arange(0, TILE)
@@ -176,9 +196,12 @@ def _decode(
     q_other = tl.load(q_weight + pair).to(tl.float32)[None, :]
     k_scale = tl.load(k_weight + d).to(tl.float32)
     k_other = tl.load(k_weight + pair).to(tl.float32)
-    if EARLY:
+    if EARLY or ASK:
         guess = tl.minimum(tl.maximum(tl.load(lengths + row, cache_modifier=".cg"), 1), table_stride * BLOCK)
         begin, end, used = _share(guess, split, splits, chunk, TILE)
+    if ASK:
+        _ask(k_cache, v_cache, table, begin, end, blocks, KV * D, D, 2 * TILE, BLOCK)
+    if EARLY:
         at = begin + span
         ids = tl.load(table + at // BLOCK, mask=at < end, other=0, cache_modifier=".cg")
         ids = tl.minimum(tl.maximum(ids, 0), blocks - 1)
@@ -336,8 +359,9 @@ def decode(
         plan.tables, plan.lengths, k_cache, v_cache, out, partial, stats, counters, qkv.stride(0),
         plan.tables.stride(0), len(k_cache), len(plan.cos_sin), config.splits, config.chunk, eps,
         H=heads, KV=kv_heads, D=dim, SCALE=dim**-0.5 * prefill.LOG2E, GROUP=group, ROWS=max(16, wide),
-        TILE=config.tile, STAGES=config.stages, MERGE=max(1, 2048 // (wide * dim)), BLOCK=BLOCK, EARLY=config.early,
-        ASM=PDL, PDL=PDL, num_warps=config.warps, launch_pdl=PDL,
+        TILE=config.tile, STAGES=config.stages, MERGE=max(1, 2048 // (wide * dim)), BLOCK=BLOCK,
+        EARLY=config.early and config.stages == 1, ASK=PDL and config.early and config.stages > 1, ASM=PDL, PDL=PDL,
+        num_warps=config.warps, launch_pdl=PDL,
     )  # fmt: skip
 
 
