@@ -248,6 +248,7 @@ def gemm_tiles(m: int, n: int, k: int, most: int) -> list[Tile]:
         if (
             (tokens > 32 and tokens >= 2 * m) or (tokens < 64 and groups > 1) or (rows < 64 < tokens)
             or k % (columns * split) or part < 256 or programs < 60
+            or (split == 8 and rows == 32)  # spills
             or (split > 1 and (rows == 192 or programs * (rows + 1) * tokens > linear.PARTS))
             or sums > (128 if warps == 4 else 192) or (warps == 8 and sums < 32)
         ):  # fmt: skip
