@@ -51,7 +51,7 @@ def test_thinking_solves_held_out_problems_that_it_cannot_answer_at_once(llm: LL
         results = llm.chat_batch(asked, thinking=ThinkingPolicy(mode=mode), sampling=GREEDY)
         right[mode] = sum(FAMILIES[p.family].check(p, r.content) for p, r in zip(problems, results, strict=True))
         assert all(bool(r.reasoning_content) == (mode == "on") for r in results)
-        assert all(r.thinking.ended_by == ("model" if mode == "on" else None) for r in results)
+        assert all(r.thinking.ended_by == ("natural" if mode == "on" else None) for r in results)
     assert right["on"] >= 27
     assert right["on"] - right["off"] >= 8
 

@@ -349,6 +349,8 @@ class LLM:
     ) -> list[Request]:
         params = checked(sampling, SamplingParams, "sampling") or SamplingParams()
         policy = checked(thinking, ThinkingPolicy, "thinking")
+        if policy is not None:
+            policy.require_supported()
         if tool_choice not in (None, "auto", "none"):
             raise UsageError(f"tool_choice={tool_choice!r} is not supported yet: use 'auto', 'none' or leave it out")
         if tool_choice == "none":

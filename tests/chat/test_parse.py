@@ -25,8 +25,10 @@ F = ToolCall("f", '{"a": 1}')
         ("<think>\n\n</think>\n\nA", "", "A", ()),
         ("R\n</think>\n\nA", "R", "A", ()),
         ("<think>\nR", "R", "", ()),
-        ("<think>R</think>A<think>S</think>B", "R\n\nS", "AB", ()),
-        ("<think>a</think>b</think>c", "a", "bc", ()),
+        ("<think>R</think>A<think>S</think>B", "R", "A<think>S</think>B", ()),
+        ("A<think>S", "", "A<think>S", ()),
+        ("<think>a</think>b</think>c", "a", "b</think>c", ()),
+        ("<think>a</think>\n</think>\nb", "a", "b", ()),
         (f"<think>{CALL}</think>A", CALL, "A", ()),
         (f"A\n{CALL}", "", "A", (F,)),
         (f"A\n\n{CALL}\n{CALL}\n", "", "A\n", (F, F)),
@@ -42,7 +44,7 @@ def test_parse(tok, turn, reasoning, content, calls):
         message = parse(given, tok)
         assert (message.reasoning_content, message.content, message.tool_calls) == (reasoning, content, calls)
         assert message.role == "assistant"
-        assert len(message.warnings) == content.count("<tool_call>") + (turn == "<think>a</think>b</think>c")
+        assert len(message.warnings) == content.count("<tool_call>") + (turn == "<think>a</think>\n</think>\nb")
 
 
 def test_text_is_taken_as_it_is():

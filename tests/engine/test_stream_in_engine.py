@@ -74,7 +74,7 @@ def test_mode_on_opens_the_block(run: Any, tokenizer: Any, scripted: Any) -> Non
     request, result = play(run, tokenizer, scripted(script(*said)), GREEDY, ThinkingPolicy(mode="on"))
     assert request.output == [c.think, *newline, 50, c.end_think, 40, c.im_end]
     assert (result.thinking.mode, result.thinking.used, result.thinking.forced_tokens) == ("on", 1, 2)
-    assert result.thinking.ended_by == "model"
+    assert result.thinking.ended_by == "natural"
 
 
 def test_budget_zero_is_the_empty_block(run: Any, tokenizer: Any, scripted: Any) -> None:

@@ -9,6 +9,7 @@ from qwen3.chat.events import (
     TextDelta,
     ThinkingReport,
     ToolCallDelta,
+    ToolCallDropped,
     Usage,
     fold,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "TokenStream",
     "ToolCall",
     "ToolCallDelta",
+    "ToolCallDropped",
     "Usage",
     "encode",
     "fold",

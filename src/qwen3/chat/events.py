@@ -35,9 +35,18 @@ class ToolCallDelta:
 
 
 @dataclass(frozen=True)
+class ToolCallDropped:
+    """The call `index`, of which deltas were given, turned out malformed or unclosed: forget it. `text`, as the model
+    wrote it, follows in the content."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Usage:
-    """Token counts. reasoning_tokens: sampled between the think tags. completion_tokens: all, forced ones and the
-    end-of-sequence token included."""
+    """Token counts. reasoning_tokens: sampled between the think tags. completion_tokens: all, forced ones, discarded
+    ones and the end-of-sequence token included."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -49,10 +58,13 @@ class Usage:
 class ThinkingReport:
     """How the thinking went.
 
-    mode: "on" if a think block was open at any time and thinking was not off; else "off". budget: as asked. used:
-    tokens sampled strictly between the tags. forced_tokens: tokens put there by the stream, not the model. ended_by:
-    "model" (it wrote the closing tag), "budget", "eos" (it tried to stop inside), "length", "cancelled", "stop", or
-    None (no thinking).
+    mode: what it did, "on" (a think block with thinking in it was opened) or "off"; "auto" while that is undecided.
+    budget: the bound in force. used: tokens sampled strictly between the tags. forced_tokens: tokens put there by the
+    stream, not the model. ended_by: "natural" (the model wrote the closing tag), "budget", "steps", "time", "client",
+    "loop", "eos" (it tried to stop inside), "length", "cancelled", "stop", or None (no thinking). source: what settled
+    the mode, "explicit", "switch", "default" or "auto" (None: nobody said). steps: paragraphs of the reasoning.
+    discarded_tokens: sampled by mode "auto" for an answer that was thrown away. window: tokens that "auto" looked at
+    before it decided (None: not auto).
     """
 
     mode: str
@@ -60,12 +72,17 @@ class ThinkingReport:
     used: int
     forced_tokens: int
     ended_by: str | None
+    source: str | None = None
+    steps: int = 0
+    discarded_tokens: int = 0
+    window: int | None = None
 
 
 @dataclass(frozen=True)
 class Finish:
-    """The last event. reason: stop, length, tool_calls, cancelled, or error (from the engine, which also has the
-    exception). matched: the stop string or stop id that ended it (None for an ordinary end of turn)."""
+    """The last event. reason: stop, length, tool_calls, loop (the answer repeated itself without end), cancelled, or
+    error (from the engine, which also has the exception). matched: the stop string or stop id that ended it (None for
+    an ordinary end of turn)."""
 
     reason: str
     usage: Usage
@@ -74,7 +91,7 @@ class Finish:
     matched: str | int | None = None
 
 
-Event = ReasoningDelta | TextDelta | ToolCallDelta | Finish
+Event = ReasoningDelta | TextDelta | ToolCallDelta | ToolCallDropped | Finish
 
 
 @dataclass(frozen=True)
@@ -120,6 +137,8 @@ def fold(events: Iterable[Event]) -> Result:
                 call.id = event.id or call.id
                 call.name = event.name or call.name
                 call.arguments.append(event.arguments_delta)
+            case ToolCallDropped():
+                calls.pop(event.index, None)
             case Finish():
                 finish = event
     made = tuple(ToolCall(calls[i].name, "".join(calls[i].arguments), calls[i].id) for i in sorted(calls))

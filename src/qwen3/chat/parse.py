@@ -22,13 +22,14 @@ _ENDS = tuple(CONTROL_TOKENS[name][0] for name in ("im_end", "endoftext"))
 def parse(turn: str | Iterable[int], tokenizer: Tokenizer | None = None) -> Message:
     """One assistant turn, with or without the final `<|im_end|>`, as a Message.
 
-    `turn` is text, where tags are found as strings, or ids, where only control ids are tags. Several think blocks
-    become one reasoning, joined by a blank line; one that is not closed is all reasoning. A tool call that cannot be
-    read or is not closed stays in the content, and `warnings` says so. Tool calls inside a think block are text.
+    `turn` is text, where tags are found as strings, or ids, where only control ids are tags. A think block comes first;
+    one that is not closed is all reasoning. Later think tags are text, but a `</think>` before any content is dropped.
+    A tool call that cannot be read or is not closed stays in the content, and `warnings` says so. Tool calls inside a
+    think block are text.
     """
     if isinstance(turn, str):
         split = control_pattern(_TAGS).split(_until_end(turn))
-        return _build([(text, i % 2 == 1) for i, text in enumerate(split)])
+        return _build([(text, i % 2 == 1) for i, text in enumerate(split) if text])
     if isinstance(turn, (bytes, dict)) or not isinstance(turn, Iterable):
         raise UsageError(f"parse: give text or token ids, not {type(turn).__name__}")
     tok = tokenizer or default_tokenizer()
@@ -55,21 +56,26 @@ def _until_end(text: str) -> str:
 
 
 class _Content:
-    """The answer text, without the newlines that the template puts around think blocks and tool calls."""
+    """The answer text, without the newlines that the template puts around think blocks and tool calls.
 
-    def __init__(self) -> None:
+    strip: newlines at the beginning are the template's.
+    """
+
+    def __init__(self, strip: bool) -> None:
+        self.begun = False
         self._parts: list[str] = []
         self._open = ""  # since the last tag
-        self._strip = False
+        self._strip = strip
         self._after_call = False
 
     def add(self, text: str) -> None:
+        self.begun = self.begun or bool(text.strip("\n"))
         text = text.lstrip("\n") if self._strip else text
         self._strip = self._strip and not text
         self._open += text
 
-    def tag(self, drop: int = 0, strip: bool = False) -> None:
-        """A tag, or the end, comes after `drop` newlines of the template; `strip`: those after it are its own too."""
+    def end(self, drop: int = 0) -> None:
+        """A tag, or the end, comes after `drop` newlines of the template."""
         body = self._open.rstrip("\n")
         newlines = len(self._open) - len(body)
         if body:
@@ -77,11 +83,11 @@ class _Content:
         elif self._after_call:
             newlines = 0
         self._parts.append(body + "\n" * max(newlines - drop, 0))
-        self._open, self._strip = "", self._strip or strip
+        self._open = ""
 
     def call(self) -> None:
-        self.tag(drop=1)
-        self._after_call = True
+        self.end(drop=1)
+        self.begun = self._after_call = True
 
     def __str__(self) -> str:
         return "".join(self._parts)
@@ -89,28 +95,20 @@ class _Content:
 
 def _build(segments: list[tuple[str, bool]]) -> Message:
     """Segments are (text, whether it is a tag)."""
-    reasoning: list[str] = []
-    content = _Content()
     calls: list[ToolCall] = []
     warnings: list[str] = []
-    thought: list[str] = []
     tags = [text for text, is_tag in segments if is_tag and "think" in text]
-    thinking = bool(tags) and tags[0] == "</think>"
-    i = 0
+    opened = segments[:1] == [("<think>", True)]
+    i, reasoning = int(opened), ""
+    if opened or tags[:1] == ["</think>"]:
+        stop = segments.index(("</think>", True), i) if "</think>" in tags else len(segments)
+        reasoning = "".join(text for text, _ in segments[i:stop]).strip("\n")
+        i = stop + 1
+    content = _Content(strip=i > 0)
     while i < len(segments):
         text, is_tag = segments[i]
         i += 1
-        if thinking:
-            if not (is_tag and text == "</think>"):
-                thought.append(text)
-                continue
-            reasoning.append("".join(thought).strip("\n"))
-            thought, thinking = [], False
-            content.tag(strip=True)
-        elif is_tag and text == "<think>":
-            content.tag()
-            thinking = True
-        elif is_tag and text == "</think>":
+        if is_tag and text == "</think>" and not content.begun:
             warnings.append("the turn closes a think block that is not open; the tag was dropped")
         elif is_tag and text == "<tool_call>":
             end = _next_tag(segments, i)
@@ -127,11 +125,8 @@ def _build(segments: list[tuple[str, bool]]) -> Message:
                 content.add(f"<tool_call>{body}{'</tool_call>' if closed else ''}")
         else:
             content.add(text)
-    content.tag()
-    if thinking:
-        reasoning.append("".join(thought).strip("\n"))
-    joined = "\n\n".join(text for text in reasoning if text)
-    return Message("assistant", str(content), joined, tuple(calls), tuple(warnings))
+    content.end()
+    return Message("assistant", str(content), reasoning, tuple(calls), tuple(warnings))
 
 
 def _next_tag(segments: list[tuple[str, bool]], start: int) -> int:

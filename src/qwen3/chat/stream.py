@@ -1,16 +1,13 @@
 """The state machine of one generation, driven by token ids: start, thinking, answer, tool_call, done.
 
-It owns the split of reasoning and answer, the thinking budget and its forced closing text, stop strings and tool
-calls. Once per token the engine asks `forced()`; if it names a token that one is fed, otherwise one is sampled (never
-one of `banned()`); then it calls `push(id)` and feeds `output_ids[-1]` to the model. (These differ only when the model
-ends its turn inside thinking: the end is replaced by the first token of the closing text.)
+It owns the split of reasoning and answer, the limits of thinking and the forced text that closes it, stop strings,
+tool calls and, in the answer, the grammar. Once per token the engine asks `forced()`; if it names a token that one is
+fed, otherwise one is sampled (never one of `banned()`, and one that `mask()` allows); then it calls `push(id)` and
+feeds `output_ids[-1]` to the model. (These differ only when the model ends its turn inside thinking: the end is
+replaced by the first token of the closing text.)
 
-Conventions, the same for streamed and folded results:
-
-* Reasoning has no newlines around it, the answer none before it if a think block came first: they are the template's.
-* At a tool call, one newline before it is the template's, as are all between calls and after the last one.
-* Half a UTF-8 character is never shown. One left unfinished by the budget, a tag or the end is left out of the text.
-* Tokens flagged special (`<|im_start|>`, …) have no text.
+A turn has one think block, and it comes first: `<think>` later on is text. So is `</think>` in an answer that has
+begun; before that it is dropped. What is shown of the tokens, and how, is `writer.py`'s.
 """
 
 from __future__ import annotations
@@ -18,41 +15,73 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from qwen3.chat.events import Event, Finish, ReasoningDelta, TextDelta, ThinkingReport, ToolCallDelta, Usage
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3.chat.events import Event, Finish, ThinkingReport, Usage
+from qwen3.chat.loops import LoopDetector
+from qwen3.chat.pacing import IN_BREAK, SENTENCE_END, next_pace, pace_table
 from qwen3.chat.policy import ThinkingPolicy
 from qwen3.chat.template import EMPTY_THINK
-from qwen3.chat.text_rules import NewlineTrimmer, StopMatcher
-from qwen3.chat.tool_calls import parse_tool_call
+from qwen3.chat.writer import Writer
 from qwen3.errors import UsageError
-from qwen3.tokenizer import Detokenizer, Tokenizer
+from qwen3.tokenizer import Tokenizer
 
-CLOSE_THINK = "\n</think>\n\n"
+AFTER_THINK = "\n\n"
+CLOSE_THINK = "\n</think>" + AFTER_THINK
 EARLY_STOP = (
     "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now."
     + CLOSE_THINK
 )
 """What is forced at the thinking budget: 24 official tokens. Source: Qwen3's documentation on thinking budgets."""
 
-REASONS = ("stop", "length", "cancelled")
+REASONS = ("stop", "length", "cancelled", "loop")
+CAUSES = ("client", "time", "loop")
+
+
+class Matcher(Protocol):
+    """What a grammar allows next, token by token."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing but an end may follow."""
+
+    def mask(self) -> NDArray[np.int32]:
+        """Allowed ids as bits [ceil(vocab / 32)]: id i is bit i % 32 of word i // 32."""
+
+    def push(self, id: int) -> Any:
+        """The next token."""
+
+    def rollback(self, count: int) -> Any:
+        """Forget the last `count` tokens."""
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What decides the next token and the end of a stream, stop strings apart: its state now, and its rules as ids."""
+    """What decides the next token and the end of a stream, stop strings and grammar apart: its state now, and its rules
+    as ids. For the meaning of the fields see `engine.machine.Machine`."""
 
     state: str
     done: str | None
-    used: int  # tokens sampled inside thinking
-    count: int  # tokens after the prompt
-    queue: tuple[int, ...]  # forced next
+    used: int
+    count: int
+    queue: tuple[int, ...]
+    steps: int
+    line_state: int
     budget: int | None
+    margin: int
+    max_steps: int
+    close_at: int
     early_stop: tuple[int, ...]
     close_think: tuple[int, ...]
+    gap: int
     think: int
     end_think: int
     tool_call: int
     end_tool_call: int
+    ban_think: bool
     include_tools: bool
     eos: frozenset[int]
     stop_ids: frozenset[int]
@@ -62,8 +91,10 @@ class Decisions:
 class TokenStream:
     """One request's tokens in, events out. Not thread-safe.
 
-    Attributes: `state`; `done`, the finish reason or None; `output_ids`, every token after the prompt, forced ones
-    included; `cached_tokens`, which the engine may set for the usage report.
+    Attributes: `tokenizer`; `policy`; `state`; `done`, the finish reason or None; `output_ids`, every token after the
+    prompt, forced ones included. For the engine to read: `wants_close`, why thinking should be closed ("loop"), and
+    `wants_end`, why the answer should end, for `close_thinking` and `close`; it decides when, because the device may be
+    a token ahead. For the engine to set, they are only reported: `cached_tokens`, `source`, `window`, `discarded`.
     """
 
     def __init__(
@@ -78,65 +109,94 @@ class TokenStream:
         ignore_eos: bool = False,
         min_tokens: int = 0,
         include_tools: bool = True,
+        matcher: Matcher | None = None,
+        forbid_think: bool | None = None,
+        source: str | None = None,
     ):
         """`prompt_ids` as rendered: their end decides the first state.
 
         stop: strings that end the answer, themselves not shown. stop_token_ids: ids that end it. eos_ids: None means
-        the tokenizer's. ignore_eos: end-of-turn tokens are ordinary. min_tokens: before that many tokens nothing ends
-        the generation. include_tools=False: tool-call tags are ordinary text.
+        the tokenizer's. ignore_eos: end-of-turn tokens are ordinary, and nothing looks for loops. min_tokens: before
+        that many tokens nothing ends the generation. include_tools=False: tool-call tags are ordinary text. matcher:
+        the grammar of the answer, at its beginning. forbid_think: whether `<think>` must not be sampled; None: where
+        the policy is off. source: what settled the mode, for the report.
+
+        Raises UsageError for a policy with answer_reserve (see `ThinkingPolicy.limited`) and for bad stop strings.
         """
-        self.policy = policy or ThinkingPolicy()
-        self.policy.require_supported()
-        self._tokenizer = tokenizer
-        self._control = control = tokenizer.control
-        self._tags = frozenset((control.think, control.end_think, control.tool_call, control.end_tool_call))
-        self._special = tokenizer.special_ids
+        self.policy = policy = policy or ThinkingPolicy()
+        if policy.answer_reserve is not None:
+            raise UsageError(
+                "thinking.answer_reserve needs to know max_tokens: give the stream policy.limited(max_tokens)"
+            )
+        self.tokenizer = tokenizer
+        self._control = tokenizer.control
         self._eos = frozenset(() if ignore_eos else tokenizer.eos_ids if eos_ids is None else eos_ids)
         self._stop_ids = frozenset(stop_token_ids)
         self._min_tokens = min_tokens
         self._include_tools = include_tools
-        self._prompt_tokens = len(prompt_ids)
+        self._ban_think = policy.off if forbid_think is None else forbid_think
+        self._budget = 0 if policy.off else policy.budget
+        self._prompt_ids = prompt_ids
+        self._options = {
+            "policy": policy, "stop": stop, "stop_token_ids": self._stop_ids, "eos_ids": self._eos,
+            "ignore_eos": ignore_eos, "min_tokens": min_tokens, "include_tools": include_tools, "matcher": matcher,
+            "forbid_think": forbid_think, "source": source,
+        }  # fmt: skip
         self.cached_tokens = 0
+        self.source = source
+        self.window: int | None = None
+        self.discarded = 0
         self.output_ids: list[int] = []
         self.done: str | None = None
+        self.wants_close: str | None = None
+        self.wants_end: str | None = None
+        self._loops = LoopDetector() if policy.loop_guard and not ignore_eos else None
+        self._matcher = matcher
+        self._matched_tokens = 0
         self._queue: deque[int] = deque()
         self._used = 0
+        self._steps = 0
+        self._line = IN_BREAK
         self._forced = 0
+        self._close_at = -1
+        self._close_cause: str | None = None
         self._force_cause: str | None = None
         self._ended_by: str | None = None
-        self._warnings: list[str] = []
-        self._matched: str | int | None = None
-        self._calls = 0
-        self._after_call = False  # nothing was shown since the last tool call
-        self._tool_text: list[str] = []
-        self._dropped = 0  # newlines before the open tool call that are not shown
-        self._reasoned = False  # reasoning was shown
-        self._new_block = False  # a think block was closed since
-        self._detokenizer = Detokenizer(tokenizer)
-        self._pending: list[int] = []
-        self._stops = StopMatcher(stop)
-        self.state, fresh = self._first_state(prompt_ids)
+        self._matched: int | None = None
+        self.state, after = self._first_state(prompt_ids)
         self._opened = self.state == "thinking"
-        self._reasoning = NewlineTrimmer(strip_start=fresh)
-        self._answer = NewlineTrimmer(strip_start=fresh and self.state == "answer")
-        if self.state == "start" and self.policy.budget == 0:
+        self._writer = Writer(
+            tokenizer, stop, state=self.state, fresh=after is not None and not tokenizer.decode(after).strip("\n")
+        )
+        if self._opened:
+            for id in after or ():
+                self._line, _ = next_pace(pace_table(tokenizer)[id], self._line)
+        if self.state == "start" and policy.budget == 0:
             self._force(EMPTY_THINK, "budget")
-        elif self.state == "start" and self.policy.mode == "on":
+        elif self.state == "start" and policy.mode == "on":
             self._force("<think>\n")
-        elif self.state == "answer" and self.policy.mode == "on":
-            self._warnings.append("thinking.mode is 'on' but the prompt has closed its think block already")
-        self._check_budget()
+        elif self.state == "answer" and policy.mode == "on":
+            self._writer.warnings.append("thinking.mode is 'on' but the prompt has closed its think block already")
+        self._check()
 
-    def _first_state(self, prompt_ids: Sequence[int]) -> tuple[str, bool]:
-        """(state, whether only newlines follow the tag it was read off); looks back to the turn's beginning."""
+    def _first_state(self, prompt_ids: Sequence[int]) -> tuple[str, Sequence[int] | None]:
+        """(state, ids after the tag it was read off); looks back to the turn's beginning."""
         control = self._control
         states = {control.think: "thinking", control.end_think: "answer"}
         for i in range(len(prompt_ids) - 1, -1, -1):
             if state := states.get(prompt_ids[i]):
-                return state, not self._tokenizer.decode(prompt_ids[i + 1 :]).strip("\n")
+                return state, prompt_ids[i + 1 :]
             if prompt_ids[i] in (control.im_start, control.im_end, control.endoftext):
                 break
-        return "start", False
+        return "start", None
+
+    def fresh(self, **changes: Any) -> TokenStream:
+        """A stream with the same arguments, or `changes` to them, at its beginning. It takes the matcher with it,
+        unless `changes` has one: this stream must not go on."""
+        if self._matcher is not None and "matcher" not in changes and self._matched_tokens:
+            self._matcher.rollback(self._matched_tokens)
+            self._matched_tokens = 0
+        return TokenStream(self.tokenizer, self._prompt_ids, **(self._options | changes))
 
     # What the engine asks
 
@@ -150,8 +210,30 @@ class TokenStream:
         return tuple(self._queue) if self.done is None else ()
 
     def banned(self) -> frozenset[int]:
-        """Ids that must not be sampled next: those that would end the generation before `min_tokens`."""
-        return self._eos | self._stop_ids if len(self.output_ids) < self._min_tokens else frozenset()
+        """Ids that must not be sampled next: those that would end the generation before `min_tokens`, tool calls inside
+        thinking, and a think block where there must be none."""
+        found = self._eos | self._stop_ids if len(self.output_ids) < self._min_tokens else frozenset()
+        if self.state == "thinking" and self._include_tools:
+            found |= {self._control.tool_call, self._control.end_tool_call}
+        if self.state in ("start", "answer") and self._ban_think:
+            found |= {self._control.think}
+        return found
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a grammar governs the answer, now or later."""
+        return self._matcher is not None and self.done is None
+
+    def mask(self) -> NDArray[np.int32] | None:
+        """Ids that the grammar allows next, as bits [ceil(vocab / 32)]; None: any. Valid until the next `push`."""
+        matcher = self._matcher
+        if matcher is None or self.done is not None or self._queue or self.state == "thinking":
+            return None
+        words = matcher.mask()
+        if self.state == "start" and not self._ban_think:
+            words = words.copy()
+            words.view(np.uint32)[self._control.think // 32] |= np.uint32(1 << self._control.think % 32)
+        return words
 
     def push(self, id: int) -> list[Event]:
         """Take the next token; returns the events it completes. After `done`, tokens are ignored.
@@ -167,7 +249,7 @@ class TokenStream:
         if not forced and may_end and id in self._eos:
             if self.state != "thinking":
                 self.output_ids.append(id)
-                return self._finish("tool_calls" if self._calls else "stop")
+                return self._stop()
             self._force(CLOSE_THINK, "eos")
             forced, id = True, self._queue[0]
         if forced:
@@ -177,184 +259,183 @@ class TokenStream:
         if not forced and may_end and id in self._stop_ids:
             self._matched = id
             return self._finish("stop")
+        before = self.state
+        sentence = before == "thinking" and not forced and id != self._control.end_think and self._count(id)
         events = self._step(id, forced)
-        self._check_budget()
+        self._check(sentence)
+        if not forced and self.done is None:
+            events += self._follow(id, before, may_end)
         return events
 
     def close(self, reason: str) -> list[Event]:
-        """End the generation from outside: "length", "cancelled" or "stop". The last events; none if it has ended."""
+        """End the generation from outside, for one of REASONS. The last events; none if it has ended."""
         if reason not in REASONS:
             raise UsageError(f"close: reason must be one of {', '.join(REASONS)}, not {reason!r}")
         return [] if self.done is not None else self._finish(reason)
 
+    def close_thinking(self, cause: str, at: int | None = None) -> bool:
+        """Close the thinking from outside, for one of CAUSES; False if it is over, or cannot begin any more.
+
+        at: from that place of the output on no more thinking is sampled (None, or a place that has gone by: from now
+        on). The earliest call counts; more of them do no harm. Where nothing was said at all, the think block is empty.
+        """
+        if cause not in CAUSES:
+            raise UsageError(f"close_thinking: cause must be one of {', '.join(CAUSES)}, not {cause!r}")
+        if self.state not in ("start", "thinking") or (self.state == "start" and self._ban_think):
+            return False
+        at = len(self.output_ids) if at is None else max(at, 0)
+        if self._close_at < 0 or at < self._close_at:
+            self._close_at, self._close_cause = at, cause
+        self.wants_close = None
+        if self.state == "start" and not self.output_ids and not self._close_at:
+            self._queue.clear()
+            self._force(EMPTY_THINK, self._close_cause)
+        self._check()
+        return True
+
     def report(self) -> ThinkingReport:
         """How the thinking went so far."""
         mode = "on" if self._opened and not self.policy.off else "off"
-        return ThinkingReport(mode, self.policy.budget, self._used, self._forced, self._ended_by)
+        if mode == "off" and self.policy.mode == "auto" and self.window is None:
+            mode = "auto"
+        return ThinkingReport(
+            mode,
+            self.policy.budget,
+            self._used,
+            self._forced,
+            self._ended_by,
+            self.source,
+            self._steps + (self._line != IN_BREAK),  # the last one need not end in a blank line
+            self.discarded,
+            self.window,
+        )
 
     def decisions(self) -> Decisions:
         """State and rules as integers, for a machine that decides without the text."""
-        control, encode = self._control, self._tokenizer.encode
+        control, encode = self._control, self.tokenizer.encode
         return Decisions(
-            self.state,
-            self.done,
-            self._used,
-            len(self.output_ids),
-            tuple(self._queue),
-            self.policy.budget,
-            tuple(encode(EARLY_STOP)),
-            tuple(encode(CLOSE_THINK)),
-            control.think,
-            control.end_think,
-            control.tool_call,
-            control.end_tool_call,
-            self._include_tools,
-            self._eos,
-            self._stop_ids,
-            self._min_tokens,
+            state=self.state,
+            done=self.done,
+            used=self._used,
+            count=len(self.output_ids),
+            queue=tuple(self._queue),
+            steps=self._steps,
+            line_state=self._line,
+            budget=self._budget,
+            margin=self.policy.soft_landing or 0,
+            max_steps=self.policy.max_steps or 0,
+            close_at=self._close_at,
+            early_stop=tuple(encode(EARLY_STOP)),
+            close_think=tuple(encode(CLOSE_THINK)),
+            gap=len(encode(AFTER_THINK)) if self._matcher is not None else 0,
+            think=control.think,
+            end_think=control.end_think,
+            tool_call=control.tool_call,
+            end_tool_call=control.end_tool_call,
+            ban_think=self._ban_think,
+            include_tools=self._include_tools,
+            eos=self._eos,
+            stop_ids=self._stop_ids,
+            min_tokens=self._min_tokens,
         )
 
     # Inside
 
     def _force(self, text: str, cause: str | None = None) -> None:
         self._force_cause = cause
-        self._queue.extend(self._tokenizer.encode(text))
+        self._queue.extend(self.tokenizer.encode(text))
 
-    def _check_budget(self) -> None:
-        budget = self.policy.budget
-        if self.state != "thinking" or self._queue or budget is None or self._used < budget:
+    def _check(self, sentence: bool = False) -> None:
+        """Close the thinking where a limit is reached; `sentence`: the last token ended one."""
+        if self.state != "thinking" or self._queue:
             return
-        self._detokenizer.flush()  # an unfinished character stays out of the text
-        self._force(EARLY_STOP if budget else CLOSE_THINK, "budget")
+        left = None if self._budget is None else self._budget - self._used
+        if left is not None and (left <= 0 or (sentence and left <= (self.policy.soft_landing or 0))):
+            cause = "budget"
+        elif self.policy.max_steps and self._steps >= self.policy.max_steps:
+            cause = "steps"
+        elif 0 <= self._close_at <= len(self.output_ids) and self._close_cause:
+            cause = self._close_cause
+        else:
+            return
+        self._writer.cut_character()
+        self._force(CLOSE_THINK if self._budget == 0 else EARLY_STOP, cause)
 
     def _step(self, id: int, forced: bool) -> list[Event]:
-        self._pending.append(id)
-        control = self._control
+        control, writer = self._control, self._writer
         if self.state == "thinking":
             if id == control.end_think:
                 return self._end_thinking(forced)
-            self._used += not forced
-            return self._reason(self._text(id))
-        if self.state in ("start", "answer") and id == control.think:
-            return self._begin_thinking()
+            return writer.reason(id)
         if self.state == "tool_call":
-            return self._step_in_call(id)
-        if id == control.end_think:
-            self._cut()
-            self._warnings.append("the model closed a think block that was not open; the tag was dropped")
+            if id == control.tool_call:
+                return writer.give_up_call("is not closed before the next one") + writer.begin_call()
+            if id != control.end_tool_call:
+                return writer.add_to_call(id)
+            self.state = "answer"
+            return writer.end_call()
+        if id == control.think and self.state == "start":
+            self.state = "thinking"
+            self._opened = self._force_cause is None  # else it is the empty block
             return []
-        self.state = "answer"
+        if id == control.end_think and not writer.begun:
+            writer.cut()
+            writer.warnings.append("the model closed a think block that was not open; the tag was dropped")
+            return []
         if id == control.tool_call and self._include_tools:
-            return self._begin_call()
-        return self._show(self._text(id))
+            self.state = "tool_call"
+            return writer.begin_call()
+        self.state = "answer"
+        events = writer.show(id, match=len(self.output_ids) >= self._min_tokens)
+        return events if writer.matched is None else events + self._finish("stop")
 
-    def _text(self, id: int) -> str:
-        if id in self._tags:
-            self._detokenizer.flush()  # a tag that is text here still ends what came before
-        return "" if id in self._special else self._detokenizer.push(id)
-
-    def _delta(self, kind: type[ReasoningDelta] | type[TextDelta], text: str) -> Event:
-        ids = tuple(self._pending)
-        self._pending.clear()
-        return kind(text, ids)
-
-    def _cut(self) -> None:
-        """A tag: what follows is another text."""
-        self._detokenizer.flush()
-        self._pending.clear()
-
-    def _begin_thinking(self) -> list[Event]:
-        events = self._end_answer_text(drop=0)
-        self._opened = True
-        self._ended_by = None
-        self._reasoning = NewlineTrimmer(strip_start=True)
-        self.state = "thinking"
-        return events
-
-    def _reason(self, text: str) -> list[Event]:
-        text = self._reasoning.push(text)
-        if not text:
-            return []
-        if self._reasoned and self._new_block:
-            text = "\n\n" + text  # a second think block is kept apart from the first
-        self._reasoned, self._new_block = True, False
-        return [self._delta(ReasoningDelta, text)]
+    def _count(self, id: int) -> bool:
+        """A token was sampled inside thinking; whether it ended a sentence."""
+        entry, before = int(pace_table(self.tokenizer)[id]), self._line
+        self._line, ended = next_pace(entry, before)
+        self._used += 1
+        self._steps += ended
+        return bool(entry & SENTENCE_END) and before != IN_BREAK
 
     def _end_thinking(self, forced: bool) -> list[Event]:
-        self._ended_by = self._force_cause if forced else "model"
-        self._reasoning.flush(drop=None)
-        self._cut()
-        self._new_block = True
-        self._answer = NewlineTrimmer(strip_start=True)
+        self._ended_by = self._force_cause if forced else "natural"
+        self._writer.end_reasoning()
         self.state = "answer"
+        if self._matcher is not None and not forced:
+            self._force(AFTER_THINK)  # the grammar begins where the answer does
         return []
 
-    def _show(self, text: str, match: bool = True) -> list[Event]:
-        """Answer text: stop strings first, then newlines."""
-        stop = None
-        if match and len(self.output_ids) >= self._min_tokens:
-            text, stop = self._stops.push(text)
-        shown = self._answer.push(text)
-        self._after_call = self._after_call and not shown
-        events = [self._delta(TextDelta, shown)] if shown else []
-        if stop is not None:
-            self._matched = stop
-            events += self._finish("stop")
-        return events
+    def _follow(self, id: int, before: str, may_end: bool) -> list[Event]:
+        """What else hears of a sampled token: the grammar, and the guard against loops."""
+        matcher, thought = self._matcher, "thinking" in (before, self.state)
+        if matcher is not None and not thought:
+            matcher.push(id)
+            self._matched_tokens += 1
+            no_end = len(self.output_ids) < self._min_tokens or self._eos.isdisjoint(self.tokenizer.eos_ids)
+            if matcher.done and no_end:
+                return self._stop()
+        if self._loops is not None:
+            if thought and before != self.state:
+                self._loops.reset()
+            elif self._loops.push(id):
+                if thought:
+                    self.wants_close = "loop" if self._close_at < 0 else None
+                elif may_end:
+                    self.wants_end = "loop"
+        return []
 
-    def _end_answer_text(self, drop: int) -> list[Event]:
-        """The answer ends, or is interrupted by a tag: show what was held back, less `drop` newlines."""
-        events = self._show(self._stops.flush(), match=False)
-        held = self._answer.held
-        if newlines := self._answer.flush(held if self._after_call else drop):
-            events.append(self._delta(TextDelta, newlines))
-        self._dropped = held - len(newlines)
-        self._cut()
-        return events
-
-    def _begin_call(self) -> list[Event]:
-        events = self._end_answer_text(drop=1)
-        self.state = "tool_call"
-        self._tool_text = []
-        return events
-
-    def _step_in_call(self, id: int) -> list[Event]:
-        control = self._control
-        if id == control.tool_call:
-            events = self._give_up_call("is not closed before the next one")
-            return events + self._begin_call()
-        if id != control.end_tool_call:
-            self._tool_text.append(self._text(id))
-            return []
-        text = "".join(self._tool_text)
-        self._cut()
-        self.state = "answer"
-        try:
-            call = parse_tool_call(text)
-        except ValueError as error:
-            return self._give_up_call(f"cannot be read ({error})", closed=True)
-        self._calls += 1
-        self._after_call = True
-        return [ToolCallDelta(self._calls - 1, call.id, call.name, call.arguments)]
-
-    def _give_up_call(self, why: str, closed: bool = False) -> list[Event]:
-        """A tool call that is none: it becomes answer text as it was written."""
-        text = "\n" * self._dropped + "<tool_call>" + "".join(self._tool_text) + ("</tool_call>" if closed else "")
-        self._warnings.append(f"a tool call {why}; it was left in the content")
-        self._tool_text = []
-        self.state = "answer"
-        return self._show(text, match=False)
+    def _stop(self) -> list[Event]:
+        return self._finish("tool_calls" if self._writer.calls else "stop")
 
     def _finish(self, reason: str) -> list[Event]:
-        events: list[Event] = []
-        if self.state == "tool_call":
-            events += self._give_up_call("is not closed")
-        elif self.state == "thinking":
+        if self.state == "thinking":
             self._ended_by = reason
-        events += self._end_answer_text(drop=0)
+        events = self._writer.finish(in_call=self.state == "tool_call")
         self._queue.clear()
         self.state = "done"
         self.done = reason
-        usage = Usage(self._prompt_tokens, self.cached_tokens, self._used, len(self.output_ids))
-        events.append(Finish(reason, usage, self.report(), tuple(self._warnings), self._matched))
+        completion = len(self.output_ids) + self.discarded
+        usage = Usage(len(self._prompt_ids), self.cached_tokens, self._used, completion)
+        matched = self._matched if self._writer.matched is None else self._writer.matched
+        events.append(Finish(reason, usage, self.report(), tuple(self._writer.warnings), matched))
         return events
