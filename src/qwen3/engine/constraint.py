@@ -1,0 +1,384 @@
+"""What an answer may look like: a JSON schema, a regular expression, a grammar, or tool calls, as masks over token ids.
+
+A `Constraint` is what is asked for: checked, frozen, hashable, picklable, without a tokenizer. `matcher(tokenizer)`
+gives one generation's `Matcher`; the grammar is compiled once per tokenizer. The work is done by llguidance (an Earley
+parser over lazily built automata), which is imported when a constraint is made and not before.
+
+Three rules hold for every kind. Control ids are never text: a string may spell `<tool_call>`, in ordinary tokens. Bytes
+that the grammar forces are tokenized as the tokenizer would. White space in JSON is bounded, so that a model at
+temperature 1 cannot write newlines forever: between two JSON tokens at most one space, or one newline and an indent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import unicodedata
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3.chat.template import plain_tools
+from qwen3.engine.json_schema import MAX_TEXT, checked_schema
+from qwen3.errors import Qwen3Error, UsageError
+from qwen3.tokenizer import Tokenizer, check_unicode
+
+MAX_REGEX = 16 << 10
+MAX_GRAMMAR = 32 << 10
+MAX_RULES = 1000
+"""Rules and open brackets of a grammar: the compiler is recursive, and thousands of nested ones overflow its stack."""
+MAX_TOOLS = 256
+MAX_COMPILED = 64
+"""Compiled grammars kept per tokenizer; the least recently used goes first."""
+
+_JSON_SPACE = r" |\n {0,32}|\n\t{0,8}"  # matched at most once in a place
+_TOOL_TAGS = ("<tool_call>", "</tool_call>")
+# A grammar's strings, regular expressions and comments, in which nothing below is looked for.
+_LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/')
+_TOKEN = re.compile(r"<[^>\n]*>")
+_RULE = re.compile(r"^\s*[?!]?\w[\w-]*[^:\n]*:", re.MULTILINE)
+_FORBIDDEN = re.compile(r"\b(?:max_tokens|temperature|stop)\s*=|%llguidance\s*\{\s*[^\s}]")
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What the answer must match. Equal constraints have equal text. Made by the class methods below.
+
+    kind: what messages call it (`schema`, `regex`, `grammar`, `tools`). grammar: llguidance's text of it.
+    """
+
+    kind: str
+    grammar: str = field(repr=False)
+
+    @classmethod
+    def json_schema(cls, schema: Any) -> Constraint:
+        """JSON that is valid under `schema`: a dict, a bool, JSON text, or a pydantic-like object of that shape.
+
+        Properties come in the order of the schema. Formats are enforced. Raises UsageError naming the place in the
+        schema for what is malformed, too large, or not supported; no keyword is ignored but annotations.
+        """
+        return cls("schema", f"start: {_json(schema, 'schema')}")
+
+    @classmethod
+    def regex(cls, pattern: str) -> Constraint:
+        """Text that matches `pattern` as a whole (Rust's regex syntax: no look-around, no back references)."""
+        _text(pattern, "regex", MAX_REGEX)
+        return cls("regex", _validated("regex", _llguidance().LLMatcher.grammar_from_regex(pattern)))
+
+    @classmethod
+    def lark(cls, text: str) -> Constraint:
+        """Text of the language of a grammar: llguidance's dialect of Lark (`start: …`), or EBNF (`root ::= …`).
+
+        The only control tokens it may name are `<tool_call>` and `</tool_call>`. `%json` schemas inside are compiled as
+        llguidance does by default, without the checks of `json_schema`.
+        """
+        _text(text, "grammar", MAX_GRAMMAR)
+        if "::=" in text:
+            try:
+                text = _llguidance().grammar_from("grammar", text)
+            except ValueError as error:
+                raise UsageError(f"grammar: {_one_line(str(error))}") from None
+        bare = _LITERAL.sub(" ", text)
+        if wrong := [token for token in _TOKEN.findall(bare) if token not in _TOOL_TAGS]:
+            raise UsageError(f"grammar: {wrong[0]} is a control token; only {' and '.join(_TOOL_TAGS)} may be named")
+        if found := _FORBIDDEN.search(bare):
+            raise UsageError(f"grammar: {found[0].strip()!r} is not supported: write the bound into the rule itself")
+        if (size := len(_RULE.findall(bare)) + bare.count("(") + bare.count("[")) > MAX_RULES:
+            raise UsageError(f"grammar has {size} rules and brackets; at most {MAX_RULES} are allowed")
+        return cls("grammar", _validated("grammar", text))
+
+    @classmethod
+    def tools(cls, tools: Any, choice: str = "required", parallel: bool = True) -> Constraint:
+        """Calls of `tools` and nothing else, as the template writes them, from `<tool_call>` to `</tool_call>`.
+
+        choice: "required" (one call, or with `parallel` one or more, a newline between two), or a tool's name: exactly
+        one call of that tool. Arguments follow the tool's `parameters`; where there are none, any object.
+        """
+        calls, rules = _calls(tools, None if choice == "required" else choice, parallel)
+        return cls("tools", f"start: {calls}\n{rules}")
+
+    @classmethod
+    def tools_or(cls, schema: Any, tools: Any, parallel: bool = True) -> Constraint:
+        """Either JSON under `schema` or calls as of `tools`: a schema with tools the model may call."""
+        answer = cls.json_schema(schema).grammar.removeprefix("start: ")
+        calls, rules = _calls(tools, None, parallel)
+        return cls("tools", f"start: answer | calls\nanswer: {answer}\ncalls: {calls}\n{rules}")
+
+    def matcher(self, tokenizer: Tokenizer) -> Matcher:
+        """A matcher at the beginning of an answer in the tokens of `tokenizer`. Cheap after the first time.
+
+        Raises UsageError naming `kind` if the grammar is too large to compile, or if nothing matches it.
+        """
+        bridge = _bridge(tokenizer)
+        return Matcher(tokenizer, bridge, self.kind, bridge.compiled(self).deep_copy())
+
+
+class Matcher:
+    """One generation against one constraint. Not thread-safe; masks are computed without the GIL."""
+
+    def __init__(self, tokenizer: Tokenizer, bridge: _Bridge, kind: str, inner: Any):
+        """Not for callers: use `Constraint.matcher`."""
+        self._tokenizer = tokenizer
+        self._bridge = bridge
+        self._kind = kind
+        self._inner = inner
+        self._ends = frozenset(tokenizer.eos_ids)
+        self._pushed = 0  # ordinary tokens
+        self._ended = False
+        self._mask: NDArray[np.int32] | None = None
+
+    def mask(self) -> NDArray[np.int32]:
+        """int32 [ceil(vocab_size / 32)]: bit i % 32 of word i // 32 says whether id i may come next. A copy.
+
+        All of the tokenizer's ends are allowed where the answer may end. Bits past the vocabulary are 0. Raises
+        Qwen3Error where the grammar turns out too complex, or leads nowhere.
+        """
+        return self._current().copy()
+
+    def push(self, id: int) -> None:
+        """Take the next token. Raises Qwen3Error, with nothing changed, if the grammar refuses it."""
+        if self._ended or not 0 <= id < self._tokenizer.vocab_size:
+            self._refuse(id)
+        if id in self._ends:
+            if not self.accepting:
+                self._refuse(id)
+            self._ended = True
+        elif self._inner.try_consume_tokens([id]) == 1:
+            self._pushed += 1
+        else:
+            self._check()
+            self._refuse(id)
+        self._mask = None
+
+    def rollback(self, n: int) -> None:
+        """Forget the last `n` tokens. Raises UsageError if there are not so many."""
+        if not 0 <= n <= len(self):
+            raise UsageError(f"rollback: n must be from 0 to {len(self)}, the tokens pushed, not {n}")
+        if n == 0:
+            return
+        tokens = n - self._ended
+        self._ended, self._mask = False, None
+        if not self._inner.rollback(tokens):
+            self._check()
+        self._pushed -= tokens
+
+    def reset(self) -> None:
+        """Back to the beginning."""
+        self.rollback(len(self))
+
+    def __len__(self) -> int:
+        """How many tokens were pushed, the end included."""
+        return self._pushed + self._ended
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the answer may end here."""
+        return self._ended or self._inner.is_accepting()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing but an end may follow."""
+        if not self.accepting or self._ended:
+            return self._ended
+        return bool(np.array_equal(self._current(), self._bridge.ends))
+
+    def forced(self) -> list[int]:
+        """Ids that must come next, in order, as the tokenizer would encode them; [] where there is a choice.
+
+        The last bytes the grammar forces are held back where a longer token could begin with them.
+        """
+        if self._ended:
+            return []
+        ids: list[int] = self._inner.compute_ff_tokens()
+        self._check()
+        return ids
+
+    def _current(self) -> NDArray[np.int32]:
+        if self._mask is None:
+            if self._ended:
+                self._mask = self._bridge.ends
+            else:
+                mask = np.empty_like(self._bridge.ends)
+                self._inner.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+                self._check()
+                self._mask = mask
+        return self._mask
+
+    def _check(self) -> None:
+        if self._inner.is_error():
+            raise Qwen3Error(f"{self._kind}: the grammar failed after {len(self)} tokens: {_reason(self._inner)}")
+
+    def _refuse(self, id: int) -> None:
+        where = "after the end" if self._ended else f"after {len(self)} tokens"
+        raise Qwen3Error(f"{self._kind}: token {id} is not allowed {where}")
+
+
+# Checks
+
+
+def _text(value: Any, where: str, limit: int) -> None:
+    if not isinstance(value, str):
+        raise UsageError(f"{where} must be a string, not {type(value).__name__}")
+    if len(value) > limit:
+        raise UsageError(f"{where} has {len(value)} characters; at most {limit} are allowed")
+    check_unicode(value, where)
+
+
+def _json(schema: Any, where: str) -> str:
+    """`schema`, checked and with our white space, as it stands in a grammar."""
+    options = {"whitespace_pattern": _JSON_SPACE}
+    text = json.dumps({**checked_schema(schema, where), "x-guidance": options}, ensure_ascii=False)
+    return _validated(where, f"start: %json {text}").removeprefix("start: ")
+
+
+def _calls(tools: Any, name: str | None, parallel: bool) -> tuple[str, str]:
+    """(what the calls are, the rules that needs); `name`: one call of this tool."""
+    plain = plain_tools(tools)
+    if not plain:
+        raise UsageError("tools is empty: a tool call needs at least one tool")
+    if len(plain) > MAX_TOOLS:
+        raise UsageError(f"tools has {len(plain)} tools; at most {MAX_TOOLS} are allowed")
+    rules: dict[str, str] = {}
+    for i, tool in enumerate(plain):
+        function, where = (tool["function"], f"tools[{i}].function") if "function" in tool else (tool, f"tools[{i}]")
+        if not isinstance(function, dict):
+            raise UsageError(f"{where} must be an object with name and parameters, not {type(function).__name__}")
+        key = function.get("name")
+        if not isinstance(key, str) or not key:
+            raise UsageError(f"{where}.name must be a string that is not empty, not {key!r}")
+        check_unicode(key, f"{where}.name")
+        if key in rules:
+            raise UsageError(f"{where}.name {key!r} is given twice")
+        rules[key] = "" if name not in (None, key) else _call(key, function.get("parameters"), f"{where}.parameters")
+    if name is not None and name not in rules:
+        raise UsageError(f"tool_choice names {name!r}, which is not among the tools: {', '.join(rules)}")
+    bodies = [rule for rule in rules.values() if rule]
+    if (size := sum(map(len, bodies))) > MAX_TEXT:
+        raise UsageError(f"tools have {size} characters of schemas; at most {MAX_TEXT} are allowed")
+    lines = [f"call: <tool_call> ({' | '.join(f'call_{i}' for i in range(len(bodies)))}) </tool_call>"]
+    lines += [f"call_{i}: {body}" for i, body in enumerate(bodies)]
+    return 'call ("\\n" call)*' if parallel and name is None else "call", "\n".join(lines)
+
+
+def _call(name: str, parameters: Any, where: str) -> str:
+    parameters = {} if parameters is None else parameters
+    if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
+        raise UsageError(f"{where} must be a JSON schema of type object: arguments are an object")
+    head = f'\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
+    schema = _json({**parameters, "type": "object"}, where)
+    literal = json.dumps(head, ensure_ascii=False).replace("\x7f", r"\u007f")  # the one character that must be escaped
+    return f'{literal} {schema} "}}\\n"'
+
+
+def _validated(where: str, grammar: str) -> str:
+    failed, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(grammar, limits=_limits())
+    if failed:
+        raise UsageError(f"{where}: {_one_line(messages[0])}")
+    return grammar
+
+
+def _one_line(message: str) -> str:
+    """llguidance's message without the excerpt of the grammar, and at most 300 characters."""
+    message = re.split(r"\n\s+\d+ \| |\n<", message)[0]
+    return " ".join(re.sub(r"^at \d+\(\d+\): ", "", message).split())[:300]
+
+
+def _reason(inner: Any) -> str:
+    reason = _one_line(inner.get_error())
+    return "nothing can follow" if reason == "NoExtensionBias" else reason
+
+
+# llguidance
+
+
+def _llguidance() -> ModuleType:
+    try:
+        import llguidance
+    except ImportError:
+        raise UsageError("structured output needs the library llguidance: pip install llguidance") from None
+    return llguidance
+
+
+def _limits() -> Any:
+    """Bounds on the work of compiling and of one step (the defaults, less memory), and no grammar in messages."""
+    return _llguidance().LLParserLimits(max_lexer_states=50_000, max_grammar_size=200_000, verbose_errors=False)
+
+
+class _Vocabulary:
+    """The tokenizer as llguidance reads it: bytes of every id once, and later the encoding of forced text."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer):
+        # Not held: llguidance keeps this object as long as the cache keeps the bridge, whose key the tokenizer is.
+        self._tokenizer = weakref.ref(tokenizer)
+        self.eos_token_id = tokenizer.eos_ids[0]
+        # Every added token is a control token here, whether or not the file flags it `special`: it is never text.
+        self.special_token_ids = sorted(tokenizer.added_tokens)
+        self.tokens = [_bytes(tokenizer, id) for id in range(tokenizer.vocab_size)]
+        self._byte_ids = {data[0]: id for id, data in enumerate(self.tokens) if len(data) == 1}
+
+    def __call__(self, text: str) -> list[int]:
+        tokenizer = self._tokenizer()
+        assert tokenizer is not None  # a matcher holds it
+        if unicodedata.is_normalized("NFC", text):
+            return tokenizer.encode_plain(text)
+        # The pipeline would normalize, and give the tokens of other bytes than the grammar forces.
+        ids: list[int] = []
+        for piece in re.findall(r"[\x00-\x7f]+|[^\x00-\x7f]+", text):
+            stable = unicodedata.is_normalized("NFC", piece)
+            ids += tokenizer.encode_plain(piece) if stable else [self._byte_ids[byte] for byte in piece.encode()]
+        return ids
+
+
+def _bytes(tokenizer: Tokenizer, id: int) -> bytes:
+    try:
+        return tokenizer.token_bytes(id)
+    except UsageError:
+        return b""  # a gap among the ids: never allowed
+
+
+class _Bridge:
+    """One tokenizer's side of llguidance: its vocabulary as a trie, and the grammars compiled against it."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        vocabulary = _Vocabulary(tokenizer)
+        self._inner = _llguidance().LLTokenizer(vocabulary, eos_token=list(tokenizer.eos_ids))
+        vocabulary.tokens = []  # copied; 150,000 objects that nobody needs
+        self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
+        self._lock = threading.Lock()
+        bits = np.zeros(-(-tokenizer.vocab_size // 32) * 32, np.uint8)
+        bits[list(tokenizer.eos_ids)] = 1
+        self.ends = np.packbits(bits, bitorder="little").view(np.int32)
+
+    def compiled(self, constraint: Constraint) -> Any:
+        """An LLMatcher at the beginning, to be copied."""
+        with self._lock:
+            if (found := self._compiled.get(constraint)) is None:
+                found = _llguidance().LLMatcher(self._inner, constraint.grammar, limits=_limits(), log_level=0)
+                found.compute_bitmask()  # what is too complex, or matches nothing, shows here
+                if found.is_error():
+                    raise UsageError(f"{constraint.kind}: {_reason(found)}")
+                self._compiled[constraint] = found
+                if len(self._compiled) > MAX_COMPILED:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(constraint)
+            return found
+
+
+_bridges: weakref.WeakKeyDictionary[Tokenizer, _Bridge] = weakref.WeakKeyDictionary()
+_bridges_lock = threading.Lock()
+
+
+def _bridge(tokenizer: Tokenizer) -> _Bridge:
+    with _bridges_lock:
+        if (bridge := _bridges.get(tokenizer)) is None:
+            bridge = _bridges[tokenizer] = _Bridge(tokenizer)
+        return bridge
