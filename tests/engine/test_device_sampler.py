@@ -140,6 +140,20 @@ def test_every_way_through_a_large_vocabulary() -> None:
         assert out[:, 0].tolist() == expected
 
 
+def test_no_winner_is_missed_by_the_bound_of_the_noise() -> None:
+    """Unfiltered rows from almost greedy to almost uniform, with ties and a mask."""
+    generator = torch.Generator().manual_seed(4)
+    vocab, temperatures = 230, (0.02, 0.3, 0.6, 1, 2, 30, 100)
+    twins = Twins(len(temperatures), vocab, chunk=64)
+    for slot, temperature in enumerate(temperatures, 1):
+        twins.bind(slot, SamplingParams(temperature=temperature, top_p=1, top_k=0, min_p=0, seed=slot))
+    twins.mask(3, list(range(5, 70)))
+    for scale in (0.6, 8.0):
+        logits = (torch.randn(len(temperatures), 256, generator=generator) * scale).bfloat16()
+        out, expected = twins.step(logits, list(twins.rows))
+        assert out[:, 0].tolist() == expected
+
+
 def test_noise_is_the_references_in_both_tails() -> None:
     triton = pytest.importorskip("triton")
     tl = triton.language
@@ -147,7 +161,9 @@ def test_noise_is_the_references_in_both_tails() -> None:
     @triton.jit
     def noise(ids, out, low, high, step):
         i = tl.arange(0, 4096)
-        tl.store(out + i, kernel._exponential(tl.load(ids + i), tl.load(low), tl.load(high), tl.load(step)))
+        tl.store(
+            out + i, kernel._exponential(tl.load(ids + i), kernel._words(tl.load(low), tl.load(high), tl.load(step)))
+        )
 
     stream_key, step = 0xFEDCBA9876543210, 77
     key = noise_key(stream_key, step)

@@ -122,6 +122,18 @@ def check() -> dict[str, Any]:
                 assert abs(found - raw[i, out[i, 0]].item()) < 2e-4, (found, raw[i, out[i, 0]].item())
         report[name] = {"draws": 4 * len(kinds), "different": {k: v for k, v in wrong.items() if v}}
         print(f"check {name}: {4 * len(kinds)} draws, different from the reference: {report[name]['different']}")
+    for kind in ("plain T 0.6", "greedy", "T .6 k 20 p .95", "T .6 p .95"):  # NaN: -1; nothing allowed: -2
+        sampler = DeviceSampler(3, VOCAB, CUDA, max_len=16)
+        bind_all(sampler, [KINDS[kind]] * 3, [1])
+        sampler.set_mask(2, torch.zeros(-(-VOCAB // 32), dtype=torch.int32))
+        logits = fresh_logits(3, 1.0, 9)
+        logits[0, 100_000] = float("nan")
+        logits[2, VOCAB + 1] = float("nan")
+        out = torch.empty(3, 2, dtype=torch.int32, device=CUDA)
+        sampler.sample(logits, torch.arange(1, 4, dtype=torch.int32, device=CUDA), out)
+        assert out[:2].tolist() == [[-1, 3], [-2, 3]], (kind, out)
+        assert out[2, 1] == 0, (kind, out)
+    print("check damaged and empty rows: as they should be")
     return report
 
 
@@ -215,9 +227,9 @@ def machine() -> dict[str, Any]:
 def times() -> dict[str, Any]:
     """Both kernels, by kind, rows and chunk."""
     report: dict[str, Any] = {}
-    for scale in (1.0, 3.0):
-        for rows in (1, 8, 32, 256):
-            if rows in (8, 32) and scale == 1:
+    for scale in (0.64, 1.0, 3.0):  # 0.64: of random weights, as `qwen3 bench` has them
+        for rows in (1, 8, 32, 128, 256):
+            if (scale == 1 and rows not in (1, 256)) or (scale == 0.64 and rows < 32):
                 continue
             steps = [fresh_logits(rows, scale, i) for i in range(8 if rows < 256 else 4)]
             steps = (steps * 2)[:8]

@@ -50,21 +50,32 @@ def _number(p):
 
 
 @triton.jit
-def _scramble(x):
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    return x ^ (x >> 16)
-
-
-@triton.jit
-def _exponential(ids, low, high, step):
-    """Exponential noise -log(u), u = (hash + 1/2) / 2^32 as in `sampler.gumbel`: accurate for u near 0 and near 1."""
+def _words(low, high, step):
+    """The two words of a step's noise, `sampler.noise_key`."""
     x = (high.to(tl.uint32, bitcast=True).to(tl.uint64) << 32) | low.to(tl.uint32, bitcast=True).to(tl.uint64)
     x = (x ^ step.to(tl.uint64)) + 0x9E3779B97F4A7C15  # `sampler.mix64`
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
     x = x ^ (x >> 31)
-    x = _scramble(_scramble(ids.to(tl.uint32, bitcast=True) ^ x.to(tl.uint32)) + (x >> 32).to(tl.uint32))
+    return x.to(tl.uint32), (x >> 32).to(tl.uint32)
+
+
+@triton.jit
+def _hash(x, second):
+    """The hash of `sampler.gumbel` but for its first and its last step, x ^ (x >> 16)."""
+    x = x * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    x = (x ^ (x >> 16)) + second
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    return (x ^ (x >> 15)) * 0x846CA68B
+
+
+@triton.jit
+def _exponential(ids, words):
+    """Exponential noise -log(u), u = (hash + 1/2) / 2^32 as in `sampler.gumbel`: accurate for u near 0 and near 1."""
+    x = ids.to(tl.uint32, bitcast=True) ^ words[0]
+    x = _hash(x ^ (x >> 16), words[1])
+    x = x ^ (x >> 16)
     late = x >= 0xF0000000
     u = (tl.where(late, x ^ 0xFFFFFFFF, x).to(tl.float32) + 0.5) * 2.3283064365386963e-10
     if FAST:
@@ -96,10 +107,8 @@ def _edits(p, tables, vocab, padded):
 
 @triton.jit
 def _edit(x, cols, step, edits):
-    """What the sampler sees of logits x at cols: bias, penalties, bans; NaN is +inf, what cannot be sampled -inf."""
-    p, tables, vocab, padded, bias, counts, mask, min_tokens = edits
-    x = tl.where(x != x, INF, x)
-    x = tl.where(cols < vocab, x, -INF)
+    """What the sampler sees of logits x at cols: bias, penalties, bans; what cannot be sampled is -inf."""
+    p, tables, _, padded, bias, counts, mask, min_tokens = edits
     if bias + counts + mask > 0:
         if bias > 0:
             table = tl.multiple_of(tl.load(tables + BIASES).to(tl.pointer_type(tl.float32)), 16)
@@ -128,50 +137,90 @@ def _read(row, cols, live, step, edits):
 
 
 @triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _first(x, base, scale, row, begin, words, step, edits, CHUNK: tl.constexpr):
+    """Of logits x [CHUNK] from column `begin` on, the largest being `base`: the smallest noisy weight and its column.
+
+    Gumbel-max in another guise: the largest logit / T - log(e) is the smallest e · exp(-logit / T). As e = -log(u) is
+    at least 1 - u, the upper half of the hash already gives a lower bound: columns are looked at in its order.
+    """
+    span = tl.arange(0, CHUNK)
+    salt = words[0] ^ (words[0] >> 16) ^ (begin >> 16).to(tl.uint32)  # the hash's first step: CHUNK is 65536 at most
+    half = _hash((begin + span).to(tl.uint32, bitcast=True) ^ salt, words[1]) >> 16
+    bound = (65535 - half.to(tl.float32)) * 1.5258e-5 * tl.exp2((base - x) * scale)  # a bit less than 2^-16: it rounds
+    keys = (bound.to(tl.uint32, bitcast=True) & (0x100000000 - CHUNK)) | span.to(tl.uint32)
+    best = base * 0 + 3e38
+    winner = begin
+    key = tl.min(keys, 0)
+    while (key & (0x100000000 - CHUNK)) <= best.to(tl.uint32, bitcast=True):
+        col = begin + (key & (CHUNK - 1)).to(tl.int32)
+        race = _exponential(col, words) * tl.exp2((base - _read(row, col, True, step, edits)) * scale)
+        winner = tl.where((race < best) | ((race == best) & (col < winner)), col, winner)
+        best = tl.minimum(best, race)
+        above = key + 1 + tl.min(keys - (key + 1), 0)  # the next larger key, or the smallest once more
+        key = tl.where(above > key, above, 0xFFFFFFFF)
+    return best, winner
+
+
+@triton.jit
 def _chunks(
-    logits, stride, rows, packed, state, tables, part, groups, columns, vocab, padded, slots,
+    logits, stride, rows, packed, state, tables, part, groups, columns, vocab, padded, slots, chunks,
     CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (c, r): chunk c of row r. part [R, 6, C] float32: largest logit; best noisy weight and its id; the sum of
-    exp; largest raw logit, sum of exp of raw logits. groups [R, C · CHUNK / GROUP]: largest logit of each group."""
+    """Program (i, r): chunks i, i + programs … of row r, the next one's logits on their way while one is worked on.
+
+    part [R, 6, C] float32: largest logit (NaN counts as +inf); best noisy weight and its id; the sum of exp; largest
+    raw logit, sum of exp of raw logits. groups [R, C · CHUNK / GROUP]: largest logit of each group.
+    """
     c = tl.program_id(0)
     r = tl.program_id(1).to(tl.int64)
-    chunks = tl.num_programs(0)
     slot = tl.load(rows + r).to(tl.int64)
     p = packed + slot * WIDTH
     s = state + slot
     kind, scale, asked = tl.load(p + KIND), _number(p + SCALE), tl.load(p + LOGPROB_ROW)
     low, high = tl.load(p + KEY_LOW), tl.load(p + KEY_HIGH)
     edits = _edits(p, tables, vocab, padded)
+    span = tl.arange(0, CHUNK)
     if PDL:  # what is read before was written before the previous kernel began
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    cols = c * CHUNK + tl.arange(0, CHUNK)
-    raw = tl.load(logits + r * stride + cols, mask=cols < columns, other=-INF).to(tl.float32)
+    row = logits + r * stride
+    coming = tl.load(row + c * CHUNK + span, mask=c * CHUNK + span < columns, other=-INF)
     step, done = tl.load(s + COUNT * slots), tl.load(s + DONE * slots)
-    at, end = tl.load(s + AT * slots), tl.load(s + END * slots)
-    here = part + r * 6 * chunks + c
-    if (done == 0) & (asked > 0):
-        top = tl.max(raw, 0)
-        tl.store(here + 4 * chunks, top)
-        tl.store(here + 5 * chunks, tl.sum(tl.exp2((raw - tl.where(top == -INF, 0.0, top)) * LOG2E), 0))
-    if (done == 0) & (at >= end):
-        x = _edit(raw, cols, step, edits)
-        top = tl.max(x, 0)
-        base = tl.where(top == -INF, 0.0, top)
-        tl.store(here, top)
-        if kind == FREE:
-            # Gumbel-max in another guise: the largest logit / T - log(e) is the smallest e · exp(-logit / T).
-            race = _exponential(cols, low, high, step) * tl.exp2((base - x) * scale)
-            best = tl.min(race, 0)
-            tl.store(here + chunks, best)
-            winner = tl.min(tl.where(race == best, cols, BIG), 0)
-            tl.store(here + 2 * chunks, winner.to(tl.float32, bitcast=True))
-        else:
-            first = groups + (r * chunks + c) * (CHUNK // GROUP)
-            tl.store(first + tl.arange(0, CHUNK // GROUP), tl.max(tl.reshape(x, (CHUNK // GROUP, GROUP)), 1))
-            if kind == NUCLEUS:
-                tl.store(here + 3 * chunks, tl.sum(tl.exp2((x - base) * scale), 0))
+    free = tl.load(s + AT * slots) >= tl.load(s + END * slots)
+    words = _words(low, high, step)
+    while (c < chunks) & (done == 0) & (free | (asked > 0)):
+        begin = c * CHUNK
+        cols = begin + span
+        raw = coming.to(tl.float32)
+        here = part + r * 6 * chunks + c
+        first = groups + (r * chunks + c) * (CHUNK // GROUP)
+        c += tl.num_programs(0)
+        coming = tl.load(row + c * CHUNK + span, mask=c * CHUNK + span < columns, other=-INF)
+        if asked > 0:
+            top = tl.max(raw, 0)
+            tl.store(here + 4 * chunks, top)
+            tl.store(here + 5 * chunks, tl.sum(tl.exp2((raw - tl.where(top == -INF, 0.0, top)) * LOG2E), 0))
+        if free:
+            x = raw
+            if begin + CHUNK > vocab:
+                x = tl.where(cols < vocab, raw, -INF)
+            x = _edit(x, cols, step, edits)
+            top = tl.reduce(x, 0, _larger) if FAST else tl.max(tl.where(x == x, x, INF), 0)
+            tl.store(here, tl.where(top == top, top, INF))
+            base = tl.where(tl.abs(top) < INF, top, 0.0)
+            if kind == FREE:
+                best, winner = _first(x, base, scale, row, begin, words, step, edits, CHUNK)
+                tl.store(here + chunks, best)
+                tl.store(here + 2 * chunks, winner.to(tl.float32, bitcast=True))
+            else:
+                tl.store(first + tl.arange(0, CHUNK // GROUP), tl.max(tl.reshape(x, (CHUNK // GROUP, GROUP)), 1))
+                if kind == NUCLEUS:
+                    tl.store(here + 3 * chunks, tl.sum(tl.exp2((x - base) * scale), 0))
 
 
 @triton.jit
@@ -191,7 +240,7 @@ def _above(few, n, v, least, top, scale):
 @triton.jit
 def _among_few(row, near, few, top, total, how, step, edits, GROUPS: tl.constexpr):
     """The token by the row's few best columns, -1 where these do not suffice. near [GROUPS]: the groups' maxima."""
-    kind, k, scale, top_p, min_p, low, high = how
+    kind, k, scale, top_p, min_p, words = how
     token = -1
     keys = _ordered(near)
     want = tl.where(kind == TOP_K, k, 64)
@@ -236,7 +285,7 @@ def _among_few(row, near, few, top, total, how, step, edits, GROUPS: tl.constexp
         keep = (v >= kth) & (_above(few, n, v, kth, top, scale) < top_p * total) & (weight >= min_p)
         complete = (kind == TOP_K) | (tl.sum(((i < n) & (keep == 0)).to(tl.int32), 0) > 0)
         if (n <= FEW) & complete:
-            race = tl.where(keep, _exponential(ids, low, high, step) * tl.exp2((top - v) * scale), INF)
+            race = tl.where(keep, _exponential(ids, words) * tl.exp2((top - v) * scale), INF)
             token = tl.min(tl.where(race == tl.min(race, 0), ids, BIG), 0)
     return token
 
@@ -244,7 +293,7 @@ def _among_few(row, near, few, top, total, how, step, edits, GROUPS: tl.constexp
 @triton.jit
 def _among_all(row, top, how, step, edits, CHUNK: tl.constexpr):
     """The token by bisection: for the k-th logit, then (after the sum of exp) for the nucleus' last; then the draw."""
-    kind, k, scale, top_p, min_p, low, high = how
+    kind, k, scale, top_p, min_p, words = how
     vocab = edits[2]
     low_key = _ordered(top) * 0 + LOWEST
     high_key = _ordered(top) + 1
@@ -281,7 +330,7 @@ def _among_all(row, top, how, step, edits, CHUNK: tl.constexpr):
         cols = start + tl.arange(0, CHUNK)
         x = _read(row, cols, cols >= 0, step, edits)
         keep = (_ordered(x) >= low_key) & (tl.exp2((x - top) * scale) >= min_p)
-        race = tl.where(keep, _exponential(cols, low, high, step) * tl.exp2((top - x) * scale), INF)
+        race = tl.where(keep, _exponential(cols, words) * tl.exp2((top - x) * scale), INF)
         ids = tl.where(race < best, cols, ids)
         best = tl.minimum(race, best)
         start += CHUNK
@@ -299,7 +348,7 @@ def _rows(
     slot = tl.load(rows + r).to(tl.int64)
     p, s = packed + slot * WIDTH, state + slot
     kind, k, scale = tl.load(p + KIND), tl.load(p + K), _number(p + SCALE)
-    how = kind, k, scale, _number(p + TOP_P), _number(p + MIN_P), tl.load(p + KEY_LOW), tl.load(p + KEY_HIGH)
+    top_p, min_p, low, high = _number(p + TOP_P), _number(p + MIN_P), tl.load(p + KEY_LOW), tl.load(p + KEY_HIGH)
     edits = _edits(p, tables, vocab, padded)
     max_tokens, budget, asked = tl.load(p + MAX_TOKENS), tl.load(p + BUDGET), tl.load(p + LOGPROB_ROW).to(tl.int64)
     early_end, close_end, eos_count = tl.load(p + EARLY_END), tl.load(p + CLOSE_END), tl.load(p + EOS_COUNT)
@@ -339,6 +388,7 @@ def _rows(
                     token = tl.min(tl.where(_read(row, j, j >= 0, step, edits) == top, j, BIG), 0)
                 else:
                     token = -1
+                    how = kind, k, scale, top_p, min_p, _words(low, high, step)
                     if kind != WIDE:
                         sums = tl.load(part + 3 * CHUNKS + i, mask=(i < CHUNKS) & (kind == NUCLEUS), other=0.0)
                         total = tl.sum(sums * tl.exp2((tops - top) * scale), 0)
@@ -413,9 +463,10 @@ def sample(
     padded = cdiv(vocab, chunk) * chunk
     options = {"CHUNK": chunk, "PDL": PDL} | ({"launch_pdl": True} if PDL else {})
     # Registers: as few as do without spilling, so that enough loads are in flight.
+    programs = cdiv(chunks, max(1, min(chunks, count * chunks // 4096)))  # of a row
     launch(
-        _chunks, (chunks, count), *given, columns, vocab, padded, slots,
-        **options, num_warps=max(1, chunk // 512), maxnreg=72,
+        _chunks, (programs, count), *given, columns, vocab, padded, slots, chunks,
+        **options, num_warps=max(1, chunk // 256), maxnreg=72,
     )  # fmt: skip
     launch(
         _rows, (count,), *given, few, history, out, out.stride(0), vocab, padded, slots, length,
