@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qwen3 import kernels
@@ -145,7 +146,9 @@ class Runner:
             )
             parts.append(decoding)
         if prompts is not None:
-            embedded = None
+            # Not of all ids at once: in a dry run those of the rows that decode are garbage.
+            own = F.embedding(prompts.ids, self.stepper.embedding)
+            embedded = own if embedded is None else torch.cat([embedded, own])
             parts.append(prompts[:5])
         ids, positions, slots, lengths, tables = (
             torch.cat(some) if len(some) > 1 else some[0] for some in zip(*parts, strict=True)
