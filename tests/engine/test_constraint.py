@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,37 @@ def test_a_grammar_too_complex_for_a_step_fails_and_does_not_end_the_answer(toke
         for id in tokenizer.encode('"' + "abc" * 100):
             matcher.push(id)
             matcher.mask()
+
+
+def test_what_others_met_does_not_count_against_a_generation(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The automaton is shared and bounded: when it is full, a generation goes on with a new one."""
+    monkeypatch.setattr(module, "MAX_STATES", 250)
+    renewed: list[bool] = []
+    compiled = module._Bridge.compiled
+
+    def spy(self: Any, constraint: Constraint, renew: bool = False) -> Any:
+        renewed.append(renew)
+        return compiled(self, constraint, renew)
+
+    monkeypatch.setattr(module._Bridge, "compiled", spy)
+    tokenizer, rng = tokenizer.prefix(300), np.random.default_rng(0)
+    constraint = Constraint.regex("[ab]*a[ab]{25}")
+    for _ in range(20):
+        assert re.fullmatch("[ab]*a[ab]{25}", sample(constraint.matcher(tokenizer), tokenizer, rng))
+    assert any(renewed)
+
+
+def test_matchers_of_one_constraint_run_in_threads(tokenizer: Tokenizer) -> None:
+    constraint = Constraint.json_schema(SCHEMAS["object"])
+
+    def run(seed: int) -> str:
+        return sample(constraint.matcher(tokenizer), tokenizer, np.random.default_rng(seed))
+
+    with ThreadPoolExecutor(4) as pool:
+        texts = [*pool.map(run, range(12))]
+    assert texts == [run(seed) for seed in range(12)]
 
 
 # Regular expressions and grammars

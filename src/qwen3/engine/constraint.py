@@ -17,6 +17,7 @@ import threading
 import unicodedata
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -34,8 +35,10 @@ MAX_GRAMMAR = 32 << 10
 MAX_RULES = 1000
 """Rules and open brackets of a grammar: the compiler is recursive, and thousands of nested ones overflow its stack."""
 MAX_TOOLS = 256
-MAX_COMPILED = 64
+MAX_COMPILED = 32
 """Compiled grammars kept per tokenizer; the least recently used goes first."""
+MAX_STATES = 100_000
+"""States of a grammar's automaton, about 1 kB each: as many characters may a string with a `maxLength` have."""
 
 _JSON_SPACE = r" |\n {0,32}|\n\t{0,8}"  # matched at most once in a place
 _TOOL_TAGS = ("<tool_call>", "</tool_call>")
@@ -115,21 +118,19 @@ class Constraint:
 
         Raises UsageError naming `kind` if the grammar is too large to compile, or if nothing matches it.
         """
-        bridge = _bridge(tokenizer)
-        return Matcher(tokenizer, bridge, self.kind, bridge.compiled(self).deep_copy())
+        return Matcher(tokenizer, self)
 
 
 class Matcher:
     """One generation against one constraint. Not thread-safe; masks are computed without the GIL."""
 
-    def __init__(self, tokenizer: Tokenizer, bridge: _Bridge, kind: str, inner: Any):
+    def __init__(self, tokenizer: Tokenizer, constraint: Constraint):
         """Not for callers: use `Constraint.matcher`."""
-        self._tokenizer = tokenizer
-        self._bridge = bridge
-        self._kind = kind
-        self._inner = inner
-        self._ends = frozenset(tokenizer.eos_ids)
-        self._pushed = 0  # ordinary tokens
+        self._tokenizer = tokenizer  # held: the bridge does not
+        self._constraint = constraint
+        self._bridge = _bridge(tokenizer)
+        self._inner = self._bridge.compiled(constraint).deep_copy()
+        self._ids: list[int] = []  # pushed, but for the end
         self._ended = False
         self._mask: NDArray[np.int32] | None = None
 
@@ -143,18 +144,19 @@ class Matcher:
 
     def push(self, id: int) -> None:
         """Take the next token. Raises Qwen3Error, with nothing changed, if the grammar refuses it."""
+        is_end = id in self._bridge.end_ids
         if self._ended or not 0 <= id < self._tokenizer.vocab_size:
-            self._refuse(id)
-        if id in self._ends:
-            if not self.accepting:
-                self._refuse(id)
-            self._ended = True
-        elif self._inner.try_consume_tokens([id]) == 1:
-            self._pushed += 1
+            allowed = False
         else:
-            self._check()
-            self._refuse(id)
+            allowed = self.accepting if is_end else self._ask(lambda inner: inner.try_consume_tokens([id])) == 1
+        if not allowed:
+            where = "after the end" if self._ended else f"after {len(self)} tokens"
+            raise Qwen3Error(f"{self._constraint.kind}: token {id} is not allowed {where}")
         self._mask = None
+        if is_end:
+            self._ended = True
+        else:
+            self._ids.append(id)
 
     def rollback(self, n: int) -> None:
         """Forget the last `n` tokens. Raises UsageError if there are not so many."""
@@ -164,9 +166,8 @@ class Matcher:
             return
         tokens = n - self._ended
         self._ended, self._mask = False, None
-        if not self._inner.rollback(tokens):
-            self._check()
-        self._pushed -= tokens
+        self._ask(lambda inner: inner.rollback(tokens))
+        del self._ids[len(self._ids) - tokens :]
 
     def reset(self) -> None:
         """Back to the beginning."""
@@ -174,49 +175,48 @@ class Matcher:
 
     def __len__(self) -> int:
         """How many tokens were pushed, the end included."""
-        return self._pushed + self._ended
+        return len(self._ids) + self._ended
 
     @property
     def accepting(self) -> bool:
         """Whether the answer may end here."""
-        return self._ended or self._inner.is_accepting()
+        return self._ended or bool(self._ask(lambda inner: inner.is_accepting()))
 
     @property
     def done(self) -> bool:
         """Whether nothing but an end may follow."""
-        if not self.accepting or self._ended:
-            return self._ended
-        return bool(np.array_equal(self._current(), self._bridge.ends))
+        return self._ended or (self.accepting and np.array_equal(self._current(), self._bridge.ends))
 
     def forced(self) -> list[int]:
         """Ids that must come next, in order, as the tokenizer would encode them; [] where there is a choice.
 
         The last bytes the grammar forces are held back where a longer token could begin with them.
         """
-        if self._ended:
-            return []
-        ids: list[int] = self._inner.compute_ff_tokens()
-        self._check()
-        return ids
+        return [] if self._ended else self._ask(lambda inner: inner.compute_ff_tokens())
 
     def _current(self) -> NDArray[np.int32]:
         if self._mask is None:
-            if self._ended:
-                self._mask = self._bridge.ends
-            else:
-                mask = np.empty_like(self._bridge.ends)
-                self._inner.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-                self._check()
-                self._mask = mask
+            mask = self._bridge.ends.copy()
+            if not self._ended:
+                self._ask(lambda inner: inner.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes))
+            self._mask = mask
         return self._mask
 
-    def _check(self) -> None:
-        if self._inner.is_error():
-            raise Qwen3Error(f"{self._kind}: the grammar failed after {len(self)} tokens: {_reason(self._inner)}")
+    def _ask(self, question: Callable[[Any], Any]) -> Any:
+        """What llguidance answers; once more by a new compilation if it fails.
 
-    def _refuse(self, id: int) -> None:
-        where = "after the end" if self._ended else f"after {len(self)} tokens"
-        raise Qwen3Error(f"{self._kind}: token {id} is not allowed {where}")
+        All matchers of a compiled grammar share its automaton, which grows with what they meet and has a limit: when it
+        is reached, or the automaton broke, this generation need not be the one that is too complex.
+        """
+        answer = question(self._inner)
+        if self._inner.is_error():
+            self._inner = self._bridge.compiled(self._constraint, renew=True).deep_copy()
+            self._inner.try_consume_tokens(self._ids)
+            answer = question(self._inner)
+            if self._inner.is_error():
+                reason = _reason(self._inner)
+                raise Qwen3Error(f"{self._constraint.kind}: the grammar failed after {len(self)} tokens: {reason}")
+        return answer
 
 
 # Checks
@@ -306,8 +306,8 @@ def _llguidance() -> ModuleType:
 
 
 def _limits() -> Any:
-    """Bounds on the work of compiling and of one step (the defaults, less memory), and no grammar in messages."""
-    return _llguidance().LLParserLimits(max_lexer_states=50_000, max_grammar_size=200_000, verbose_errors=False)
+    """Bounds on memory; those on the work of compiling and of a step are the library's. No grammar in messages."""
+    return _llguidance().LLParserLimits(max_lexer_states=MAX_STATES, max_grammar_size=200_000, verbose_errors=False)
 
 
 class _Vocabulary:
@@ -354,14 +354,16 @@ class _Bridge:
         vocabulary.tokens = []  # copied; 150,000 objects that nobody needs
         self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
         self._lock = threading.Lock()
+        self.end_ids = frozenset(tokenizer.eos_ids)
         bits = np.zeros(-(-tokenizer.vocab_size // 32) * 32, np.uint8)
         bits[list(tokenizer.eos_ids)] = 1
         self.ends = np.packbits(bits, bitorder="little").view(np.int32)
 
-    def compiled(self, constraint: Constraint) -> Any:
-        """An LLMatcher at the beginning, to be copied."""
+    def compiled(self, constraint: Constraint, renew: bool = False) -> Any:
+        """An LLMatcher at the beginning, to be copied; `renew`: not one that was there already."""
         with self._lock:
-            if (found := self._compiled.get(constraint)) is None:
+            found = None if renew else self._compiled.get(constraint)
+            if found is None:
                 found = _llguidance().LLMatcher(self._inner, constraint.grammar, limits=_limits(), log_level=0)
                 found.compute_bitmask()  # what is too complex, or matches nothing, shows here
                 if found.is_error():
