@@ -281,9 +281,10 @@ class TokenStream:
         """
         if cause not in CAUSES:
             raise UsageError(f"close_thinking: cause must be one of {', '.join(CAUSES)}, not {cause!r}")
-        if self.state not in ("start", "thinking") or (self.state == "start" and self._ban_think):
+        opening = not self._ban_think or (self._queue and self._force_cause is None)
+        if not (self.state == "thinking" or (self.state == "start" and opening)):
             return False
-        at = len(self.output_ids) if at is None else max(at, 0)
+        at = max(at or 0, len(self.output_ids))
         if self._close_at < 0 or at < self._close_at:
             self._close_at, self._close_cause = at, cause
         self.wants_close = None
@@ -342,6 +343,7 @@ class TokenStream:
     # Inside
 
     def _force(self, text: str, cause: str | None = None) -> None:
+        self._writer.cut_character()
         self._force_cause = cause
         self._queue.extend(self.tokenizer.encode(text))
 
@@ -358,7 +360,6 @@ class TokenStream:
             cause = self._close_cause
         else:
             return
-        self._writer.cut_character()
         self._force(CLOSE_THINK if self._budget == 0 else EARLY_STOP, cause)
 
     def _step(self, id: int, forced: bool) -> list[Event]:
@@ -401,6 +402,8 @@ class TokenStream:
         self._ended_by = self._force_cause if forced else "natural"
         self._writer.end_reasoning()
         self.state = "answer"
+        if self._loops is not None:
+            self._loops.reset()
         if self._matcher is not None and not forced:
             self._force(AFTER_THINK)  # the grammar begins where the answer does
         return []
@@ -412,16 +415,13 @@ class TokenStream:
             matcher.push(id)
             self._matched_tokens += 1
             no_end = len(self.output_ids) < self._min_tokens or self._eos.isdisjoint(self.tokenizer.eos_ids)
-            if matcher.done and no_end:
+            if no_end and matcher.done:
                 return self._stop()
-        if self._loops is not None:
-            if thought and before != self.state:
-                self._loops.reset()
-            elif self._loops.push(id):
-                if thought:
-                    self.wants_close = "loop" if self._close_at < 0 else None
-                elif may_end:
-                    self.wants_end = "loop"
+        if self._loops is not None and before == self.state and self._loops.push(id):
+            if thought:
+                self.wants_close = "loop" if self._close_at < 0 else None
+            elif may_end:
+                self.wants_end = "loop"
         return []
 
     def _stop(self) -> list[Event]:
