@@ -86,6 +86,49 @@ def test_budget_zero_is_the_empty_block(run: Any, tokenizer: Any, scripted: Any)
     assert result.reasoning_content == ""
 
 
+def test_steps_and_landing(run: Any, tokenizer: Any, scripted: Any) -> None:
+    """A model that thinks for ever, in paragraphs of two sentences."""
+    c, early = tokenizer.control, tokenizer.encode(EARLY_STOP)
+    paragraph = tokenizer.encode("ab. cd.\n\n")
+    sentence = paragraph.index(tokenizer.encode(".")[0]) + 1
+    for policy, thoughts, ended_by, steps in (
+        (ThinkingPolicy(max_steps=2), paragraph * 2, "steps", 2),
+        (ThinkingPolicy(budget=len(paragraph) + sentence + 2, soft_landing=3), [*paragraph, *paragraph[:sentence]],
+         "budget", 2),
+    ):  # fmt: skip
+        said = [c.think, *thoughts, *[71] * len(early), 40, c.im_end]
+        request, result = play(run, tokenizer, scripted(script(*said)), GREEDY, policy)
+        assert request.output == [c.think, *thoughts, *early, 40, c.im_end]
+        assert (result.thinking.ended_by, result.thinking.steps) == (ended_by, steps)
+        assert (result.usage.reasoning_tokens, result.content) == (len(thoughts), tokenizer.decode([40]))
+
+
+def test_closing_a_running_thought(run: Any, tokenizer: Any, scripted: Any) -> None:
+    c, early = tokenizer.control, tokenizer.encode(EARLY_STOP)
+    engine = Engine(scripted(script(c.think, *[70] * 9, *[71] * len(early), 40, c.im_end)), tokenizer)
+    request = run.make(PROMPT, GREEDY)
+    engine.add(request)
+    while len(request.output) < 7:
+        engine.step()
+    assert request.stream.close_thinking("client", 10)
+    result = fold(run.finish(engine, request)[0])
+    assert request.output == [c.think, *[70] * 9, *early, 40, c.im_end]
+    assert (result.thinking.ended_by, result.thinking.used, result.finish_reason) == ("client", 9, "stop")
+
+
+def test_tool_calls_are_not_sampled_in_thinking_nor_thinking_where_it_is_off(
+    run: Any, tokenizer: Any, scripted: Any
+) -> None:
+    c = tokenizer.control
+    said = [c.think, c.tool_call, c.end_tool_call, c.end_think, 40, c.im_end]
+    request, result = play(run, tokenizer, scripted(script(*said)), GREEDY)
+    assert not {c.tool_call, c.end_tool_call} & set(request.output)
+    assert len(request.output) == len(said)
+    assert result.tool_calls == ()
+    request, result = play(run, tokenizer, scripted(script(*said)), GREEDY, ThinkingPolicy("off"))
+    assert c.think not in request.output
+
+
 @pytest.mark.parametrize("which", ["im_end", "endoftext"])
 def test_both_end_tokens_end(which: str, run: Any, tokenizer: Any, scripted: Any) -> None:
     end = getattr(tokenizer.control, which)
