@@ -418,7 +418,8 @@ def _rows(
                 elif phase == TOOL_CALL:
                     phase = tl.where(token == end_call, ANSWER, TOOL_CALL)
                 elif token != end_think:
-                    phase = tl.where(token == think, THINKING, tl.where(token == call, TOOL_CALL, ANSWER))
+                    opens = (token == think) & (phase == START)
+                    phase = tl.where(opens, THINKING, tl.where(token == call, TOOL_CALL, ANSWER))
                 if (phase == THINKING) & (at >= end) & (budget >= 0) & (used >= budget):
                     at = tl.where(budget > 0, 0, early_end)
                     end = tl.where(budget > 0, early_end, close_end)
