@@ -255,6 +255,9 @@ def test_closing_an_answer_does_nothing(tok, prompts):
         queued = stream.queued
         assert not stream.close_thinking("client")
         assert stream.queued == queued
+    stream = TokenStream(tok, prompts["thinking"], ThinkingPolicy(budget=1))
+    stream.push(5)
+    assert not stream.close_thinking("client"), "the budget was first"
     stream = TokenStream(tok, prompts["start"])
     assert stream.close_thinking("client", 4), "thinking may still begin"
     result = fold(drive(stream, tok.encode("A, and so on, to the end<|im_end|>")))

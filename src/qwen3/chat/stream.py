@@ -281,13 +281,14 @@ class TokenStream:
         """
         if cause not in CAUSES:
             raise UsageError(f"close_thinking: cause must be one of {', '.join(CAUSES)}, not {cause!r}")
-        opening = not self._ban_think or (self._queue and self._force_cause is None)
-        if not (self.state == "thinking" or (self.state == "start" and opening)):
+        self.wants_close = None
+        if self.state not in ("start", "thinking") or (self.state == "start" and self._ban_think and not self._queue):
             return False
+        if self._queue and self._force_cause:  # the closing text is under way
+            return self._force_cause == self._close_cause
         at = max(at or 0, len(self.output_ids))
         if self._close_at < 0 or at < self._close_at:
             self._close_at, self._close_cause = at, cause
-        self.wants_close = None
         if self.state == "start" and not self.output_ids and not self._close_at:
             self._queue.clear()
             self._force(EMPTY_THINK, self._close_cause)
