@@ -2,8 +2,7 @@
 
 PYTHONPATH=src OUT=folder python tools/tune/moe.py [what] [seconds to spend, default 60]
 
-what: "many" (default): checks, lists, the chain of few tokens, products of many pairs; "fetchers": those whose programs
-have warps that only fetch; "tables": the tiles of the table's other sizes, and FP8.
+what: "many" (default): checks, lists, the tiles of many pairs; "tables": those of the table's other sizes, and FP8.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ import torch.nn.functional as F
 
 from qwen3.kernels import reference, reference_engine
 from qwen3.kernels.fp8 import Fp8Weight, quantize_fp8
-from qwen3.kernels.gpu import elementwise, launch, linear, moe, routing
-from qwen3.kernels.gpu.moe_tables import INVARIANT, Tile, pick, seconds, shipped
+from qwen3.kernels.gpu import launch, moe, routing
+from qwen3.kernels.gpu.moe_tables import INVARIANT, Tile, seconds
 
 E, TOP = 128, 8
 SHAPES = {"30B-A3B": (2048, 768), "235B-A22B": (4096, 1536)}
@@ -44,11 +43,6 @@ LISTED = [
 ]  # fmt: skip
 WIDE, DEEP, HALF = Tile(128, 256, 64, 8, 3, False), Tile(128, 256, 64, 8, 4, False), Tile(128, 128, 64, 4, 3, False)
 MANY = [WIDE, HALF, DEEP, Tile(128, 128, 64, 4, 3, True), Tile(128, 128, 128, 8, 3, True)]
-GATHERED = [WIDE, DEEP, HALF, Tile(128, 256, 128, 8, 2, False), Tile(128, 128, 64, 8, 6, False)]
-"""For the gate/up product with gathered rows."""
-LINED = [(WIDE, 1), (DEEP, 1), (HALF, 1), (WIDE, 0), (HALF, 0), (Tile(128, 128, 64, 8, 6, False), 1)]
-"""For products of rows in the list's order, and how a program loops over tiles (`moe.product`)."""
-FETCHERS = [(Tile(128, 256, 64, 4, stages, False), 2) for stages in (3, 4)]
 
 
 def section(work: Callable[..., None], *args: Any) -> None:
@@ -113,12 +107,6 @@ def check_small() -> None:
         for tokens in (65, 700):
             for bm in (32, 64, 128):
                 routing.list_pairs(torch.empty(tokens, TOP, device="cuda", dtype=torch.int32), E, bm)
-        for h in (2048, 4096):
-            for tokens in (1, 13, 32, 64):
-                norm, ids = torch.empty(h, device="cuda").bfloat16(), torch.empty(tokens, device="cuda").int()
-                for noise in (None, (ids, ids, 0)):
-                    routing.norm_route(norm.expand(tokens, h), norm, 1e-6, norm.expand(E, h).contiguous(), TOP, True,
-                                       noise=noise)  # fmt: skip
     launch.compile_all(noted)
     for tokens in (1, 65, 256, 700, 4096, 32768):
         chosen = batch(tokens, 16, tokens)[2]
@@ -127,43 +115,15 @@ def check_small() -> None:
         for bm in (32, 128):
             check_list(chosen, bm, *routing.list_pairs(chosen, E, bm))
     print("route, uniform_logits and list_pairs ok", flush=True)
-    for h in (2048, 4096):
-        for tokens in (1, 8, 13, 32, 64):
-            check_norm_route(tokens, h)
 
 
 def check_list(chosen: torch.Tensor, bm: int, order: torch.Tensor, tiles: torch.Tensor) -> None:
     flat = chosen.flatten()
-    info, count = tiles[:-1], int(tiles[-1])
-    used = info & 65535
-    assert bool((used[:count] > 0).all()), "list: tiles"
-    assert not bool(used[count:].any()), "list: tiles after the last"
-    mine = torch.arange(bm, device="cuda") < used[:, None]
-    found, experts = order.view(-1, bm)[mine].long(), (info >> 16)[:, None].expand(-1, bm)[mine]
+    mine = torch.arange(bm, device="cuda") < (tiles & 65535)[:, None]
+    found, experts = order.view(-1, bm)[mine].long(), (tiles >> 16)[:, None].expand(-1, bm)[mine]
     wanted = torch.argsort(torch.where(flat < 0, E, flat), stable=True)[: int((flat >= 0).sum())]
     assert found.equal(wanted), "list: order"
     assert experts.equal(flat[found]), "list: experts"
-
-
-def check_norm_route(tokens: int, h: int) -> None:
-    """Many times over new input: its programs meet."""
-    norm, router = torch.rand(h, device="cuda").bfloat16() + 0.5, torch.randn(E, h, device="cuda").bfloat16() * h**-0.5
-    ids = torch.randint(0, 99999, (tokens,), device="cuda", dtype=torch.int32)
-    same = 0
-    for turn in range(100):
-        x = torch.randn(tokens, h, device="cuda").bfloat16() * 3
-        noise = (ids, ids // 7, turn) if turn % 2 else None
-        y, weights, chosen = routing.norm_route(x, norm, 1e-6, router, TOP, True, noise=noise)
-        right = elementwise.rms_norm(x, norm, 1e-6)
-        assert error(y, right) < 1e-3, "norm_route: norm"
-        logits = F.linear(y, router) if noise is None else reference_engine.uniform_logits(*noise, E)
-        wanted, picks = reference.route(logits.float(), TOP, True)
-        agree = (picks == chosen).all(1)  # a sum in another order may swap two experts of nearly the same logit
-        same += int(agree.sum())
-        assert bool(((chosen >= 0) & (chosen < E)).all()), "norm_route: chosen"
-        assert error(weights[agree], wanted[agree]) < 2e-2 or not bool(agree.any()), "norm_route: weights"
-        assert not noise or bool(agree.all()), "norm_route: noise"
-    print(f"norm_route {tokens} x {h}: choice as cuBLAS's logits give it {same / tokens:.1f} %", flush=True)
 
 
 def check(name: str, gate_up: torch.Tensor, down: torch.Tensor) -> None:
@@ -278,108 +238,6 @@ def small_times() -> None:
         report[f"small {tokens}"] = found
 
 
-def chain(gate_up: torch.Tensor, down: torch.Tensor, tokens: int) -> None:
-    """From the norm to the sum of the experts, us a layer: each layer its own choice."""
-    h = down.shape[1]
-    norm, router = torch.rand(h, device="cuda").bfloat16(), torch.randn(E, h, device="cuda").bfloat16() * h**-0.5
-    ids = torch.arange(tokens, device="cuda", dtype=torch.int32) * 77 + 5
-    rows = torch.randn(tokens, h, device="cuda").bfloat16()
-
-    def old(uniform: bool, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        y = elementwise.rms_norm(x, norm, 1e-6)
-        logits = routing.uniform_logits(ids, ids, layer, E) if uniform else linear.fused_linear(y, router)
-        return y, *routing.route(logits, TOP, True)
-
-    def new(uniform: bool, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return routing.norm_route(x, norm, 1e-6, router, TOP, True, noise=(ids, ids, layer) if uniform else None)
-
-    def layers(way: Callable[..., tuple[torch.Tensor, ...]], uniform: bool, products: bool) -> None:
-        x = rows
-        for layer in range(12):
-            y, weights, chosen = way(uniform, layer, x)
-            x = moe.experts(y, gate_up, down, weights, chosen, residual=rows) if products else y
-
-    found = {
-        f"{way.__name__} {'uniform' if uniform else 'router'}{'' if products else ' alone'}":
-        timed(partial(layers, way, uniform, products)) / 12
-        for products in (True, False) for uniform in (True, False) for way in (old, new)
-    }  # fmt: skip
-    print("chain", tokens, *(f"{key}:{us:.2f}" for key, us in found.items()), "us a layer", flush=True)
-    report[f"chain {tokens}"] = found
-
-
-def grouped(gate_up: torch.Tensor, down: torch.Tensor, tokens: int, check_only: bool = False) -> None:
-    """Each product of many pairs by itself, TFLOP/s of the pairs there are."""
-    _, h, m = down.shape
-    x, weights, chosen = batch(tokens, h, 1)
-    order, tiles = routing.list_pairs(chosen, E, 128)
-    pairs = tokens * TOP
-    act, parts = x.new_empty(len(order), m), x.new_empty(pairs, h)
-    lined = x[(order.clamp(0, pairs - 1) // TOP).long()]
-    go = partial(moe.product, weights=weights, order=order, tiles=tiles)
-    jobs: dict[str, tuple[Callable[[], None], int]] = {}
-    if WHAT != "fetchers":
-        for tile in GATHERED:
-            jobs[f"up {tuple(tile)} gathered"] = partial(go, x, gate_up, out=act, tile=tile, gather=True), 4
-        for tile, loop in LINED[:2]:
-            jobs[f"up {tuple(tile)} in line {loop}"] = (
-                partial(go, lined, gate_up, out=act, tile=tile, gather=False, loop=loop), 4,
-            )  # fmt: skip
-    for tile, loop in FETCHERS if WHAT == "fetchers" else LINED:
-        jobs[f"down {tuple(tile)} {loop}"] = (
-            partial(go, act, down, out=parts, tile=tile, gather=False, loop=loop), 2,
-        )  # fmt: skip
-    with launch.collect() as noted:
-        for run, _ in jobs.values():
-            run()
-    launch.compile_all(noted)
-    found = {}
-    if check_only:
-        moe.product(x, gate_up, weights, order, tiles, act, WIDE, True)
-        expert = int(chosen[0, 0])
-        at = (chosen.flatten() == expert).nonzero()[:, 0]
-        slot = int((tiles[:-1] >> 16 == expert).nonzero()[0])
-        own = slice(slot * 128, slot * 128 + len(at))
-        up = F.linear(x[at // TOP].float(), gate_up[expert].float())
-        hidden = F.silu(up[:, :m]) * up[:, m:]
-        wanted = F.linear(act[own].float(), down[expert].float()) * weights.flatten()[at, None].float()
-    for label, (run, size) in jobs.items():
-        try:
-            if check_only:
-                (act if "up" in label else parts).zero_()
-                if "down" in label:
-                    moe.product(x, gate_up, weights, order, tiles, act, WIDE, True)
-                run()
-                off = error(act[own], hidden) if "up" in label else error(parts[at], wanted)
-                print(f"   {label}: {off:.4f}{'' if off < 6e-3 else '!!'}", flush=True)
-            else:
-                found[label] = timed(run)
-                print(f"   {tokens} {label}: {found[label]:.1f} us {pairs * size * h * m / found[label] / 1e6:.0f}",
-                      "TFLOP/s", flush=True)  # fmt: skip
-        except Exception as problem:
-            print("failed", label, str(problem)[:200], flush=True)
-    report[f"grouped {tokens}"] = found
-
-
-def whole(gate_up: torch.Tensor, down: torch.Tensor, tokens: int) -> None:
-    """List, both products and the sum: before and now."""
-    x, weights, chosen = batch(tokens, down.shape[1], 1)
-    residual = torch.randn_like(x)
-    best = pick(shipped()[0][f"H100,{down.shape[1]},{down.shape[2]},bf16"], tokens)
-    plans = {"before": (False, *best), "now": (True, *best), "wide": (True, WIDE, WIDE)}
-    found = {}
-    for label, (how, gate, low) in plans.items():
-        moe.GROUPED = how
-        run = partial(moe.run, x, gate_up, down, weights, chosen, residual, gate, low)
-        with launch.collect() as noted:
-            run()
-        launch.compile_all(noted)
-        found[label] = timed(run)
-    moe.GROUPED = True
-    print("whole", tokens, *(f"{label}:{us:.1f} us" for label, us in found.items()), flush=True)
-    report[f"whole {tokens}"] = found
-
-
 def profile(name: str, wide: Any, tall: Any, tokens: int) -> None:
     """Time of each kernel with the tiles of the table."""
     x, weights, chosen = batch(tokens, SHAPES[name][0], 1)
@@ -398,22 +256,14 @@ def main() -> None:
     if WHAT == "many":
         section(check_small)
     gate_up, down = weights_of("30B-A3B")
-    if WHAT != "tables":
-        section(grouped, gate_up, down, 1000, True)
     if WHAT == "many":
         section(check, "30B-A3B", gate_up, down)
         big = weights_of("235B-A22B")
-        section(grouped, *big, 1000, True)
         section(check, "235B-A22B", *big)
         del big
         section(small_times)
-        for tokens in (8, 32, 1, 64):
-            section(chain, gate_up, down, tokens)
-        for tokens in (32768, 16384, 8192, 1024):
-            section(whole, gate_up, down, tokens)
-    for tokens in (32768, 16384, 8192) if WHAT != "tables" else ():
-        section(grouped, gate_up, down, tokens)
-    if WHAT == "many":
+        for tokens in (32768, 16384, 8192):
+            section(sweep, "30B-A3B", gate_up, down, "bf16", tokens, MANY, MANY)
         section(profile, "30B-A3B", gate_up, down, 32768)
     if WHAT == "tables":
         tables(gate_up, down)

@@ -9,7 +9,6 @@ from qwen3.kernels.dispatch import (
     experts,
     fused_linear,
     linear,
-    norm_route,
     qk_norm_rope,
     register,
     rms_norm,
@@ -22,5 +21,5 @@ from qwen3.kernels.plan import BLOCK, StepPlan
 
 __all__ = [
     "BLOCK", "StepPlan", "attend", "attention", "available", "chosen", "decode_inputs", "experts", "fused_linear",
-    "linear", "norm_route", "qk_norm_rope", "register", "rms_norm", "route", "silu_mul", "uniform_logits", "use",
+    "linear", "qk_norm_rope", "register", "rms_norm", "route", "silu_mul", "uniform_logits", "use",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qwen3.kernels import fused
 from qwen3.kernels.plan import StepPlan
-from qwen3.kernels.reference_engine import norm_route, saturated
+from qwen3.kernels.reference_engine import saturated
 
 _EXACT = 2e-7  # share of a weight's norm that float16 may lose: what summing in float32 loses anyway
 _MANY = 1 << 22  # weights of this many elements are worth several threads for one row
@@ -273,6 +273,5 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "rope_cache": rope_cache,
     "paged_attention": paged_attention,
     "attend": attend,
-    "norm_route": functools.partial(norm_route, linear=fused_linear),
 }
 """What `dispatch` registers as "cpu"."""

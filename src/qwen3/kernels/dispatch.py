@@ -170,19 +170,10 @@ def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> 
     return _pick("uniform_logits", ids.device.type)[1](ids, positions, layer, experts)
 
 
-def norm_route(
-    x: Tensor, norm: Tensor, eps: float, router: Tensor, top_k: int, normalise: bool, **how: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference_engine.norm_route`."""
-    return _pick("norm_route", x.device.type)[1](x, norm, eps, router, top_k, normalise, **how)
-
-
 _ANYWHERE = ("cpu", "cuda", "mps", "xpu", "meta", "privateuseone")
 for _name in ("linear", "rms_norm", "qk_norm_rope", "silu_mul", "attention", "route", "experts"):
     register(_name, "reference", getattr(reference, _name), _ANYWHERE)
-for _name in ("fused_linear", "rope_cache", "paged_attention", "attend", "decode_inputs"):
-    register(_name, "reference", getattr(reference_engine, _name), _ANYWHERE)
-for _name in ("uniform_logits", "norm_route"):
+for _name in ("fused_linear", "rope_cache", "paged_attention", "attend", "decode_inputs", "uniform_logits"):
     register(_name, "reference", getattr(reference_engine, _name), _ANYWHERE)
 register("fp8_linear", "reference", fp8.fp8_linear, _ANYWHERE)
 for _name, _function in cpu.OPERATIONS.items():

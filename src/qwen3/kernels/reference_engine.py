@@ -6,8 +6,6 @@ in the model's dtype or float8_e4m3fn (scale 1, clamped to its range on the way 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -120,25 +118,3 @@ def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> 
     lanes = _mix(torch.arange(experts, device=ids.device) + 0x7F4A7C15)
     noise = _mix(seed.unsqueeze(1) ^ lanes)
     return ((noise >> 9).float() + 0.5) * 2.0**-23
-
-
-def norm_route(
-    x: Tensor,
-    norm: Tensor,
-    eps: float,
-    router: Tensor,
-    top_k: int,
-    normalise: bool,
-    *,
-    counts: Tensor | None = None,
-    noise: tuple[Tensor, Tensor, int] | None = None,
-    invariant: bool = False,
-    linear: Callable[..., Tensor] = fused_linear,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x [N, h], router [E, h] -> rms_norm(x; norm) [N, h], and `reference.route` of that @ routerᵀ.
-
-    noise (ids, positions, layer): their `uniform_logits` take the place of the router's. linear: the router's product.
-    """
-    y = reference.rms_norm(x, norm, eps)
-    logits = linear(y, router, invariant=invariant) if noise is None else uniform_logits(*noise, len(router))
-    return y, *reference.route(logits, top_k, normalise, counts=counts)

@@ -93,11 +93,13 @@ class Stepper:
                 h = kernels.fused_linear(x, w.up, norm=w.norm2, eps=self.eps, silu=True, invariant=invariant)
                 x = kernels.fused_linear(h, w.down, residual=x, invariant=invariant, overwrite=True)
                 continue
-            h, scales, chosen = kernels.norm_route(
-                *(x, w.norm2, self.eps, w.router, config.num_experts_per_tok, config.norm_topk_prob),
-                counts=plan.experts,
-                noise=(ids, plan.positions, i) if self.uniform_routing else None,
-                invariant=invariant,
+            h = kernels.rms_norm(x, w.norm2, self.eps)
+            if self.uniform_routing:
+                logits = kernels.uniform_logits(ids, plan.positions, i, config.num_experts)
+            else:
+                logits = kernels.fused_linear(h, w.router, invariant=invariant)
+            scales, chosen = kernels.route(
+                logits, config.num_experts_per_tok, config.norm_topk_prob, counts=plan.experts
             )
             if routes is not None:
                 routes[i] = chosen

@@ -14,7 +14,7 @@ from qwen3.kernels.gpu.fp8 import fp8_linear
 from qwen3.kernels.gpu.inputs import decode_inputs
 from qwen3.kernels.gpu.linear import fused_linear
 from qwen3.kernels.gpu.moe import experts
-from qwen3.kernels.gpu.routing import norm_route, route, uniform_logits
+from qwen3.kernels.gpu.routing import route, uniform_logits
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "attend": attend,
@@ -22,7 +22,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "experts": experts,
     "fp8_linear": fp8_linear,
     "fused_linear": fused_linear,
-    "norm_route": norm_route,
     "paged_attention": paged_attention,
     "rms_norm": rms_norm,
     "rope_cache": rope_cache,

@@ -13,11 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from qwen3.errors import UsageError
 from qwen3.kernels.fp8 import Fp8Weight
-from qwen3.kernels.gpu.elementwise import processors
 from qwen3.kernels.gpu.launch import PDL, launch, next_power_of_2
 from qwen3.kernels.gpu.linear import _silu_mul
 from qwen3.kernels.gpu.moe_tables import INVARIANT, Run, Tile, choose
@@ -25,52 +23,6 @@ from qwen3.kernels.gpu.routing import list_pairs, route, uniform_logits
 
 Weight = Tensor | Fp8Weight
 _PDL = {"PDL": PDL, "launch_pdl": PDL}
-GROUPED = True
-"""Many pairs through `_grouped`."""
-
-
-@triton.jit(do_not_specialize=["slots"])
-def _grouped(
-    x, w, weights, order, tiles, out, slots, GATED: tl.constexpr, GATHER: tl.constexpr, N: tl.constexpr,
-    K: tl.constexpr, TOP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOOP: tl.constexpr,
-    PDL: tl.constexpr,
-):  # fmt: skip
-    """`_gemm` for many pairs: tiles of `list_pairs`, one after another in each program; w through the tensor memory
-    accelerator, [2 E, N / 2, K] (gate rows, up rows) with GATED, else [E · N, K].
-
-    GATHER: x [tokens, K] is gathered by pair; else it is [slots · BM, K] in the order of the list and comes through the
-    accelerator. GATED: out [slots · BM, N / 2] is in that order; else out [pairs, N] is by pair. LOOP 1: a tile's first
-    x and w come while the tile before is finished; 2: warps of their own fetch.
-    """
-    lane, column = tl.arange(0, BM), tl.arange(0, BN)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    end = tl.load(tiles + slots) * (N // BN)
-    for at in tl.range(tl.program_id(0), end, tl.num_programs(0), flatten=LOOP == 1, warp_specialize=LOOP == 2):
-        slot, tile = at // (N // BN), at % (N // BN)
-        info = tl.load(tiles + slot)
-        expert = info // 65536
-        used = lane < (info & 65535)
-        if GATHER:
-            token = tl.load(order + slot * BM + lane, mask=used, other=0) // TOP
-            source = x + token.to(tl.int64) * K
-        acc = tl.zeros((BM, BN), tl.float32)
-        for k in range(0, K, BK):
-            a = tl.load(source[:, None] + (k + tl.arange(0, BK))[None, :]) if GATHER else x.load([slot * BM, k])
-            if GATED:
-                b = w.load([expert * 2, tile * (BN // 2), k]).reshape(BN, BK)
-            else:
-                b = w.load([expert * N + tile * BN, k])
-            acc = tl.dot(a, b.T, acc)
-        if GATED:
-            gate, up = acc.reshape(BM, 2, BN // 2).permute(0, 2, 1).split()
-            out.store([slot * BM, tile * (BN // 2)], _silu_mul(gate, up).to(out.dtype))
-        else:
-            pair = tl.load(order + slot * BM + lane, mask=used, other=0)
-            acc *= tl.load(weights + pair).to(tl.float32)[:, None]
-            to = out + pair.to(tl.int64)[:, None] * N + (tile * BN + column)[None, :]
-            tl.store(to, acc.to(out.dtype.element_ty), mask=used[:, None])
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -203,15 +155,10 @@ def run(
     fp8 = 0 if isinstance(gate_up, Tensor) else gate_up.block or 1
     pairs, bm = tokens * top, gate.bm or max(16, next_power_of_2(tokens))
     order, tiles = list_pairs(chosen, E, bm) if gate.bm else (None, None)
-    slots = min(pairs, E) if tiles is None else len(tiles) - 1
-    grouped = GROUPED and gate.bm > 0 and not fp8 and not gate.swap and not low.swap
-    out, parts = torch.empty_like(x), x.new_empty(pairs, h)
-    act = x.new_empty(slots * bm if grouped else pairs, m)
+    slots = min(pairs, E) if tiles is None else len(tiles)
+    out, act, parts = torch.empty_like(x), x.new_empty(pairs, m), x.new_empty(pairs, h)
     for a, weight, to, tile in ((x, gate_up, act, gate), (act, down, parts, low)):
         w, scale = (weight, None) if isinstance(weight, Tensor) else (weight.data, weight.scale)
-        if grouped and order is not None and tiles is not None:
-            product(a, w, weights, order, tiles, to, tile, a is x)
-            continue
         N, K = w.shape[1:]
         bn, bk = _fit(tile.bn, N), _fit(min(tile.bk, 128) if fp8 == 128 else tile.bk, K)
         launch(_gemm, (slots * (N // bn),), a, w, scale, weights, chosen, order, tiles, to, tokens, GATED=a is x, N=N,
@@ -221,29 +168,6 @@ def run(
     block = _fit(1024, h)
     launch(_combine, (tokens, h // block), parts, chosen, residual, out, H=h, TOP=top, BLOCK=block, num_warps=4, **_PDL)
     return out
-
-
-def product(
-    x: Tensor, w: Tensor, weights: Tensor, order: Tensor, tiles: Tensor, out: Tensor, tile: Tile, gather: bool,
-    loop: int | None = None,
-) -> None:  # fmt: skip
-    """Fill out by `_grouped` as w [E, N, K] and out's width say: N / 2 is that of the gate/up product."""
-    (E, N, K), bm, slots = w.shape, tile.bm, len(tiles) - 1
-    bn, bk, gated = _fit(tile.bn, N), _fit(tile.bk, K), out.shape[1] < N
-    loop = 0 if gather else 1 if loop is None else loop
-    grid = slots * (N // bn)
-    if loop:
-        grid = min(grid, processors(x.device)[0] * (2 if bm * bn <= 128 * 128 and loop == 1 else 1))
-    launch(_grouped, (grid,), x if gather else _blocks(x, bm, bk),
-           _blocks(w.view(2 * E, N // 2, K), 2, bn // 2, bk) if gated else _blocks(w.view(E * N, K), bn, bk),
-           weights, order, tiles, _blocks(out, bm, bn // 2) if gated else out, slots, GATED=gated, GATHER=gather, N=N,
-           K=K, TOP=weights.shape[1], BM=bm, BN=bn, BK=bk, LOOP=loop, num_warps=tile.warps, num_stages=tile.stages,
-           **_PDL)  # fmt: skip
-
-
-def _blocks(x: Tensor, *block: int) -> TensorDescriptor:
-    """How the tensor memory accelerator sees a contiguous tensor."""
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), list(block))
 
 
 def _fit(block: int, size: int) -> int:
