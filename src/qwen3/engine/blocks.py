@@ -73,7 +73,7 @@ class BlockPool:
                 return 0
             node = self._nodes[next(iter(self._idle))]
             assert node is not None
-            self._unlink(node)
+            self.drop(node)
         block = self._free.pop()
         self.references[block] = 1
         return block
@@ -123,12 +123,14 @@ class BlockPool:
         """Nothing computed so far under `identity` (None: under any) will be found again. Blocks in use stay in use."""
         roots = [root for root in self.roots.values() if identity is None or root.key == identity]
         for node in [child for root in roots for child in root.children.values()]:
-            self._unlink(node)
+            self.drop(node)
 
-    def _unlink(self, node: Node) -> None:
-        """Takes a node and all below it out of the tree; idle blocks become free, those in use become private."""
+    def drop(self, node: Node) -> None:
+        """Takes a node and all below it out of the tree; idle blocks become free, those in use become private. A dead
+        node, or a root: nothing happens."""
         parent = node.parent
-        assert parent is not None
+        if parent is None:
+            return
         del parent.children[node.key]
         if parent.parent is None and not parent.children:
             del self.roots[parent.key]

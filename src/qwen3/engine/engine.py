@@ -18,6 +18,8 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -28,17 +30,19 @@ from qwen3.chat import Event
 from qwen3.checkpoint.memory import dtype_bytes
 from qwen3.engine.blocks import BlockPool
 from qwen3.engine.cost import StepCost
+from qwen3.engine.deadline import Pace
 from qwen3.engine.graphs import Graphs
 from qwen3.engine.machine import Machine
 from qwen3.engine.measures import keep_routes, measure, read_prompt
 from qwen3.engine.memory import plan_blocks, scratch_bytes
-from qwen3.engine.pickers import DevicePicked, DevicePicker, Picked, Sample, make_picker
-from qwen3.engine.recording import Flight, Recorder
+from qwen3.engine.pickers import DevicePicked, DevicePicker, Drafted, Picked, Sample, make_picker
+from qwen3.engine.recording import Flight
 from qwen3.engine.request import Request
 from qwen3.engine.runner import Fed, Runner
 from qwen3.engine.sampler import RowSampler
 from qwen3.engine.scheduler import Plan, Scheduler
 from qwen3.engine.scheduler import Sequence as Row
+from qwen3.engine.steering import MOST_AHEAD, Steering
 from qwen3.errors import OutOfMemoryError, Qwen3Error, UsageError
 from qwen3.kernels import BLOCK
 from qwen3.model import Qwen3
@@ -48,10 +52,11 @@ from qwen3.tokenizer import Tokenizer
 _PREFILL_CHUNK = {"cuda": (32768, 16384, 8192)}
 _SCRATCH_SHARE = 0.05  # of a device's memory that a step may take, where a smaller chunk can avoid it
 _MAX_BATCH = {"cuda": 256}
+_IDLE_CHUNK = {"cuda": 2048}  # prompt tokens of a step that nobody asked for; else 256: who comes next waits for it
 KV_DTYPES = {"fp8": torch.float8_e4m3fn, **DTYPES}
 
 
-class Engine(Recorder):
+class Engine(Steering):
     """Runs requests on one model. Not thread-safe: one thread at a time may call it (`LLM` sees to that).
 
     max_batch: most samples that run at once, the rest queue (256 on a GPU, 64 else). max_len: longest prompt and output
@@ -127,6 +132,10 @@ class Engine(Recorder):
         self._ended = False
         self._routed = False  # a request has asked for routes
         self._next_id = 0
+        self._chunk_tokens = self.scheduler.chunk_tokens
+        self._pace = Pace()
+        self._timed: list[Sample] = []
+        self._ahead: deque[Request] = deque(maxlen=MOST_AHEAD)
 
     def _usual_chunk(self) -> int:
         """Long chunks suit long prompts; but a step's memory is the KV cache's loss."""
@@ -190,6 +199,7 @@ class Engine(Recorder):
             if request.ids != requests[0].ids:
                 raise UsageError("add_samples: all requests must have the same prompt ids")
             self.check(request)
+        self._set_aside()
         rows: list[Row] = []
         try:
             for request in requests:
@@ -208,7 +218,9 @@ class Engine(Recorder):
         sampler = RowSampler(request.params, request.ids, self.vocab_size, self.model.device, request.index)
         row = self._row(request)
         self.scheduler.add(row)
-        self._live[request.id] = Sample(request, row, sampler, reader)
+        self._live[request.id] = item = Sample(request, row, sampler, reader, trial=request.trial)
+        if request.time_limit is not None:
+            self._timed.append(item)
         return row
 
     def _machine(self, request: Request) -> Machine:
@@ -226,6 +238,7 @@ class Engine(Recorder):
         )
 
     def _row(self, request: Request) -> Row:
+        stream = request.stream
         return Row(
             request.id,
             [*request.ids, *request.output],
@@ -234,6 +247,7 @@ class Engine(Recorder):
             tenant=request.tenant,
             identity=self._identity(request),
             use_cache=self.prefix_cache and request.params.prompt_logprobs is None and not request.keep_routes,
+            lockstep=self.overlap and stream is not None and stream.constrained and stream.state != "thinking",
         )
 
     def _identity(self, request: Request) -> tuple[object, ...]:
@@ -293,11 +307,6 @@ class Engine(Recorder):
         self.scheduler.pool.forget()
 
     @property
-    def has_work(self) -> bool:
-        """Whether `step` has something to do or to hand out."""
-        return bool(self._live)
-
-    @property
     def running(self) -> int:
         return len(self.scheduler.running)
 
@@ -335,9 +344,17 @@ class Engine(Recorder):
             for item in list(self._live.values()):
                 if item.request.abandoned and not item.request.done:
                     self._finish(item, "cancelled")
+            if self._ahead and not self._live:
+                self._queue(self._ahead.popleft())
+            if self._timed:
+                self._keep_time()
             before, self._flight = self._flight, self._launch()
             if before is not None:
                 self._land(before)
+            if before is None and self._flight is None:
+                self._pace.idle()
+            else:
+                self._pace.step(time.perf_counter())
             if not self.overlap:
                 self._drain()
             if self._ended:
@@ -395,6 +412,8 @@ class Engine(Recorder):
             raise UsageError(f"experts={request.experts} must be 1 to {usual}, or 0 for the model's number")
         if request.adapter is not None:
             raise UsageError(f"adapter {request.adapter!r} is not loaded: this engine has none")
+        if request.stream is None and (request.time_limit is not None or request.trial is not None):
+            raise UsageError("time_limit and trial need a stream: the engine does not follow a request without one")
         RowSampler(params, (), self.vocab_size, torch.device("cpu"))  # checks the ids it names
 
     # One step
@@ -402,6 +421,8 @@ class Engine(Recorder):
     def _launch(self) -> Flight | None:
         """Plan a step and start it; None: there is nothing to do."""
         self.scheduler.work_budget = self._work_budget()
+        idle = _IDLE_CHUNK.get(self.model.device.type, 256)
+        self.scheduler.chunk_tokens = self._chunk_tokens if self.has_work else min(idle, self._chunk_tokens)
         plan = self.scheduler.plan()
         if plan is None:
             return None
@@ -464,31 +485,39 @@ class Engine(Recorder):
         if routes is not None:
             keep_routes([item.request for item in members], sizes, routes)
         places, end = list(range(len(samples))), len(samples)
-        samples = list(samples)
+        samples, drafted = list(samples), []
         for item, chunk in zip(owners, chunks, strict=True):
             end += chunk.size
             if item.request.params.prompt_logprobs is not None and chunk.start < len(item.request.ids):
                 states = hidden[end - chunk.size : end]
                 read_prompt(item.request, chunk.start, states, self.runner.logits, self.vocab_size)
+            if item.drafts and chunk.extra:
+                drafted.append((item, chunk.extra, range(end - len(chunk.extra) - 1, end)))
+                continue
             for token in chunk.extra:
                 if not item.request.done:
                     self._push(item, token)
             if chunk.last and self._ready(item):
                 places.append(end - 1)
                 samples.append(item)
-        if not places:
-            return None
-        logits = self.runner.logits(hidden if len(places) == len(hidden) else hidden[places])
-        return self._flight_of(samples, self.picker.pick(logits, samples), logits)
+        flight = Flight([], [], Picked([]), None)
+        if places:
+            logits = self.runner.logits(hidden if len(places) == len(hidden) else hidden[places])
+            flight = self._flight_of(samples, self.picker.pick(logits, samples), logits)
+        if drafted:
+            logits = self.runner.logits(hidden[[place for _, _, span in drafted for place in span]])
+            parts = logits.split([len(span) for _, _, span in drafted])
+            flight.drafted = self.picker.verify([Drafted(*d[:2], part) for d, part in zip(drafted, parts, strict=True)])
+        return flight if places or drafted else None
 
     def _flight_of(
         self, samples: list[Sample], picked: Picked, logits: Tensor, followed: list[int] | None = None
     ) -> Flight:
         if followed is None:
             followed = [i for i, item in enumerate(samples) if item.observed]
-        places = [i for i in followed if samples[i].request.params.logprobs is not None]
+        places = [i for i in followed if samples[i].alternatives is not None]
         if places:
-            top = max(samples[i].request.params.logprobs or 0 for i in places)
+            top = max(samples[i].alternatives or 0 for i in places)
             numbers = measure(logits[places], picked.ids(logits.device)[places], top, self.vocab_size)
             return Flight(samples, followed, picked, (places, numbers, logits))
         return Flight(samples, followed, picked, None)
@@ -504,7 +533,7 @@ class Engine(Recorder):
             )
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self.scheduler.chunk_tokens = max(BLOCK, self.scheduler.chunk_tokens // 2)
+            self._chunk_tokens = max(BLOCK, self._chunk_tokens // 2)
             members = [max(members, key=lambda item: item.request.id)]
         self.scheduler.pool.forget()  # the plan offered blocks that were never filled
         for item in members:

@@ -6,12 +6,15 @@ the next step reads them there. Slot 0 is the padding rows'.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3 import kernels
@@ -20,6 +23,7 @@ from qwen3.engine.machine import Machine
 from qwen3.engine.request import Request
 from qwen3.engine.sampler import RowSampler, sample
 from qwen3.engine.scheduler import Sequence as Row
+from qwen3.engine.trial import TOP, Trial
 from qwen3.errors import CorruptFileError, Qwen3Error
 
 RUNNING, ENDED, FULL, FAILED = 0, 1, 2, 3
@@ -38,11 +42,24 @@ class Sample:
     forced: bool = False  # its last token was
     bound: int = 0  # the slot that the picker has its state in, 0: none
     expert_slot: int = 0  # where its number of experts per token is written, 0: nowhere
+    trial: Trial | None = None  # while it is not decided whether it thinks
+    masked: bool = False  # its slot has a grammar's mask
+    drafts: tuple[int, ...] = ()  # proposed for the next step, to be verified
 
     @property
     def observed(self) -> bool:
         """Whether the host follows it token by token."""
         return self.request.stream is not None or self.request.params.logprobs is not None
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many log-probabilities are wanted beside that of its tokens; None: not even theirs."""
+        asked = self.request.params.logprobs
+        return asked if self.trial is None else max(asked or 0, TOP)
+
+    def mask(self) -> NDArray[np.int32] | None:
+        """What a grammar allows next, as bits; None: anything."""
+        return None if self.request.stream is None else self.request.stream.mask()
 
 
 class Picked:
@@ -64,6 +81,17 @@ class Picked:
         return torch.tensor([0 if isinstance(token, Qwen3Error) else token for token, _ in self._tokens], device=device)
 
 
+@dataclass
+class Drafted:
+    """A sample whose drafts are verified; logits [len(tokens) + 1, rows of the head]: after its last token and each of
+    these."""
+
+    item: Sample
+    tokens: tuple[int, ...]
+    logits: Tensor
+    read: Callable[[int], tuple[int | Qwen3Error, int]] = field(init=False)  # token and code of one of its places
+
+
 class HostPicker:
     """The reference: the samples' own readers say what is forced and what is banned, `sampler.sample` chooses."""
 
@@ -82,9 +110,19 @@ class HostPicker:
             [samples[i].sampler for i in free],
             [len(samples[i].request.output) for i in free],
             [sorted(samples[i].reader.banned()) for i in free],
+            [samples[i].mask() for i in free],
         )
         sampled = iter(chosen)
         return Picked([(next(sampled) if token is None else token, RUNNING) for token in forced])
+
+    def verify(self, drafted: list[Drafted]) -> list[Drafted]:
+        """Each place is picked when it is read: by then all before it are recorded."""
+        for one in drafted:
+            one.read = partial(self._pick_one, one)
+        return drafted
+
+    def _pick_one(self, drafted: Drafted, place: int) -> tuple[int | Qwen3Error, int]:
+        return self.pick(drafted.logits[place : place + 1], [drafted.item]).read()[0]
 
     def advance(self, samples: Sequence[Sample]) -> None:
         """After their tokens were recorded: what each sample feeds next, and where."""
@@ -112,6 +150,10 @@ class DevicePicked(Picked):
 
     def read(self) -> list[tuple[int | Qwen3Error, int]]:
         return [(failure() if code & 3 == FAILED else token, code) for token, code in self._rows().tolist()]
+
+    def read_one(self, start: int, place: int) -> tuple[int | Qwen3Error, int]:
+        token, code = self._rows()[start + place].tolist()
+        return (failure() if code & 3 == FAILED else token, code)
 
     def ended(self) -> list[tuple[int, int]]:
         codes = self._rows()[:, 1] & 3
@@ -151,6 +193,20 @@ class DevicePicker:
         out = torch.zeros(len(samples), 2, dtype=torch.int32, device=self.device)
         self.sampler.sample(logits, slots.pin_memory().to(self.device, non_blocking=True), out)
         return DevicePicked(out, len(samples))
+
+    def verify(self, drafted: list[Drafted]) -> list[Drafted]:
+        """All places at once: the device goes on as long as its tokens are the drafts."""
+        width = max(len(one.tokens) for one in drafted)
+        logits = torch.stack([F.pad(one.logits, (0, 0, 0, width - len(one.tokens))) for one in drafted])
+        drafts = torch.tensor([[*one.tokens, *[-1] * (width - len(one.tokens))] for one in drafted], dtype=torch.int32)
+        slots = torch.tensor([one.item.row.slot for one in drafted], dtype=torch.int32)
+        out = torch.zeros(len(drafted), width + 1, 2, dtype=torch.int32, device=self.device)
+        slots, drafts = (some.pin_memory().to(self.device, non_blocking=True) for some in (slots, drafts))
+        self.sampler.verify(logits, slots, drafts, out)
+        picked = DevicePicked(out.view(-1, 2), out.shape[0] * out.shape[1])
+        for i, one in enumerate(drafted):
+            one.read = partial(picked.read_one, i * (width + 1))
+        return drafted
 
     def fetch(self, item: Sample, picked: Picked | None) -> tuple[list[int], Machine]:
         """Output and state of a sample that the host does not follow; with `picked`, as of that step, which another

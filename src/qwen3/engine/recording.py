@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from qwen3.chat import Event, Finish, TextDelta, ToolCallDelta
 from qwen3.engine.device_sampler import REPLACED
 from qwen3.engine.measures import measure, read_logprobs
-from qwen3.engine.pickers import FAILED, FULL, DevicePicker, HostPicker, Picked, Sample, failure
+from qwen3.engine.pickers import FAILED, FULL, DevicePicker, Drafted, HostPicker, Picked, Sample, failure
 from qwen3.engine.request import Request
 from qwen3.engine.runner import Runner
 from qwen3.engine.sampler import TokenLogprob
@@ -29,6 +29,8 @@ class Flight:
     followed: list[int]  # places in `samples` of those the host follows token by token
     picked: Picked
     logprobs: tuple[list[int], Tensor, Tensor] | None  # places of those that ask, what `measure` found, logits of all
+    drafted: list[Drafted] = field(default_factory=list)
+    void: set[Sample] = field(default_factory=set)  # whose tokens were taken back after it was launched
 
 
 class Recorder:
@@ -57,7 +59,7 @@ class Recorder:
         entries: dict[int, tuple[TokenLogprob, Tensor]] = {}
         if flight.logprobs is not None:
             places, numbers, logits = flight.logprobs
-            found = read_logprobs(numbers, [samples[i].request.params.logprobs or 0 for i in places])
+            found = read_logprobs(numbers, [samples[i].alternatives or 0 for i in places])
             entries = {i: (entry, logits[i : i + 1]) for i, entry in zip(places, found, strict=True)}
         followed: Sequence[int] = flight.followed
         if self.overlap:
@@ -72,20 +74,43 @@ class Recorder:
             read = flight.picked.read()
             for i in followed:
                 (token, code), item = read[i], samples[i]
-                if item.request.done:
-                    continue
-                if isinstance(token, Qwen3Error):
-                    self._fail(item, token)
-                else:
-                    self._record(item, token, code)
-                    if i in entries and len(item.request.output) > len(item.request.logprobs):
-                        self._note(item, token, *entries[i])
+                if not item.request.done and item not in flight.void:
+                    self._record(item, token, code, *entries.get(i, ()))
+                    self._go_on(item)
+        for drafted in flight.drafted:
+            self._verify(drafted)
         if isinstance(self.picker, HostPicker):
-            self.picker.advance([item for item in samples if not item.request.done])
+            there = (*samples, *(drafted.item for drafted in flight.drafted))
+            self.picker.advance([item for item in there if not item.request.done])
 
-    def _record(self, item: Sample, token: int, code: int) -> None:
-        """Record one token and tell the scheduler."""
+    def _verify(self, drafted: Drafted) -> None:
+        """Record a sample's own tokens for as long as they are those that were drafted, and the first that is not."""
+        item, row = drafted.item, drafted.item.row
+        for j, draft in enumerate((*drafted.tokens, -1)):
+            if item.request.done:
+                return
+            (token, code), logits, known = drafted.read(j), drafted.logits[j : j + 1], len(row.tokens)
+            if item.alternatives is not None and not isinstance(token, Qwen3Error):
+                top = item.alternatives
+                ids = torch.tensor([token], device=logits.device)
+                entry = read_logprobs(measure(logits, ids, top, self.vocab_size), [top])[0]
+                self._record(item, token, code, entry, logits)
+            else:
+                self._record(item, token, code)
+            if len(row.tokens) != known + 1 or row.tokens[-1] != draft:
+                break
+        if not item.request.done:
+            self.scheduler.rollback(row, row.total - len(row.tokens))
+            self._go_on(item)
+
+    def _record(
+        self, item: Sample, token: int | Qwen3Error, code: int, entry: TokenLogprob | None = None,
+        logits: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Record one token, with its log-probability, and tell the scheduler."""
         request = item.request
+        if isinstance(token, Qwen3Error):
+            return self._fail(item, token)
         item.torn = True
         try:
             if not request.clock.first_token:
@@ -93,24 +118,51 @@ class Recorder:
             item.forced = item.reader.forced() is not None
             if code & REPLACED and self.tokenizer is not None:
                 token = next(iter(self.tokenizer.eos_ids))
+            known = len(request.output)
             self._push(item, token)
+            if entry is not None and logits is not None and len(request.output) > known:
+                self._note(item, token, entry, logits)
             if not request.done:
                 self.scheduler.commit(item.row, request.output[len(item.row.tokens) - len(request.ids) :])
-                if not self.overlap and request.params.logprobs is None and (following := item.reader.queued):
-                    self.scheduler.propose(item.row, following)  # forced: needs no logits
+            if request.stream is not None:
+                self._heed(item)
         except Exception as error:
             self._fail(item, error)
         item.torn = False
+        return None
+
+    def _go_on(self, item: Sample) -> None:
+        """Tokens that are known ahead take one step: those that are forced, which need no logits, or drafts."""
+        if item.request.done:
+            return
+        following = () if self.overlap or item.alternatives is not None else item.reader.queued
+        item.drafts = () if item.reader.queued else self._draft(item)
+        if following or item.drafts:
+            self.scheduler.propose(item.row, following or item.drafts)
+
+    def _draft(self, item: Sample) -> tuple[int, ...]:
+        """What a sample will probably say next, to be verified."""
+        return ()
+
+    def _heed(self, item: Sample) -> None:
+        """A sample with a stream has a token more, and the scheduler knows it: see `steering.py`."""
+        raise NotImplementedError
+
+    def _kept(self, item: Sample, reason: str) -> int | None:
+        """How many tokens of a sample that ends are worth keeping in the cache; None: all."""
+        raise NotImplementedError
 
     def _note(self, item: Sample, token: int, entry: TokenLogprob, logits: Tensor) -> None:
         """A token's log-probability: of the recorded one, which may stand in the place of an end that was sampled."""
-        recorded = item.request.output[-1]
+        recorded, top = item.request.output[-1], item.alternatives or 0
         if recorded != entry.id:
-            top = item.request.params.logprobs or 0
             ids = torch.tensor([recorded], device=logits.device)
             entry = read_logprobs(measure(logits, ids, top, self.vocab_size), [top])[0]
         entry.forced = item.forced or recorded != token
-        item.request.logprobs.append(entry)
+        if item.trial is not None and not entry.forced:
+            item.trial.observe(entry)
+        if (asked := item.request.params.logprobs) is not None:
+            item.request.logprobs.append(replace(entry, top=entry.top[:asked]))
 
     @staticmethod
     def _first_token(item: Sample) -> None:
@@ -129,9 +181,20 @@ class Recorder:
             if item.reader.done is not None:
                 self._end(item, item.reader.done)
             return
+        if item.trial is not None:
+            stream.window = item.trial.looked + (not item.forced)
         events = stream.push(token)
         if not self.overlap:
             item.sampler.record(request.output[-1])  # the stream may put the closing text in the place of an early end
+        if item.trial is not None:  # decided when the token's probability is known; until then nothing is let out
+            item.trial.held += events
+        else:
+            self._show(item, events)
+
+    def _show(self, item: Sample, events: list[Event]) -> None:
+        """Let events out, and see whether that was the end."""
+        request, stream = item.request, item.request.stream
+        assert stream is not None
         if not request.clock.first_answer and any(isinstance(e, (TextDelta, ToolCallDelta)) for e in events):
             request.clock.first_answer = time.perf_counter()
         self._deliver(request, events)
@@ -167,14 +230,22 @@ class Recorder:
 
     def _finish(self, item: Sample, reason: str) -> None:
         if item.request.stream is not None:
+            self._let_out(item)
             self._deliver(item.request, item.request.stream.close(reason))
         self._end(item, reason)
+
+    def _let_out(self, item: Sample) -> None:
+        """A trial is over, if there is one: what was held back may go."""
+        trial, item.trial = item.trial, None
+        if trial is not None:
+            self._deliver(item.request, trial.held)
 
     def _fail(self, item: Sample, error: Exception) -> None:
         request = item.request
         if not request.done:
             request.error = error
             if request.stream is not None:
+                self._let_out(item)
                 self._deliver(request, request.stream.close("cancelled"), reason="error")
             self._end(item, "error")
 
@@ -183,7 +254,7 @@ class Recorder:
         item.request.clock.finished = time.perf_counter()
         item.request.finish_reason = reason
         self._unbind(item)
-        self.scheduler.finish(item.row)
+        self.scheduler.finish(item.row, self._kept(item, reason))
 
     # In and out of slots
 

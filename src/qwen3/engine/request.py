@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from qwen3.chat import Event, TokenStream
+from qwen3.chat import Event, ThinkingPolicy, TokenStream
 from qwen3.engine.machine import Machine
 from qwen3.engine.params import SamplingParams
 from qwen3.engine.sampler import TokenLogprob
+from qwen3.engine.trial import Trial
 
 
 @dataclass
@@ -39,6 +40,11 @@ class Request:
     priority: lower goes first, and may push aside a higher one. tenant: who asks: tenants of equal priority get equal
     shares, and never each other's cached prompts. adapter: name of the adapter the weights are used with, None: none.
     experts: experts per token, 0: the model's own number. keep_routes: record in `routes` the experts each token took.
+
+    Of requests with a stream: time_limit: seconds from now until it has ended; its thinking is closed early enough for
+    an answer. trial: the stream does not think (`policy.switched_off()`), and where its first tokens show doubt, a
+    fresh one with the policy `thinking` takes its place. background: tokens are of no interest, only what they leave in
+    the prefix cache; whatever else there is to do goes first.
     """
 
     ids: list[int]
@@ -53,6 +59,10 @@ class Request:
     adapter: str | None = None
     experts: int = 0
     keep_routes: bool = False
+    time_limit: float | None = None
+    trial: Trial | None = None
+    thinking: ThinkingPolicy | None = None
+    background: bool = False
 
     # Filled in by the engine.
     id: int = -1

@@ -14,7 +14,9 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from qwen3.engine.params import SamplingParams
 from qwen3.errors import CorruptFileError, Qwen3Error, UsageError
@@ -162,11 +164,16 @@ class RowSampler:
 
 
 def sample(
-    logits: torch.Tensor, rows: Sequence[RowSampler], steps: Sequence[int], forbidden: Sequence[Sequence[int]]
+    logits: torch.Tensor,
+    rows: Sequence[RowSampler],
+    steps: Sequence[int],
+    forbidden: Sequence[Sequence[int]],
+    masks: Sequence[NDArray[np.int32] | None] = (),
 ) -> list[int | Qwen3Error]:
     """One token id for each row of logits [B, V or more]; columns from `vocab_size` on are never sampled.
 
     steps[b]: how many tokens sample b already has (the noise counter). forbidden[b]: ids that may not come next.
+    masks[b]: bits [ceil(V / 32)] of the ids that may, None (or no masks at all): any.
     The logits are not modified. A row that cannot be sampled (no token left, NaN) yields its error instead of an id:
     the rows beside it are not concerned.
     """
@@ -174,8 +181,12 @@ def sample(
         return []
     device = logits.device
     logits = logits[:, : rows[0].vocab_size].float()
-    if any(r.bias or r.penalties for r in rows) or any(len(f) for f in forbidden):
+    if any(r.bias or r.penalties for r in rows) or any(len(f) for f in forbidden) or any(m is not None for m in masks):
         logits = _edit(logits.clone(), rows, forbidden)
+        for b, words in enumerate(masks):
+            if words is not None:
+                allowed = np.unpackbits(words.view(np.uint8), bitorder="little")[: logits.shape[1]]
+                logits[b].masked_fill_(torch.from_numpy(allowed == 0).to(device), -torch.inf)
     ids = torch.empty(len(rows), dtype=torch.long, device=device)
     groups: dict[str, list[int]] = {}
     for b, row in enumerate(rows):
@@ -201,7 +212,7 @@ def sample(
 
 def _unsampled(score: float) -> Qwen3Error:
     if score == -math.inf:
-        return UsageError("every token is forbidden (logit_bias, min_tokens): nothing to sample from")
+        return UsageError("every token is forbidden (logit_bias, min_tokens, grammar): nothing to sample from")
     return CorruptFileError(f"the model's logits are {score}: its weights are damaged, see `qwen3 verify`")
 
 

@@ -236,8 +236,15 @@ class Scheduler:
         if seq.status is Status.HELD:
             self._resume(seq)
 
-    def finish(self, seq: Sequence) -> None:
-        """It is over: slot and blocks are given back at once, full blocks stay cached. Twice is once."""
+    def finish(self, seq: Sequence, keep: int | None = None) -> None:
+        """It is over: slot and blocks are given back at once, full blocks stay cached (with `keep`, only those of its
+        first `keep` tokens). Twice is once."""
+        if keep is not None and self.running.get(seq.slot) is seq:
+            self._register(seq)
+            seq.use_cache = False
+            while seq.hashed > keep // self.pool.block_size and seq.node is not None:
+                node, seq.node, seq.hashed = seq.node, seq.node.parent, seq.hashed - 1
+                self.pool.drop(node)
         if seq.status is Status.WAITING:
             del self.waiting[seq.arrival], seq.share.queue[seq.arrival]
             if seq in self._draft.preempted:
@@ -300,6 +307,13 @@ class Scheduler:
         launched tokens are known: `commit` what was accepted and the token sampled after it, `rollback` the rest."""
         seq.pending_extra = list(tokens)
         self._proposals.append(seq)
+
+    def wait(self, seq: Sequence) -> None:
+        """From now on in lockstep."""
+        seq.lockstep = True
+        if seq.status is Status.DECODE:
+            self._stop_decoding(seq)
+            self._resume(seq)
 
     def renew(self, identity: Callable[[Sequence], Hashable], *, recompute: bool = True) -> None:
         """Weights changed in place: every sequence here gets a new identity. Running ones are preempted and recompute,
