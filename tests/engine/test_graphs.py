@@ -73,6 +73,24 @@ def check_padded_step(rows: int, tokens: int, slots: list[int], size: int, sampl
     torch.testing.assert_close(found[: len(ends)], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_many_rows_have_graphs_for_short_and_for_long_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config()
+    few, many = 128 // config.num_key_value_heads, 1024
+    runner = Runner(random_model(config).stepper(), torch.device("cpu"), max_rows=1, max_len=8192, blocks=2,
+                    kv_dtype=torch.float32)  # fmt: skip
+    graphs = Graphs(runner, SimpleNamespace())  # type: ignore[arg-type]
+    captured: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(graphs, "_capture", lambda *key: captured.append(key) or len(captured))
+    assert graphs.find(few, longest=5) == graphs.find(few) == graphs.find(few, longest=8000)
+    short, long = graphs.find(many, longest=4096), graphs.find(many, longest=4097)
+    assert short != long == graphs.find(many)
+    assert captured == [(few, 0, 8192), (many, 0, 4096), (many, 0, 8192)]
+    graphs.capture(8)
+    assert [key[2] for key in captured[3:]] == [8192] * 4
+    runner.invariant = True
+    assert runner.reach(many, 5) == 8192
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_graph_with_a_chunk_is_captured_at_its_second_use() -> None:

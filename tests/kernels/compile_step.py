@@ -71,16 +71,17 @@ def launches(
         hold_fp8(model, parameters_to_hold(config, None)[0], BLOCKS[weights])
     kv_dtype = torch.float8_e4m3fn if kv == "fp8" else torch.bfloat16
     runner = Runner(
-        model.stepper(), META, max_rows=max(sizes), max_len=4096, blocks=64, kv_dtype=kv_dtype, invariant=invariant
+        model.stepper(), META, max_rows=max(sizes), max_len=8192, blocks=64, kv_dtype=kv_dtype, invariant=invariant
     )
-    sampler = DeviceSampler(max(sizes), config.vocab_size - 256, META, max_len=4096)
+    sampler = DeviceSampler(max(sizes), config.vocab_size - 256, META, max_len=8192)
     graphs = Graphs(runner, sampler)
     with collect() as jobs:
         for rows in sizes:
             for chunk in (0, 32) if rows <= WIDEST_MIXED else (0,):
                 picked = rows + (chunk > 0)
                 inputs = graphs._blank(rows + 2 * picked + 3 + chunk if chunk else rows)
-                graphs._step(rows, chunk, inputs, graphs._blank(picked, 2))
+                for longest in sorted({runner.reach(rows, 1), runner.max_len}):
+                    graphs._step(rows, chunk, inputs, graphs._blank(picked, 2), longest)
         runner.logits(runner.forward([1], [Fed(1, 0, [0] * 2100), Fed(1, 512, [0] * 700)], sampler)[-2:])
     return jobs
 

@@ -187,8 +187,9 @@ def test_decode_padding_rows() -> None:
 
 @pytest.mark.parametrize(
     ("rows", "kv_heads", "length"),
-    [(1, 8, 300), (1, 8, 40960), (8, 8, 300), (64, 8, 4096), (256, 8, 2000), (512, 4, 9)],
-)
+    [(1, 8, 300), (1, 8, 40960), (8, 8, 300), (64, 8, 4096), (256, 8, 2000), (512, 4, 9), (32, 8, 40960),
+     (64, 8, 40960), (256, 8, 262144)],
+)  # fmt: skip
 def test_decode_config(rows: int, kv_heads: int, length: int) -> None:
     """Powers of two that the kernel can take, and enough programs for 132 multiprocessors where there are the keys."""
     config = attention.decode_config(rows, kv_heads, length)
@@ -198,6 +199,7 @@ def test_decode_config(rows: int, kv_heads: int, length: int) -> None:
     programs = rows * kv_heads * min(config.splits, -(-length // config.chunk))
     assert programs >= min(132, rows * kv_heads * length // 64)
     assert rows * kv_heads <= attention._COUNTERS
+    assert length / config.splits <= 1 << 16  # of one row, for one multiprocessor
 
 
 @pytest.mark.parametrize("kv_dtype", [torch.bfloat16, FP8])

@@ -1,9 +1,10 @@
 """Steps as CUDA graphs: rows that decode, and at most one chunk of a prompt beside them.
 
-A graph is captured for a number of rows and a number of chunk tokens, both rounded up; what is missing is filled with
-slot 0, whose state never changes and whose keys go to scratch block 0. Decode-only graphs are captured when their size
-first comes, those with a chunk when it comes for the second time: until then, and for what no graph fits, steps run
-eagerly, with the host as the limit for small models (some 10 ms for 28 layers).
+A graph is captured for a number of rows and a number of chunk tokens, both rounded up, and for many rows also for
+whether one of them is long (`Runner.reach`). What is missing is filled with slot 0, whose state never changes and whose
+keys go to scratch block 0. Decode-only graphs are captured when their size first comes, those with a chunk when it
+comes for the second time: until then, and for what no graph fits, steps run eagerly, with the host as the limit for
+small models (some 10 ms for 28 layers).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from qwen3.engine.runner import Fed, Prompts, Runner, State
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024)
 _TOKENS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 _MOST_MIXED = 48  # graphs with a chunk; each holds a few megabytes
-Key = tuple[int, int, bool]
+_FRESH = 2100  # prompt tokens of a first step, from which on it takes kernels of its own
+Key = tuple[int, int, bool, int]
 
 
 class Sampling(State, Protocol):
@@ -52,10 +54,15 @@ class Graphs:
         self._pool: Any = None
         self._span = torch.arange(max(*_TOKENS, *_ROWS) + 1, dtype=torch.int32, device=runner.device)
 
-    def replay(self, slots: Sequence[int], chunk: Fed | None = None, sampled: bool = False) -> Graph | None:
+    def replay(
+        self, slots: Sequence[int], chunk: Fed | None = None, sampled: bool = False, longest: int | None = None
+    ) -> Graph | None:
         """Run one token of each slot, and `chunk`, after which a token is sampled too if `sampled`. The graph, whose
-        `out` and `logits` have a row for each slot, then the chunk's; None: nothing was run, do it otherwise."""
-        graph = self.find(len(slots), 0 if chunk is None else len(chunk.ids))
+        `out` and `logits` have a row for each slot, then the chunk's; None: nothing was run, do it otherwise.
+
+        longest: no sample has more keys then, its new tokens included; None: any length. Too low a figure costs speed
+        alone."""
+        graph = self.find(len(slots), 0 if chunk is None else len(chunk.ids), longest)
         if graph is None:
             return None
         if chunk is not None:
@@ -66,36 +73,41 @@ class Graphs:
         graph.graph.replay()
         return graph
 
-    def find(self, rows: int, tokens: int = 0) -> Graph | None:
+    def find(self, rows: int, tokens: int = 0, longest: int | None = None) -> Graph | None:
         """The graph for so many rows and chunk tokens; it may be captured for that."""
         size = next((size for size in _ROWS if size >= rows), None) if rows else 0
         width = next((width for width in _TOKENS if width >= tokens), None) if tokens else 0
         if size is None or width is None or not (size or width):
             return None
-        key = (size, width, self.runner.custom_experts > 0)
+        reach = self.runner.reach(size, longest)
+        key = (size, width, self.runner.custom_experts > 0, reach)
         if key in self._graphs:
             return self._graphs[key]
         if width and (key not in self._seen or sum(k[1] > 0 for k in self._graphs) >= _MOST_MIXED):
             self._seen.add(key)
             return None
-        self._graphs[key] = self._capture(size, width)
+        self._graphs[key] = self._capture(size, width, reach)
         return self._graphs[key]
 
-    def warm(self) -> None:
-        """Compile, in parallel, what a first prompt and a lone decoding sample need: a dry run of both, on slot 0."""
+    def warm(self, chunk: int = _FRESH) -> None:
+        """Compile, in parallel, what first prompts, short and long, and a lone decoding sample need: a dry run of all,
+        on slot 0. chunk: most prompt tokens of a step."""
         from qwen3.kernels.gpu.launch import collect, compile_all
 
         inputs, out = self._blank(1), self._blank(1, 2)
         with collect() as jobs:
-            hidden = self.runner.forward((), [Fed(0, 0, [0] * 128)], self.state)
+            for size in (128, _FRESH):
+                if size == 128 or size <= min(chunk, self.runner.max_len):
+                    hidden = self.runner.forward((), [Fed(0, 0, [0] * size)], self.state)
             self.state.sample(self.runner.logits(hidden[-1:]), inputs, out)
             self._step(1, 0, inputs, out)
         compile_all(jobs)
 
     def capture(self, rows: int) -> None:
-        """Capture the decode-only graphs for up to `rows` rows now, instead of when they are first needed."""
+        """Capture the decode-only graphs for up to `rows` rows, none of them long, now instead of when they are first
+        needed."""
         for size in sorted({*(size for size in _ROWS if size < rows), *[s for s in _ROWS if s >= rows][:1]}):
-            self.find(size)
+            self.find(size, longest=1)
 
     def _host(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32).pin_memory()
@@ -112,7 +124,7 @@ class Graphs:
         values += [*range(len(slots)), graph.rows + size - 1, *rest, chunk.slot, chunk.start, size, *chunk.ids]
         graph.inputs[: len(values)].copy_(self._host(values), non_blocking=True)
 
-    def _capture(self, rows: int, tokens: int) -> Graph:
+    def _capture(self, rows: int, tokens: int, longest: int) -> Graph:
         from qwen3.kernels.gpu.launch import collect, compile_all
 
         picked = rows + (tokens > 0)
@@ -121,16 +133,16 @@ class Graphs:
             inputs[rows + 2 * picked + 2] = tokens  # of size: as many as there can be
         out = self._blank(picked, 2)
         with collect() as jobs:
-            self._step(rows, tokens, inputs, out)
+            self._step(rows, tokens, inputs, out, longest)
         compile_all(jobs)
-        self._step(rows, tokens, inputs, out)  # libraries allocate their workspaces before the capture
+        self._step(rows, tokens, inputs, out, longest)  # libraries allocate their workspaces before the capture
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = self._step(rows, tokens, inputs, out)
+            logits = self._step(rows, tokens, inputs, out, longest)
         self._pool = graph.pool()
         return Graph(rows, tokens, graph, inputs, logits, out)
 
-    def _step(self, rows: int, tokens: int, inputs: Tensor, out: Tensor) -> Tensor:
+    def _step(self, rows: int, tokens: int, inputs: Tensor, out: Tensor, longest: int | None = None) -> Tensor:
         """The step itself, from the samples' state back into it; logits of the rows that sample."""
         own, starts = inputs[:rows], self._span[: rows + 1]
         picked, places, prompts = own, None, None
@@ -138,7 +150,7 @@ class Graphs:
             picked, places, rest = inputs[rows:].split([rows + 1, rows + 1, 3 + tokens])
             starts = torch.cat([starts, rest[2:3] + rows])
             prompts = self._prompts(rest)
-        hidden = self.runner.step(own, starts, self.state, prompts, max_query=tokens)
+        hidden = self.runner.step(own, starts, self.state, prompts, max_query=tokens, longest=longest)
         logits = self.runner.logits(hidden if places is None else hidden.index_select(0, places))
         self.state.sample(logits, picked, out)
         return logits

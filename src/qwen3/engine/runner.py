@@ -19,6 +19,9 @@ from qwen3 import kernels
 from qwen3.kernels import BLOCK, StepPlan
 from qwen3.model.step import Stepper
 
+_SHORT, _PAIRS = 4096, 128
+"""Up to so many keys none of more than so many (row, KV head) pairs needs dividing: see `Runner.reach`."""
+
 
 class State(Protocol):
     """What a sampler keeps for each slot. int32 [slots + 1] on the runner's device, 0 being the padding rows'."""
@@ -104,15 +107,24 @@ class Runner:
             where = entries[:, 0] * self.tables.shape[1] + entries[:, 1]
             self.tables.view(-1).index_copy_(0, where, entries[:, 2].to(torch.int32))
 
+    def reach(self, rows: int, longest: int | None) -> int:
+        """`StepPlan.max_length` of a step with so many decoding rows, none longer than `longest` (None: any length).
+
+        Only where attention works differently on it: each value is a captured graph of its own."""
+        many = rows * self.k_cache.shape[3] > _PAIRS and not self.invariant
+        return min(_SHORT, self.max_len) if many and longest is not None and longest <= _SHORT else self.max_len
+
     def forward(
-        self, decode: Sequence[int], chunks: Sequence[Fed], state: State, routes: Tensor | None = None
-    ) -> Tensor:
-        """States [N, h] after one step: a token of each slot in `decode`, then the chunks' tokens."""
+        self, decode: Sequence[int], chunks: Sequence[Fed], state: State, routes: Tensor | None = None,
+        longest: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        """States [N, h] after one step: a token of each slot in `decode`, then the chunks' tokens. longest: no sample
+        has more keys then."""
         if not chunks:
             if self._rows[0] != decode:
                 self._rows = [*decode], self._send([decode], [range(len(decode) + 1)])
             rows, starts = self._rows[1]
-            return self.step(rows, starts, state, routes=routes)
+            return self.step(rows, starts, state, routes=routes, longest=longest)
         count, own, sizes = len(decode), [chunk.slot for chunk in chunks], [len(chunk.ids) for chunk in chunks]
         ends = [chunk.start + n for chunk, n in zip(chunks, sizes, strict=True)]
         rows, starts, ids, positions, lengths, slots, owners = self._send(
@@ -127,7 +139,9 @@ class Runner:
         places = self.places(owners, positions)
         prompts = Prompts(ids, positions, places, lengths, self.tables[slots], owners)
         told = tuple(zip(sizes, ends, strict=True))
-        return self.step(rows, starts, state, prompts, max_query=max(sizes), chunks=told, routes=routes)
+        return self.step(
+            rows, starts, state, prompts, max_query=max(sizes), chunks=told, routes=routes, longest=longest
+        )
 
     def places(self, owners: Tensor, positions: Tensor) -> Tensor:
         """Cache slots of tokens of the samples in the slots `owners`."""
@@ -135,7 +149,7 @@ class Runner:
 
     def step(
         self, rows: Tensor, starts: Tensor, state: State, prompts: Prompts | None = None, *, max_query: int = 0,
-        chunks: tuple[tuple[int, int], ...] = (), routes: Tensor | None = None,
+        chunks: tuple[tuple[int, int], ...] = (), routes: Tensor | None = None, longest: int | None = None,
     ) -> Tensor:  # fmt: skip
         """The same from what is on the device: `rows` are slots; starts, max_query and chunks as in `StepPlan`."""
         parts: list[Sequence[Tensor]] = []
@@ -157,8 +171,8 @@ class Runner:
             experts = self.expert_counts[rows if prompts is None else torch.cat([rows, prompts.owners])]
         plan = StepPlan(
             positions=positions, slots=slots, tables=tables, starts=starts, lengths=lengths, cos_sin=self.cos_sin,
-            decode=len(rows), max_query=max_query, max_length=self.max_len, chunks=chunks, invariant=self.invariant,
-            experts=experts,
+            decode=len(rows), max_query=max_query, max_length=self.reach(len(rows), longest), chunks=chunks,
+            invariant=self.invariant, experts=experts,
         )  # fmt: skip
         return self.stepper.hidden(ids, plan, self.k_cache, self.v_cache, embedded=embedded, routes=routes)
 

@@ -23,6 +23,9 @@ from qwen3.kernels.plan import BLOCK, StepPlan
 
 __all__ = ["attend", "paged_attention", "rope_cache"]
 
+LONG = 4096
+"""Keys from which on a row of many is divided."""
+
 _COUNTERS = 1 << 16
 _counters: dict[torch.device, Tensor] = {}
 
@@ -42,7 +45,8 @@ class DecodeConfig:
 
 
 def decode_config(rows: int, kv_heads: int, max_length: int) -> DecodeConfig:
-    """Few rows: many short shares, so that every multiprocessor has one. Many rows: shares only even lengths out.
+    """Few rows: many short shares, so that every multiprocessor has one. Many rows: one share each, unless a long row
+    might keep one multiprocessor busy after all others have ended.
 
     Measured on an H100 at 0.6B, 8B and 30B-A3B shapes, contexts of 300 to 32,000 (docs/log.md, 2026-11-22).
     """
@@ -51,10 +55,14 @@ def decode_config(rows: int, kv_heads: int, max_length: int) -> DecodeConfig:
         found = DecodeConfig(64, 32, 32, warps=2, stages=1, early=True)
     elif pairs <= 128:
         found = DecodeConfig(1024 // next_power_of_2(pairs), 32, 16, warps=1, stages=1, early=True)
-    elif pairs <= 512:
-        found = DecodeConfig(4, 512, 64, warps=4, stages=1, early=True)
+    elif pairs <= 256:
+        found = DecodeConfig(2, 512, 64, warps=2, early=True)
+    elif pairs < 1024:
+        found = DecodeConfig(1, 512, 64, warps=4, stages=4, early=True)
     else:
-        found = DecodeConfig(4 if rows < 192 else 1, 512, 64, warps=4)
+        found = DecodeConfig(1, 512, 32, warps=2, stages=1, early=True)
+    if pairs > 128 and max_length > LONG:
+        found = replace(found, splits=8 if pairs < 1536 else 4, chunk=2048 if pairs > 256 else 1024)
     return replace(found, splits=min(found.splits, next_power_of_2(cdiv(max_length, found.chunk))))
 
 
@@ -137,7 +145,7 @@ def _gathered(cache, ids, at, end, d, STRIDE: tl.constexpr, BLOCK: tl.constexpr)
 def _ask(k_cache, v_cache, table, begin, end, blocks, STRIDE: tl.constexpr, D: tl.constexpr, KEYS: tl.constexpr,
          BLOCK: tl.constexpr):  # fmt: skip
     """Asks L2 for keys and values [begin, end), KEYS of them at most, by lines of 128 bytes."""
-    LINE: tl.constexpr = 1024 // k_cache.dtype.element_ty.primitive_bitwidth
+    LINE: tl.constexpr = min(D, 1024 // k_cache.dtype.element_ty.primitive_bitwidth)
     at = begin + tl.arange(0, KEYS)
     ids = tl.load(table + at // BLOCK, mask=at < end, other=0, cache_modifier=".cg")
     ids = tl.minimum(tl.maximum(ids, 0), blocks - 1)
