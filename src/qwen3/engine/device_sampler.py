@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3.engine.machine import PHASES, Machine
@@ -58,13 +59,14 @@ class DeviceSampler:
 
         self._kernel, self.vocab_size, self._chunk = sample, vocab_size, chunk
         self._packed = torch.zeros(slots + 1, sample.WIDTH.value, dtype=torch.int32, device=device)
-        self._state = torch.zeros(8, slots + 1, dtype=torch.int32, device=device)
+        self._state = torch.zeros(sample.STATES.value, slots + 1, dtype=torch.int32, device=device)
         self._state[sample.DONE.value] = 1
         self.last_token, self.position, self.count = self._state[:3]
         self.history = torch.zeros(slots + 1, max_len, dtype=torch.int32, device=device)
-        self._cells = torch.zeros(4, dtype=torch.int64, device=device)
+        self._cells = torch.zeros(5, dtype=torch.int64, device=device)
         padded = -(-vocab_size // chunk) * chunk
         sizes = (padded, torch.float32), (padded, torch.int16), (padded // 32, torch.int32), (max_len, torch.float32)
+        self._pace: tuple[NDArray[np.uint16], Tensor] | None = None  # a machine's table, and its copy on the device
         self._tables = [_Table(self._cells[i], *size) for i, size in enumerate(sizes)]
         self._bound: dict[int, tuple[Machine, list[int], list[int]]] = {}  # slot: machine, forced ids, rows of tables
 
@@ -99,6 +101,7 @@ class DeviceSampler:
                 f"{len(ends)} end ids and {len(text)} ids to force are more than a row holds, {many} and "
                 f"{k.WIDTH.value - k.TEXT.value}: give fewer stop_token_ids"
             )
+        self._bind_pace(machine.pace)
         self.release(slot)
         machine = replace(machine, max_tokens=machine.max_tokens if max_tokens is None else max_tokens)
         rows = self._bind_tables(params, prompt_ids, output)
@@ -116,17 +119,20 @@ class DeviceSampler:
             [*prompt_ids[-1:], *output][-1] if prompt_ids or output else 0,
             len(prompt_ids) + len(output) - 1 if position is None else position,
             *(len(output), PHASES.index(machine.phase), machine.used, close, len(text)),
-            *({None: 0, "stop": 1, "length": 2}[machine.done], (k.GREEDY if params.greedy else kind).value),
+            *({None: 0, "stop": 1, "length": 2}[machine.done], machine.steps, machine.line_state),
+            (k.GREEDY if params.greedy else kind).value,
             *(top_k or 2**30, *np.array(numbers, np.float32).view(np.int32)),
             *np.array([stream_key & 0xFFFFFFFF, stream_key >> 32], np.uint32).view(np.int32),
             *(machine.min_tokens, machine.max_tokens, -1 if machine.budget is None else min(machine.budget, 2**31 - 1)),
             *(machine.think, machine.end_think, machine.tool_call, machine.end_tool_call, len(machine.eos)),
-            *(len(ends), early, close, *rows),
+            *(len(ends), early, close, machine.margin, machine.max_steps, min(machine.close_at, 2**31 - 1)),
+            *(min(machine.gap, close - early), machine.think if machine.ban_think else -1, machine.pace is not None),
+            *rows,
         )
         packed[k.ENDS.value : k.ENDS.value + len(ends)] = ends
         packed[k.TEXT.value : k.TEXT.value + len(text)] = text
         self._copy(self._packed[slot], torch.from_numpy(packed))
-        self._state[:, slot] = self._packed[slot, :8]
+        self._state[:, slot] = self._packed[slot, : len(self._state)]
 
     def sample(self, logits: Tensor, rows: Tensor, out: Tensor) -> None:
         """Draw and record one token a row. No synchronisation; can be captured in a graph.
@@ -139,6 +145,33 @@ class DeviceSampler:
             given = logits, rows, out, self._packed, self._state, self._cells, self.history
             self._kernel.sample(*given, self.vocab_size, self._chunk)
 
+    def verify(self, logits: Tensor, rows: Tensor, drafts: Tensor, out: Tensor, accept: Tensor | None = None) -> None:
+        """Draw and record a row's tokens as long as they are the drafted ones, and the one that follows these.
+
+        logits [R, K + 1, vocab_size or more columns]: behind a row's last token and behind each of its drafts [R, K]
+        int32 (-1: none, as where a row has fewer); rows [R] int32: their slots. out [R, K + 1, 2] int32, each position
+        as `sample` would have it, or (-1, 0): not drawn, as the one before was not its draft or the sample's last.
+        Token for token what `sample` draws one by one. accept [R, K] bool, for measurements: the drafts that count as
+        equal whatever was drawn. No synchronisation; can be captured in a graph.
+        """
+        if accept is not None:
+            drafts = torch.where(accept, self._kernel.ANY.value, -1).to(torch.int32)
+        for place in range(logits.shape[1] if len(logits) else 0):
+            given = rows, out, self._packed, self._state, self._cells, self.history, self.vocab_size, self._chunk
+            self._kernel.sample(logits[:, place], *given, drafts, place)
+
+    def close(self, slot: int, at: int) -> None:
+        """Set a slot's `close_at`: its thinking is closed once `at` tokens are recorded, after the next one if they are
+        already. Takes effect with the next `sample` that is put on the stream; -1 takes it back."""
+        machine, text, rows = self._bound[slot]
+        self._bound[slot] = replace(machine, close_at=at), text, rows
+        self._packed[slot, self._kernel.CLOSE_AT.value].fill_(min(at, 2**31 - 1))
+
+    def copy_state(self, other: DeviceSampler, slots: Tensor) -> None:
+        """Set slots [n] int32 to where they are in `other`: last_token, position and count, nothing else. For a draft
+        model's sampler. No synchronisation; can be captured in a graph."""
+        self._state[:3].index_copy_(1, slots.long(), other._state[:3].index_select(1, slots))
+
     def set_mask(self, slot: int, words: Tensor | None) -> None:
         """Restrict a slot's next tokens to the set bits of `words` [ceil(vocab_size / 32)] int32; None: no more."""
         rows = self._bound[slot][2]
@@ -150,9 +183,10 @@ class DeviceSampler:
     def snapshot(self, slot: int) -> tuple[list[int], Machine]:
         """Recorded ids and machine of a slot now, to `bind` it again later. Waits for the device."""
         machine, text, _ = self._bound[slot]
-        _, _, count, phase, used, at, end, done = self._state[:, slot].tolist()
+        _, _, count, phase, used, at, end, done, steps, line = self._state[:, slot].tolist()
         ids = [~i if i < 0 else i for i in self.history[slot, :count].tolist()]
-        machine = replace(machine, phase=PHASES[phase], used=used, count=count, queue=deque(text[at:end]))
+        machine = replace(machine, phase=PHASES[phase], used=used, steps=steps, line_state=line, count=count)
+        machine.queue = deque(text[at:end])
         machine.done = None if done == 0 else "length" if done == 2 else "stop"
         return ids, machine
 
@@ -167,6 +201,17 @@ class DeviceSampler:
             for table, row in zip(self._tables, self._bound.pop(slot)[2], strict=True):
                 if row:
                     table.free.append(row)
+
+    def _bind_pace(self, table: NDArray[np.uint16] | None) -> None:
+        """Put a tokenizer's table on the device, once."""
+        if table is None or (self._pace is not None and self._pace[0] is table):
+            return
+        if self._pace is not None:
+            raise UsageError("the machine's pace is another tokenizer's than that of the samples before")
+        if len(table) < self.vocab_size:
+            raise UsageError(f"the machine's pace has {len(table):,} entries, but vocab_size is {self.vocab_size:,}")
+        self._pace = table, torch.from_numpy(table.astype(np.int16)).to(self._cells.device)
+        self._cells[4].fill_(self._pace[1].data_ptr())
 
     def _bind_tables(self, params: SamplingParams, prompt_ids: Sequence[int], output: Sequence[int]) -> list[int]:
         """Rows of the four tables for one sample, filled; 0: needs none."""

@@ -23,19 +23,24 @@ FAST = tl.constexpr(PDL)  # the interpreter knows no assembly
 GROUP = tl.constexpr(64)
 FEW = tl.constexpr(128)  # groups, and candidates, that are looked at closely
 MAX_K = 96  # the largest top_k that takes this way
-ENDS, TEXT, WIDTH = tl.constexpr(40), tl.constexpr(136), tl.constexpr(392)  # where a packed row's lists begin; its size
+ENDS, TEXT, WIDTH = tl.constexpr(48), tl.constexpr(144), tl.constexpr(400)  # where a packed row's lists begin; its size
 GREEDY, FREE, TOP_K, NUCLEUS, WIDE = map(tl.constexpr, range(5))  # kinds of rows; WIDE: a top_k above MAX_K
 START, THINKING, ANSWER, TOOL_CALL = map(tl.constexpr, range(4))  # as machine.PHASES
 
-# Columns of a slot's packed row, int32 (floats by their bits). The first eight are its state, which moves on in
-# `state` [8, slots]; the others do not change while the sample runs. From ENDS on: ids that end it (eos first), from
-# TEXT on: ids to force (the early stop, the closing, what is queued at the start).
-LAST, POSITION, COUNT, PHASE, USED, AT, END, DONE = map(tl.constexpr, range(8))
-KIND, K, SCALE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE, KEY_LOW, KEY_HIGH = map(tl.constexpr, range(8, 18))
-MIN_TOKENS, MAX_TOKENS, BUDGET, THINK, END_THINK, CALL, END_CALL, EOS_COUNT = map(tl.constexpr, range(18, 26))
-ENDS_COUNT, EARLY_END, CLOSE_END, BIAS_ROW, COUNTS_ROW, MASK_ROW, LOGPROB_ROW = map(tl.constexpr, range(26, 33))
-# `tables` [4] int64, addresses: biases float32, counts int16 (bit 15: in the prompt), allowed bits, log-probabilities.
-BIASES, COUNTS, MASKS, LOGPROBS = map(tl.constexpr, range(4))
+# Columns of a slot's packed row, int32 (floats by their bits). The first STATES are its state, which moves on in
+# `state` [STATES, slots]; of the others only CLOSE_AT and MASK_ROW change while the sample runs. From ENDS on: ids that
+# end it (eos first), from TEXT on: ids to force (the early stop, the closing, what is queued at the start).
+LAST, POSITION, COUNT, PHASE, USED, AT, END, DONE, STEPS, LINE = map(tl.constexpr, range(10))
+STATES = tl.constexpr(10)
+KIND, K, SCALE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE, KEY_LOW, KEY_HIGH = map(tl.constexpr, range(10, 20))
+MIN_TOKENS, MAX_TOKENS, BUDGET, THINK, END_THINK, CALL, END_CALL, EOS_COUNT = map(tl.constexpr, range(20, 28))
+ENDS_COUNT, EARLY_END, CLOSE_END, MARGIN, MAX_STEPS, CLOSE_AT, GAP, NO_THINK = map(tl.constexpr, range(28, 36))
+PACED, BIAS_ROW, COUNTS_ROW, MASK_ROW, LOGPROB_ROW = map(tl.constexpr, range(36, 41))
+# `tables` [5] int64, addresses: biases float32, counts int16 (bit 15: in the prompt), allowed bits, log-probabilities;
+# what tokens do to paragraphs and sentences, int16 (`chat.pacing`).
+BIASES, COUNTS, MASKS, LOGPROBS, PACE = map(tl.constexpr, range(5))
+IN_BREAK, SENTENCE_END = tl.constexpr(2), tl.constexpr(1 << 12)  # as in `chat.pacing`
+ANY = tl.constexpr(-2)  # a draft that whatever is sampled equals
 
 INF = tl.constexpr(float("inf"))
 BIG = tl.constexpr(2**31 - 1)
@@ -102,13 +107,27 @@ def _mean(a, b):
 def _edits(p, tables, vocab, padded):
     """What changes a row's logits, loaded before it is needed."""
     bias, counts, mask = tl.load(p + BIAS_ROW), tl.load(p + COUNTS_ROW), tl.load(p + MASK_ROW)
-    return p, tables, vocab, padded, bias, counts, mask, tl.load(p + MIN_TOKENS)
+    min_tokens, call, end_call = tl.load(p + MIN_TOKENS), tl.load(p + CALL), tl.load(p + END_CALL)
+    return p, tables, vocab, padded, bias, counts, mask, min_tokens, call, end_call, tl.load(p + NO_THINK)
+
+
+@triton.jit
+def _in_phase(edits, phase):
+    """`edits` with, in the end, the two ids that the phase forbids, or -1."""
+    p, tables, vocab, padded, bias, counts, mask, min_tokens, call, end_call, think = edits
+    first = tl.where(phase == THINKING, call, tl.where((phase == START) | (phase == ANSWER), think, -1))
+    return p, tables, vocab, padded, bias, counts, mask, min_tokens, first, tl.where(phase == THINKING, end_call, -1)
+
+
+@triton.jit
+def _without(x, cols, edits):
+    return tl.where((cols == edits[8]) | (cols == edits[9]), -INF, x)
 
 
 @triton.jit
 def _edit(x, cols, step, edits):
-    """What the sampler sees of logits x at cols: bias, penalties, bans; what cannot be sampled is -inf."""
-    p, tables, _, padded, bias, counts, mask, min_tokens = edits
+    """What the sampler sees of logits x at cols: bias, penalties, ends; what cannot be sampled is -inf."""
+    p, tables, _, padded, bias, counts, mask, min_tokens, _, _ = edits
     if bias + counts + mask > 0:
         if bias > 0:
             table = tl.multiple_of(tl.load(tables + BIASES).to(tl.pointer_type(tl.float32)), 16)
@@ -133,7 +152,8 @@ def _edit(x, cols, step, edits):
 
 @triton.jit
 def _read(row, cols, live, step, edits):
-    return _edit(tl.load(row + cols, mask=live & (cols < edits[2]), other=-INF).to(tl.float32), cols, step, edits)
+    x = tl.load(row + cols, mask=live & (cols < edits[2]), other=-INF).to(tl.float32)
+    return _without(_edit(x, cols, step, edits), cols, edits)
 
 
 @triton.jit
@@ -158,7 +178,8 @@ def _first(x, base, scale, row, begin, words, step, edits, CHUNK: tl.constexpr):
     key = tl.min(keys, 0)
     while (key & (0x100000000 - CHUNK)) <= best.to(tl.uint32, bitcast=True):
         col = begin + (key & (CHUNK - 1)).to(tl.int32)
-        race = _exponential(col, words) * tl.exp2((base - _read(row, col, True, step, edits)) * scale)
+        value = _edit(tl.load(row + col).to(tl.float32), col, step, edits)  # what is banned never gets here
+        race = _exponential(col, words) * tl.exp2((base - value) * scale)
         winner = tl.where((race < best) | ((race == best) & (col < winner)), col, winner)
         best = tl.minimum(best, race)
         above = key + 1 + tl.min(keys - (key + 1), 0)  # the next larger key, or the smallest once more
@@ -167,9 +188,20 @@ def _first(x, base, scale, row, begin, words, step, edits, CHUNK: tl.constexpr):
 
 
 @triton.jit
+def _follows(out, drafts, place):
+    """Whether what was recorded before `place` of a row is what its drafts say there: as they agree one by one, the
+    last one says it."""
+    alive = place <= 0
+    if place > 0:
+        token, code, draft = tl.load(out + 2 * place - 2), tl.load(out + 2 * place - 1), tl.load(drafts + place - 1)
+        alive = (token >= 0) & (code & 3 == 0) & ((draft == token) | (draft == ANY))
+    return alive
+
+
+@triton.jit(do_not_specialize=["out_stride", "drafts_stride", "place"])
 def _chunks(
-    logits, stride, rows, packed, state, tables, part, groups, columns, vocab, padded, slots, chunks,
-    CHUNK: tl.constexpr, PDL: tl.constexpr,
+    logits, stride, rows, packed, state, tables, part, groups, out, out_stride, drafts, drafts_stride, place,
+    columns, vocab, padded, slots, chunks, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (i, r): chunks i, i + programs … of row r, the next one's logits on their way while one is worked on.
 
@@ -191,6 +223,8 @@ def _chunks(
     row = logits + r * stride
     coming = tl.load(row + c * CHUNK + span, mask=c * CHUNK + span < columns, other=-INF)
     step, done = tl.load(s + COUNT * slots), tl.load(s + DONE * slots)
+    edits = _in_phase(edits, tl.load(s + PHASE * slots))
+    done = tl.where(_follows(out + r * out_stride, drafts + r * drafts_stride, place), done, 1)
     free = tl.load(s + AT * slots) >= tl.load(s + END * slots)
     words = _words(low, high, step)
     while (c < chunks) & (done == 0) & (free | (asked > 0)):
@@ -207,8 +241,9 @@ def _chunks(
             tl.store(here + 5 * chunks, tl.sum(tl.exp2((raw - tl.where(top == -INF, 0.0, top)) * LOG2E), 0))
         if free:
             x = raw
-            if begin + CHUNK > vocab:
-                x = tl.where(cols < vocab, raw, -INF)
+            banned = ((edits[8] ^ begin) & -CHUNK == 0) | ((edits[9] ^ begin) & -CHUNK == 0)  # something in this chunk
+            if (begin + CHUNK > vocab) | banned:
+                x = _without(tl.where(cols < vocab, raw, -INF), cols, edits)
             x = _edit(x, cols, step, edits)
             top = tl.reduce(x, 0, _larger) if FAST else tl.max(tl.where(x == x, x, INF), 0)
             tl.store(here, tl.where(top == top, top, INF))
@@ -337,10 +372,11 @@ def _among_all(row, top, how, step, edits, CHUNK: tl.constexpr):
     return tl.min(tl.where(best == tl.min(best, 0), ids, BIG), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["out_stride", "drafts_stride", "place"])
 def _rows(
-    logits, stride, rows, packed, state, tables, part, groups, few, history, out, out_stride, vocab, padded, slots,
-    length, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, WIDE_CHUNKS: tl.constexpr, WIDE_GROUPS: tl.constexpr,
+    logits, stride, rows, packed, state, tables, part, groups, out, out_stride, drafts, drafts_stride, place,
+    few, history, vocab, padded, slots, length,
+    CHUNK: tl.constexpr, CHUNKS: tl.constexpr, WIDE_CHUNKS: tl.constexpr, WIDE_GROUPS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """Program r: the token of row r, and its machine's next state."""
@@ -352,8 +388,10 @@ def _rows(
     edits = _edits(p, tables, vocab, padded)
     max_tokens, budget, asked = tl.load(p + MAX_TOKENS), tl.load(p + BUDGET), tl.load(p + LOGPROB_ROW).to(tl.int64)
     early_end, close_end, eos_count = tl.load(p + EARLY_END), tl.load(p + CLOSE_END), tl.load(p + EOS_COUNT)
-    think, end_think, call = tl.load(p + THINK), tl.load(p + END_THINK), tl.load(p + CALL)
-    end_call, e = tl.load(p + END_CALL), tl.arange(0, 128)
+    margin, max_steps, close_at = tl.load(p + MARGIN), tl.load(p + MAX_STEPS), tl.load(p + CLOSE_AT)
+    gap, paced, pace = tl.load(p + GAP), tl.load(p + PACED), tl.load(tables + PACE).to(tl.pointer_type(tl.int16))
+    think, end_think, e = tl.load(p + THINK), tl.load(p + END_THINK), tl.arange(0, 128)
+    call, end_call = edits[8], edits[9]
     ends = tl.load(p + ENDS + e, mask=e < tl.load(p + ENDS_COUNT), other=-1)
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -361,8 +399,12 @@ def _rows(
     token, position, step = tl.load(s), tl.load(s + POSITION * slots), tl.load(s + COUNT * slots)
     phase, used, done = tl.load(s + PHASE * slots), tl.load(s + USED * slots), tl.load(s + DONE * slots)
     at, end = tl.load(s + AT * slots), tl.load(s + END * slots)
+    steps, line = tl.load(s + STEPS * slots), tl.load(s + LINE * slots)
+    edits = _in_phase(edits, phase)
+    out += r * out_stride
+    live = (done == 0) & _follows(out, drafts + r * drafts_stride, place)
     replaced = 0
-    if done == 0:
+    if live:
         row = logits + r * stride
         part += r * 6 * CHUNKS
         i = tl.arange(0, WIDE_CHUNKS)
@@ -412,26 +454,41 @@ def _rows(
             sampled = at >= end
             at += 1 - sampled.to(tl.int32)
             if stopped == 0:
+                sentence = token < 0
                 if phase == THINKING:
-                    used += ((token != end_think) & sampled).to(tl.int32)
-                    phase = tl.where(token == end_think, ANSWER, THINKING)
+                    if token == end_think:
+                        phase = ANSWER
+                        if sampled:
+                            at = close_end - gap
+                            end = close_end
+                    elif sampled:
+                        used += 1
+                        if paced > 0:
+                            entry = tl.load(pace + token).to(tl.int32)
+                            sentence = (entry & SENTENCE_END != 0) & (line != IN_BREAK)
+                            bits = entry >> 4 * line
+                            line = bits & 3
+                            steps += (bits >> 2) & 3
                 elif phase == TOOL_CALL:
                     phase = tl.where(token == end_call, ANSWER, TOOL_CALL)
                 elif token != end_think:
                     opens = (token == think) & (phase == START)
                     phase = tl.where(opens, THINKING, tl.where(token == call, TOOL_CALL, ANSWER))
-                if (phase == THINKING) & (at >= end) & (budget >= 0) & (used >= budget):
-                    at = tl.where(budget > 0, 0, early_end)
-                    end = tl.where(budget > 0, early_end, close_end)
+                left = tl.where(budget < 0, BIG, budget - used)
+                full = (left <= 0) | (sentence & (left <= margin)) | ((max_steps > 0) & (steps >= max_steps))
+                full = full | ((close_at >= 0) & (step + 1 >= close_at))
+                if (phase == THINKING) & (at >= end) & full:
+                    at = tl.where(budget == 0, early_end, 0)
+                    end = tl.where(budget == 0, close_end, early_end)
             done = tl.where(stopped, 1, tl.where(step + 1 >= max_tokens, 2, 0))
-            found = token, position + 1, step + 1, phase, used, at, end, done
-            for f in tl.static_range(8):
+            found = token, position + 1, step + 1, phase, used, at, end, done, steps, line
+            for f in tl.static_range(STATES):
                 tl.store(s + f * slots, found[f])
             tl.store(history + slot * length + step, token ^ -replaced, mask=step < length)
             if edits[5] > 0:
-                place = tl.load(tables + COUNTS).to(tl.pointer_type(tl.int16)) + edits[5].to(tl.int64) * padded + token
-                seen = tl.load(place).to(tl.int32)
-                tl.store(place, (seen + ((seen & 0x7FFF) < 0x7FFF).to(tl.int32)).to(tl.int16))
+                cell = tl.load(tables + COUNTS).to(tl.pointer_type(tl.int16)) + edits[5].to(tl.int64) * padded + token
+                seen = tl.load(cell).to(tl.int32)
+                tl.store(cell, (seen + ((seen & 0x7FFF) < 0x7FFF).to(tl.int32)).to(tl.int16))
             if asked > 0:
                 tops = tl.load(part + 4 * CHUNKS + i, mask=i < CHUNKS, other=-INF)
                 top = tl.max(tops, 0)
@@ -440,18 +497,21 @@ def _rows(
                 logprob = tl.load(row + token).to(tl.float32) - top - total
                 table = tl.load(tables + LOGPROBS).to(tl.pointer_type(tl.float32))
                 tl.store(table + asked * length + step, logprob, mask=step < length)
-    tl.store(out + r * out_stride, token)
-    tl.store(out + r * out_stride + 1, done + 4 * replaced)
+    given = live | (place < 0)
+    out += 2 * tl.maximum(place, 0)
+    tl.store(out, tl.where(given, token, -1))
+    tl.store(out + 1, tl.where(given, done + 4 * replaced, 0))
 
 
 def sample(
     logits: Tensor, rows: Tensor, out: Tensor, params: Tensor, state: Tensor, tables: Tensor, history: Tensor,
-    vocab: int, chunk: int,
+    vocab: int, chunk: int, drafts: Tensor | None = None, place: int = -1,
 ) -> None:  # fmt: skip
     """One token for each row of logits [R, columns >= vocab]; rows [R] int32: their slots. See `DeviceSampler.sample`.
 
-    params [slots, WIDTH] int32, state [8, slots] int32, tables [4] int64, history [slots, length] int32; chunk: columns
-    of one program, a power of two from 64 on; rows of the tables are padded to it. No slot twice, unless it is done.
+    params [slots, WIDTH] int32, state [STATES, slots] int32, tables [5] int64, history [slots, length] int32; chunk:
+    columns of one program, a power of two from 64 on; rows of the tables are padded to it. No slot twice, unless it is
+    done. place: of a verification with drafts [R, K] int32 and out [R, K + 1, 2]; -1: no verification.
     """
     count, columns = logits.shape
     chunks = cdiv(columns, chunk)
@@ -460,7 +520,9 @@ def sample(
     part, groups, few = torch.empty(sum(sizes), dtype=torch.int32, device=logits.device).split(sizes)
     part, groups = part.view(torch.float32), groups.view(torch.float32)
     slots, length = history.shape
-    given = logits, logits.stride(0), rows, params, state, tables, part, groups
+    drafts = rows if drafts is None else drafts
+    given = (logits, logits.stride(0), rows, params, state, tables, part, groups,
+             out, out.stride(0), drafts, drafts.stride(0), place)  # fmt: skip
     padded = cdiv(vocab, chunk) * chunk
     options = {"CHUNK": chunk, "PDL": PDL} | ({"launch_pdl": True} if PDL else {})
     # Registers: as few as do without spilling, so that enough loads are in flight.
@@ -470,7 +532,7 @@ def sample(
         **options, num_warps=max(1, chunk // 256), maxnreg=72,
     )  # fmt: skip
     launch(
-        _rows, (count,), *given, few, history, out, out.stride(0), vocab, padded, slots, length,
+        _rows, (count,), *given, few, history, vocab, padded, slots, length,
         CHUNKS=chunks, WIDE_CHUNKS=next_power_of_2(chunks), WIDE_GROUPS=next_power_of_2(near),
         **options, num_warps=8, maxnreg=128,
     )  # fmt: skip
