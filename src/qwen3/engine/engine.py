@@ -471,17 +471,19 @@ class Engine(Steering):
             Fed(c.seq.slot, c.start, [*c.seq.tokens[c.start : c.start + c.size - len(c.extra)], *c.extra])
             for c in chunks
         ]
+        # Of a row that decodes, with the token it computes; those come longest first.
+        longest = max([item.row.total for item in samples[:1]] + [c.start + c.size for c in chunks])
         routed = self._routed and any(item.request.keep_routes for item in members)
         plain = not routed and all(item.request.params.prompt_logprobs is None for item in owners)
         if isinstance(self.picker, DevicePicker) and plain and not lost and len(chunks) <= 1:
             last = bool(chunks) and chunks[0].last and self._ready(owners[0])
-            graph = self.graphs.replay(slots, fed[0] if fed else None, last)
+            graph = self.graphs.replay(slots, fed[0] if fed else None, last, longest=longest)
             if graph is not None:
                 samples, followed = (members, None) if last else (samples, followed)
                 return self._flight_of(samples, DevicePicked(graph.out, len(samples)), graph.logits, followed)
         sizes = [1] * len(samples) + [chunk.size for chunk in chunks]
         routes = self.runner.route_record(sum(sizes)) if routed else None
-        hidden = self.runner.forward(slots, fed, self.picker, routes)
+        hidden = self.runner.forward(slots, fed, self.picker, routes, longest=longest)
         if routes is not None:
             keep_routes([item.request for item in members], sizes, routes)
         places, end = list(range(len(samples))), len(samples)

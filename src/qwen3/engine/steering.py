@@ -128,7 +128,7 @@ class Steering(Recorder):
         verdict = trial.verdict(over=stream.done is not None or len(request.output) >= request.max_tokens)
         if verdict == "think":
             item.trial = None
-            request.stream = item.reader = stream.fresh(policy=request.thinking)
+            request.stream = item.reader = stream.fresh(policy=request.thinking, source=stream.source)
             request.stream.discarded = len(stream.output_ids)
             request.stream.window = trial.looked
             request.stream.cached_tokens = stream.cached_tokens
@@ -201,4 +201,4 @@ class Steering(Recorder):
         report = stream.report()
         self._pace.answered(len(stream.output_ids) - report.used - report.forced_tokens)
         # The next turn's prompt has no thoughts: what was computed behind them is of no use to it.
-        return len(item.request.ids) if report.used else None
+        return None if report.ended_by is None else len(item.request.ids)
