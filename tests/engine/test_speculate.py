@@ -27,7 +27,7 @@ def searched(tokens: list[int], count: int) -> list[int]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, 3), max_size=300), st.integers(1, 6), st.integers(0, 300), st.integers(0, 2**32))
+@given(st.lists(st.integers(0, 2), max_size=300), st.integers(1, 6), st.integers(0, 300), st.integers(0, 2**32))
 def test_a_guess_is_what_followed_the_last_occurrence(tokens: list[int], count: int, prompt: int, seed: int) -> None:
     rng = random.Random(seed)
     found, place = NGram(tokens[:prompt]), min(prompt, len(tokens))
@@ -80,7 +80,7 @@ def test_a_token_costs_the_same_whatever_the_length() -> None:
         sys.setprofile(None)
         looked.append(calls)
     assert looked[0] == looked[1] < 100
-    assert found._table.nbytes == 1 << 18
+    assert found._table.nbytes == 1 << 18  # whatever the length
 
 
 def speed(

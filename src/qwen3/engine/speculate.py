@@ -35,7 +35,7 @@ class NGram:
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         self.tokens: list[int] = list(tokens)
         self._entered = 0  # places before this one are in the table
-        self._table = np.zeros(1 << _BITS, np.int32)  # where a continuation begins; 0: none
+        self._table = memoryview(np.zeros(1 << _BITS, np.int32))  # where a continuation begins; 0: none
 
     def extend(self, tokens: Sequence[int]) -> None:
         self.tokens.extend(tokens)
@@ -50,44 +50,41 @@ class NGram:
         the end is taken to go on so."""
         self._enter()
         tokens, end = self.tokens, len(self.tokens)
+        places = _hashes(tokens, end)
         for n in range(min(_LONGEST, end - 1), _SHORTEST - 1, -1):
-            last = tokens[end - n :]
-            start = int(self._table[_hash(last)])
-            if n <= start < end and tokens[start - n : start] == last:
+            start = self._table[places[n - _SHORTEST]]
+            if n <= start < end and tokens[start - n : start] == tokens[end - n :]:
                 found = tokens[start : start + count]
                 return (found * -(-count // len(found)))[:count]
         return []
 
     def _enter(self) -> None:
         """Let n-grams be found whose continuation is known by now."""
-        tokens, first, self._entered = self.tokens, self._entered, len(self.tokens)
-        if len(tokens) - first <= 64:
-            for start in range(first, len(tokens)):
-                for n in range(_SHORTEST, min(_LONGEST, start) + 1):
-                    self._table[_hash(tokens[start - n : start])] = start
+        tokens, begin, self._entered = self.tokens, self._entered, len(self.tokens)
+        first = len(tokens) if len(tokens) - begin <= 64 else max(begin, _LONGEST)
+        for start in range(begin, first):
+            for place in _hashes(tokens, start):
+                self._table[place] = start
+        if first == len(tokens):
             return
-        offset = max(0, first - _LONGEST)
-        ids = np.asarray(tokens[offset:], dtype=np.uint64)
-        for n in range(_SHORTEST, _LONGEST + 1):
-            starts = np.arange(max(first, n), len(tokens))
-            self._table[_hashes(ids, n)[starts - n - offset]] = starts  # of equal places the last assignment stays
+        ids, value = np.asarray(tokens, dtype=np.uint64), np.zeros(len(tokens) - first, np.uint64)
+        starts, table = np.arange(first, len(tokens)), np.asarray(self._table)
+        for n in range(1, _LONGEST + 1):
+            value = (value ^ (ids[first - n : len(tokens) - n] + np.uint64(1))) * np.uint64(_ODD)
+            value ^= value >> np.uint64(29)
+            if n >= _SHORTEST:
+                table[value >> np.uint64(64 - _BITS)] = starts  # of equal places the last assignment stays
 
 
-def _hash(ids: Sequence[int]) -> int:
-    value = 0
-    for token in ids:
-        value = ((value ^ (token + 1)) * _ODD) & _MASK64
+def _hashes(tokens: Sequence[int], end: int) -> list[int]:
+    """Places in the table of the last 2, 3 and 4 tokens before `end`, as far as there are so many."""
+    value, found = 0, []
+    for n in range(1, min(_LONGEST, end) + 1):
+        value = ((value ^ (tokens[end - n] + 1)) * _ODD) & _MASK64
         value ^= value >> 29
-    return value >> (64 - _BITS)
-
-
-def _hashes(ids: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
-    """`_hash` of every n-gram of `ids`, by the place where it begins."""
-    value = np.zeros(len(ids) - n + 1, np.uint64)
-    for i in range(n):
-        value = (value ^ (ids[i : i + len(value)] + np.uint64(1))) * np.uint64(_ODD)
-        value ^= value >> np.uint64(29)
-    return value >> np.uint64(64 - _BITS)
+        if n >= _SHORTEST:
+            found.append(value >> (64 - _BITS))
+    return found
 
 
 # How many guesses pay
