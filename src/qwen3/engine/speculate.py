@@ -35,7 +35,7 @@ class NGram:
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         self.tokens: list[int] = list(tokens)
         self._entered = 0  # places before this one are in the table
-        self._table = memoryview(np.zeros(1 << _BITS, np.int32))  # where a continuation begins; 0: none
+        self._table = np.zeros(1 << _BITS, np.int32).data  # where a continuation begins; 0: none
 
     def extend(self, tokens: Sequence[int]) -> None:
         self.tokens.extend(tokens)
