@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from qwen3 import LLM, SamplingParams, ThinkingPolicy
+from qwen3.asking import Form
 from qwen3.chat import Finish, ReasoningDelta, TextDelta, fold
 from qwen3.checkpoint import memory
 from qwen3.checkpoint.fp8 import fp8_weights
@@ -50,6 +51,11 @@ def same(a: Any, b: Any) -> bool:
     fields = ("content", "reasoning_content", "finish_reason", "thinking", "warnings", "ids", "prompt_ids")
     alike = all(getattr(a, name) == getattr(b, name) for name in fields)
     return alike and replace(a.usage, cached_tokens=0) == replace(b.usage, cached_tokens=0)
+
+
+def settled(llm: LLM, text: str, *given: Any) -> SamplingParams:
+    """The sampling that a question is answered with; given: thinking, sampling."""
+    return llm._asking.chat(text, Form(), *(given or (None, None)), llm.engine.check).requests[0].params
 
 
 def test_what_was_loaded(llm: LLM, folder: Path) -> None:
@@ -123,7 +129,7 @@ def test_budget_in_the_result(llm: LLM) -> None:
 
 def test_published_defaults_follow_the_mode(llm: LLM) -> None:
     def params(text: str, policy: ThinkingPolicy | None = None) -> SamplingParams:
-        return llm._chat_requests(text, policy, SamplingParams(top_k=7), None, None)[0].params
+        return settled(llm, text, policy, SamplingParams(top_k=7))
 
     for on in (params("Hi"), params("Hi", ThinkingPolicy("on")), params("Hi /no_think /think")):
         assert (on.temperature, on.top_p, on.top_k, on.min_p) == (0.6, 0.95, 7, 0)
@@ -344,11 +350,7 @@ def test_interrupt_leaves_the_llm_usable(llm: LLM, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"schema": {}}, "schema is not supported yet"),
         ({"adapter": "x"}, "adapter is not supported yet"),
-        ({"tool_choice": "required"}, "tool_choice='required' is not supported yet"),
-        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice=.* is not supported yet"),
-        ({"thinking": ThinkingPolicy("auto")}, "thinking.mode 'auto'"),
         ({"thinking": "off"}, "thinking must be a ThinkingPolicy, not str"),
         ({"sampling": {"top_p": 0.5}}, "sampling must be a SamplingParams, not dict"),
         ({"stream": True, "sampling": SamplingParams(n=2)}, "stream=True gives one answer, not 2"),
@@ -459,7 +461,7 @@ def test_folders_without_tokenizer_or_template(tmp_path: Path, folder: Path) -> 
     base = random_checkpoint(tmp_path / "base", tiny_config(eos_token_id=608), tokenizer=True)
     with LLM(base, device="cpu") as llm:
         assert llm.mode == "base"
-        assert llm._chat_requests("Hi", None, None, None, None)[0].params.greedy
+        assert settled(llm, "Hi").greedy
 
 
 def test_a_template_of_its_own(tmp_path: Path) -> None:
@@ -486,7 +488,7 @@ def test_single_mode_models() -> None:
     with pytest.raises(UsageError, match="always thinks"):
         thinker.chat("Hi", ThinkingPolicy("off"))
     instruct = LLM.of(model, tokenizer, mode="instruct")
-    assert instruct._chat_requests("Hi", None, None, None, None)[0].params.temperature == 0.7
+    assert settled(instruct, "Hi").temperature == 0.7
     with pytest.raises(UsageError, match="mode='fast' must be one of"):
         LLM.of(model, tokenizer, mode="fast")  # type: ignore[arg-type]
 

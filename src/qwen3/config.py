@@ -209,20 +209,27 @@ class ModelConfig:
         """Whether layer `layer` (from 0) has experts; the rule of transformers' Qwen3MoeDecoderLayer."""
         return self.is_moe and layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
 
-    def num_parameters(self, active: bool = False) -> int:
-        """Exact number of weights, a tied head counted once; `active`: those one token passes through.
+    def num_parameters(self, active: bool = False, experts: int | None = None) -> int:
+        """Exact number of weights, a tied head counted once; `active`: those one token passes through, with `experts`
+        experts per token (None: the model's own number).
 
         Embedding and head are counted in both. A tied checkpoint may store its head a second time on disk.
         """
         h, q, k, d = self.hidden_size, self.num_attention_heads, self.num_key_value_heads, self.head_dim
         attention = h * q * d + 2 * h * k * d + q * d * h + 2 * d
         dense = 3 * h * self.intermediate_size
-        experts = self.num_experts_per_tok if active else self.num_experts
+        experts = (experts or self.num_experts_per_tok) if active else self.num_experts
         sparse = experts * 3 * h * self.moe_intermediate_size + self.num_experts * h
         sparse_layers = sum(self.is_sparse_layer(i) for i in range(self.num_hidden_layers))
         total = self.num_hidden_layers * (attention + 2 * h) + h
         total += sparse_layers * sparse + (self.num_hidden_layers - sparse_layers) * dense
         return total + self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
+
+    def experts_within(self, limit: int) -> int:
+        """The most experts per token, at most the model's own number, with which no more than `limit` parameters are
+        active; 0 if one is too many, or there are none."""
+        fitting = (k for k in range(self.num_experts_per_tok, 0, -1) if self.num_parameters(True, k) <= limit)
+        return next(fitting, 0) if self.is_moe else 0
 
     def kv_bytes_per_token(self, dtype_bytes: int = 2) -> int:
         """Bytes of keys and values one token occupies over all layers."""

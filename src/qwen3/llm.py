@@ -4,45 +4,38 @@
     print(llm.chat("What is 27 * 14?").content)
 
 Any number of threads may call one LLM: whoever waits for tokens moves the engine, one step at a time under a lock, for
-all requests together. There is no background thread, so nothing runs when nobody listens.
+all requests together. When nobody waits, a thread may compute what the next turns' prompts will begin with
+(`engine/idle.py`); nothing else runs in the background.
 """
 
 from __future__ import annotations
 
-import secrets
 import threading
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import torch
 
 from qwen3 import family
-from qwen3.chat import (
-    Event,
-    Finish,
-    Result,
-    SandboxTemplate,
-    ThinkingPolicy,
-    TokenStream,
-    encode,
-    fold,
-    resolve_mode,
-)
-from qwen3.chat.stream import EARLY_STOP
+from qwen3.asking import Asked, Asking, Form
+from qwen3.chat import Event, Finish, Message, Result, SandboxTemplate, ThinkingPolicy, fold
 from qwen3.checkpoint import Resolved, resolve
 from qwen3.checkpoint.mode import detect_mode, find_tokenizer
 from qwen3.config import ModelConfig
 from qwen3.engine.engine import Engine
+from qwen3.engine.idle import IdleWork
 from qwen3.engine.params import SamplingParams
 from qwen3.engine.request import Request
 from qwen3.engine.sampler import TokenLogprob
-from qwen3.errors import UsageError
+from qwen3.errors import Qwen3Error, UsageError
 from qwen3.family import Mode
 from qwen3.model import Qwen3, load_model
 from qwen3.model.threads import prepare_cpu
-from qwen3.options import check_options, checked, context_length, prompt_ids, unsupported
+from qwen3.options import check_options, context_length, prompt_ids, unsupported
 from qwen3.tokenizer import Tokenizer
 
 
@@ -85,9 +78,10 @@ class ChatStream:
     result: everything that came so far, as a Generation; complete once the iterator has ended.
     """
 
-    def __init__(self, llm: LLM, request: Request) -> None:
+    def __init__(self, llm: LLM, asked: Asked) -> None:
         self._llm = llm
-        self._request = request
+        self._asked = asked
+        self._request = asked.requests[0]
         self._events: list[Event] = []
         self._unread: list[Event] = []
 
@@ -104,11 +98,18 @@ class ChatStream:
         if isinstance(event, Finish) and self._request.error is not None:
             raise self._request.error
         self._events.append(event)
+        if isinstance(event, Finish):
+            self._llm._expect_next(self._asked, self._events)
         return event
 
     @property
     def result(self) -> Generation:
         return self._llm._generation(self._request, self._events)
+
+    def answer_now(self) -> None:
+        """Have the thinking closed, so that the answer follows: with the engine's next steps, and without effect where
+        it is over. From any thread, and from a signal handler; the report then says `ended_by="client"`."""
+        self._llm._hurried.append(self._request)
 
     def close(self) -> None:
         """Cancel what still runs; what is left unread (up to Finish) counts into `result`. Twice is no error."""
@@ -135,7 +136,8 @@ class LLM:
     model. device: "cuda", "cpu" or a torch device; None: CUDA if present. dtype: "bfloat16", "float16", "float32" or a
     torch dtype; None: the checkpoint's own (on a CPU float32 where that is faster). context: longest prompt and answer
     together in tokens; None: all the model has. weights: "fp8" keeps the projections in FP8, in half the bytes; None:
-    as the checkpoint has them. max_batch, max_queue, kv_dtype, prefix_cache, invariant: see `Engine`.
+    as the checkpoint has them. prefill_ahead: when an answer of `chat` has ended and nothing else is to do, compute
+    what the next turn's prompt will begin with. max_batch, max_queue, kv_dtype, prefix_cache, invariant: see `Engine`.
 
     Attributes: `resolved` (None when made by `of`), `config`, `mode` ("hybrid", "thinking", "instruct", "base"),
     `template` (a name, or a SandboxTemplate where it is not one of Qwen's), `tokenizer`, `context`, `warnings` (seen
@@ -158,6 +160,7 @@ class LLM:
         kv_dtype: str | torch.dtype | None = None,
         prefix_cache: bool = True,
         invariant: bool = False,
+        prefill_ahead: bool = True,
     ) -> None:
         where, number_type = check_options(model, device, dtype, weights)
         resolved = resolve(model)
@@ -174,7 +177,7 @@ class LLM:
             prepare_cpu(network)  # before the engine takes what is left of the memory
         warnings += [str(item.message) for item in seen]
         self._build(
-            network, tokenizer, mode, template, context,
+            network, tokenizer, mode, template, context, prefill_ahead,
             max_batch=max_batch, max_queue=max_queue, kv_dtype=kv_dtype, prefix_cache=prefix_cache, invariant=invariant,
         )  # fmt: skip
         self.resolved: Resolved | None = resolved
@@ -188,14 +191,15 @@ class LLM:
         *,
         mode: Mode = "hybrid",
         context: int | None = None,
+        prefill_ahead: bool = False,
         **engine: Any,
     ) -> LLM:
         """An LLM around a network that is in memory already (a trainer's, say). Its weights are used, not copied.
-        engine: keyword arguments of `Engine`."""
+        prefill_ahead: not for one whose weights change meanwhile. engine: keyword arguments of `Engine`."""
         if mode not in family.TEMPLATE_OF:
             raise UsageError(f"mode={mode!r} must be one of {', '.join(family.TEMPLATE_OF)}")
         llm = cls.__new__(cls)
-        llm._build(model, tokenizer, mode, family.TEMPLATE_OF[mode], context, **engine)
+        llm._build(model, tokenizer, mode, family.TEMPLATE_OF[mode], context, prefill_ahead, **engine)
         llm.resolved = None
         return llm
 
@@ -206,6 +210,7 @@ class LLM:
         mode: Mode,
         template: str | SandboxTemplate,
         context: int | None,
+        prefill_ahead: bool,
         **engine: Any,
     ) -> None:
         self.config = model.config
@@ -214,12 +219,21 @@ class LLM:
         self.mode: Mode = mode
         self.template = template
         self.warnings: list[str] = []
+        self._asking = Asking(tokenizer, model.config, mode, template)
         self._lock = threading.Lock()
+        self._hurried: deque[Request] = deque()  # whose thinking is to be closed
         self._engine: Engine | None = Engine(model, tokenizer, max_len=self.context, **engine)
+        self._idle = IdleWork(self._engine, self._lock) if prefill_ahead and self._engine.prefix_cache else None
 
     @property
     def engine(self) -> Engine:
-        """What runs the requests, for those who move it themselves (one thread at a time)."""
+        """What runs the requests, for those who move it themselves (one thread at a time). No idle work is going on
+        when it is handed out; the next `chat` may begin some, unless `prefill_ahead` is off."""
+        if self._idle is not None:
+            self._idle.rest()
+        return self._open()
+
+    def _open(self) -> Engine:
         if self._engine is None:
             raise UsageError("this LLM is closed")
         return self._engine
@@ -227,7 +241,7 @@ class LLM:
     @property
     def model(self) -> Qwen3:
         """The network, for those who want logits."""
-        return self.engine.model
+        return self._open().model
 
     @property
     def device(self) -> torch.device:
@@ -249,23 +263,32 @@ class LLM:
         schema: Any = None,
         adapter: Any = None,
         stream: bool = False,
+        *,
+        parallel_tool_calls: bool = True,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> Any:
         """Answer a conversation: a Generation, a list of them for n > 1, a ChatStream of events with stream=True.
 
         messages: dicts with role and content (OpenAI's shape), or one string, which is a user's message. thinking: see
         ThinkingPolicy; None leaves it to soft switches and the model. sampling: see SamplingParams; None takes what
-        Qwen published for the mode. tools: JSON schemas the model may call; tool_choice: "auto" (None) or "none" (the
-        tools stay out of the prompt).
+        Qwen published for the mode (thinking's, for mode "auto"). tools: JSON schemas the model may call. tool_choice:
+        "auto" (None), "none" (the tools stay out of the prompt), "required", or one tool: its name, or {"type":
+        "function", "function": {"name": …}}. parallel_tool_calls: whether there may be several calls at once. schema
+        (a JSON schema as dict, bool or text, or a pydantic model), regex, grammar (Lark or EBNF): what the answer must
+        match, after any thinking; one of them. A schema goes with tools the model may call, and then binds the answer
+        that is no call.
 
-        Raises UsageError for what is wrong or not supported yet (`schema`, `adapter`, other tool choices), before
-        anything runs; a prompt longer than the context is such an error, it is never cut. Ctrl-C cancels the request
-        and leaves the LLM usable.
+        Raises UsageError for what is wrong or contradictory, and for `adapter`, before anything runs; a prompt longer
+        than the context is such an error, it is never cut. Ctrl-C cancels the request and leaves the LLM usable.
         """
-        unsupported(schema=schema, adapter=adapter)
-        requests = self._chat_requests(messages, thinking, sampling, tools, tool_choice)
+        unsupported(adapter=adapter)
+        form = Form.of(tools, tool_choice, parallel_tool_calls, schema, regex, grammar)
+        asked = self._asking.chat(messages, form, thinking, sampling, self._open().check)
         if stream:
-            return self._stream(requests)
-        found = self._collect([requests])[0]
+            return self._stream([asked])
+        found = self._collect([asked])[0]
+        self._expect_next(asked, found[0].message)
         return found if len(found) > 1 else found[0]
 
     def chat_batch(
@@ -275,14 +298,21 @@ class LLM:
         sampling: SamplingParams | None = None,
         tools: Sequence[Any] | None = None,
         tool_choice: Any = None,
+        schema: Any = None,
+        *,
+        parallel_tool_calls: bool = True,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> list[Any]:
-        """`chat` for many conversations at once, results in order (for n > 1 each is a list). All are checked first."""
+        """`chat` for many conversations at once, results in order (for n > 1 each is a list). All are checked first,
+        and nothing is computed ahead of what follows them."""
         if isinstance(conversations, str):
             raise UsageError("conversations must be a list of conversations; use chat for a single one")
+        form = Form.of(tools, tool_choice, parallel_tool_calls, schema, regex, grammar)
         groups = []
         for i, messages in enumerate(conversations):
             try:
-                groups.append(self._chat_requests(messages, thinking, sampling, tools, tool_choice))
+                groups.append(self._asking.chat(messages, form, thinking, sampling, self._open().check))
             except UsageError as error:
                 raise UsageError(f"conversations[{i}]: {error}") from None
         return [found if len(found) > 1 else found[0] for found in self._collect(groups)]
@@ -293,32 +323,35 @@ class LLM:
         sampling: SamplingParams | None = None,
         thinking: ThinkingPolicy | None = None,
         stream: bool = False,
+        *,
+        schema: Any = None,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> Any:
         """Continue raw prompts, no chat template: a list of Generation in order (for n > 1 each is a list), for a
         single prompt with stream=True a ChatStream.
 
         prompts: a text, a list of texts, token ids, or a list of id lists. Control strings in a text become control
         tokens, as in the official pipeline: do not put untrusted text here. The same token machine runs as in `chat`,
-        so a think block is split off into `reasoning_content`; `text` has everything as it came. Sampling defaults are
-        those of the model's mode, of non-thinking where the prompt closes its think block.
+        so a think block is split off into `reasoning_content`, and schema, regex and grammar bind what follows it;
+        `text` has everything as it came. Sampling defaults are those of the model's mode, of non-thinking where the
+        prompt closes its think block.
         """
-        params = checked(sampling, SamplingParams, "sampling") or SamplingParams()
-        policy = checked(thinking, ThinkingPolicy, "thinking") or ThinkingPolicy()
-        policy.require_supported()
+        form = Form.of(schema=schema, regex=regex, grammar=grammar)
         groups = []
         for i, ids in enumerate(prompt_ids(prompts, self.tokenizer)):
-            start = TokenStream(self.tokenizer, ids, policy)
-            thinks = start.state != "answer" and not policy.off
             try:
-                groups.append(self._requests(ids, params, policy, thinks, include_tools=True, warnings=()))
+                groups.append(self._asking.raw(ids, form, thinking, sampling, self._open().check))
             except UsageError as error:
                 raise UsageError(f"prompts[{i}]: {error}") from None
         if stream:
-            return self._stream([request for requests in groups for request in requests])
+            return self._stream(groups)
         return [found if len(found) > 1 else found[0] for found in self._collect(groups)]
 
     def close(self) -> None:
         """Cancel what runs and free the weights. The LLM cannot be used afterwards; closing twice is no error."""
+        if self._idle is not None:
+            self._idle.close()
         with self._lock:
             engine, self._engine = self._engine, None
             if engine is not None:
@@ -337,91 +370,39 @@ class LLM:
         name = self.resolved.name if self.resolved else "in memory"
         return f"LLM({name}, {self.mode}, context {self.context:,})"
 
-    # From what was asked to requests
-
-    def _chat_requests(
-        self,
-        messages: str | Sequence[Any],
-        thinking: ThinkingPolicy | None,
-        sampling: SamplingParams | None,
-        tools: Sequence[Any] | None,
-        tool_choice: Any,
-    ) -> list[Request]:
-        params = checked(sampling, SamplingParams, "sampling") or SamplingParams()
-        policy = checked(thinking, ThinkingPolicy, "thinking")
-        if policy is not None:
-            policy.require_supported()
-        if tool_choice not in (None, "auto", "none"):
-            raise UsageError(f"tool_choice={tool_choice!r} is not supported yet: use 'auto', 'none' or leave it out")
-        if tool_choice == "none":
-            tools = None
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        resolution = resolve_mode(turns, policy, self.mode, self.template)
-        encoded = encode(
-            resolution.messages,
-            tokenizer=self.tokenizer,
-            tools=tools,
-            enable_thinking=resolution.enable_thinking,
-            template=self.template,
-        )
-        warnings = (*resolution.warnings, *encoded.warnings)
-        return self._requests(encoded.ids, params, resolution.policy, resolution.thinks, bool(tools), warnings)
-
-    def _requests(
-        self,
-        ids: list[int],
-        params: SamplingParams,
-        policy: ThinkingPolicy,
-        thinks: bool,
-        include_tools: bool,
-        warnings: Sequence[str],
-    ) -> list[Request]:
-        """The `n` requests of one prompt."""
-        params = params.resolved(family.sampling_key(self.mode, thinks))
-        noted = list(warnings)
-        if thinks and params.greedy and self.mode in ("hybrid", "thinking"):
-            noted.append(
-                "temperature 0 while thinking: Qwen advises against it, the model may repeat itself without end"
-            )
-        forced = len(self.tokenizer.encode(EARLY_STOP)) if policy.budget else 0
-        if thinks and policy.budget and params.max_tokens and params.max_tokens <= policy.budget + forced:
-            noted.append(
-                f"max_tokens={params.max_tokens} may leave no room for an answer after thinking.budget={policy.budget} "
-                f"and {forced} closing tokens"
-            )
-        if params.seed is None:
-            # One for all n: sample 0 can be had again alone. 53 bits: every JSON reader keeps it exactly.
-            params = replace(params, seed=secrets.randbits(53))
-        requests = []
-        for index in range(params.n):
-            stream = TokenStream(
-                self.tokenizer,
-                ids,
-                policy,
-                stop=params.stops,
-                stop_token_ids=params.stop_ids,
-                ignore_eos=params.ignore_eos,
-                min_tokens=params.min_tokens,
-                include_tools=include_tools,
-            )
-            requests.append(Request(ids, replace(params, n=1), stream, index, warnings=list(noted)))
-        self.engine.check(requests[0])
-        return requests
-
     # Moving the engine
 
-    def _submit(self, groups: list[list[Request]]) -> None:
-        with self._lock:
-            for requests in groups:
-                self.engine.add_samples(requests)
+    def _submit(self, groups: list[Asked]) -> None:
+        with self._idle.kept_off() if self._idle is not None else nullcontext(), self._lock:
+            for asked in groups:
+                self._open().add_samples(asked.requests)
 
-    def _stream(self, requests: list[Request]) -> ChatStream:
-        if len(requests) != 1:
-            raise UsageError(
-                f"stream=True gives one answer, not {len(requests)}: leave it out, or take one prompt, n=1"
-            )
-        self._submit([requests])
-        return ChatStream(self, requests[0])
+    def _advance(self) -> None:
+        """One step, by whoever holds the lock."""
+        engine = self._open()
+        while self._hurried:
+            engine.answer_now(self._hurried.popleft().id)
+        engine.advance()
+
+    def _stream(self, groups: list[Asked]) -> ChatStream:
+        if (count := sum(len(asked.requests) for asked in groups)) != 1:
+            raise UsageError(f"stream=True gives one answer, not {count}: leave it out, or take one prompt, n=1")
+        self._submit(groups)
+        return ChatStream(self, groups[0])
+
+    def _expect_next(self, asked: Asked, reply: Message | Sequence[Event]) -> None:
+        """An answer has ended by itself: most likely the conversation goes on from it. reply: it, or its events."""
+        request = asked.requests[0]
+        if self._idle is None or asked.messages is None or len(asked.requests) > 1 or request.finish_reason != "stop":
+            return
+        asking = self._asking
+
+        def ids() -> list[int]:
+            with suppress(Qwen3Error):  # a template of its own may refuse what comes next
+                return asking.next_ids(asked, reply if isinstance(reply, Message) else fold(reply).message)
+            return []
+
+        self._idle.expect(ids, request.experts)
 
     def _wait(self, request: Request) -> list[Event]:
         """The next events of a request, moving the engine until there are some; [] once it is over."""
@@ -429,7 +410,7 @@ class LLM:
             while True:
                 with self._lock:
                     if not request.events and not request.done:
-                        self.engine.advance()
+                        self._advance()
                     events = request.take_events()
                 if events or request.done:
                     return events
@@ -437,9 +418,9 @@ class LLM:
             self._cancel([request])
             raise
 
-    def _collect(self, groups: list[list[Request]]) -> list[list[Generation]]:
+    def _collect(self, groups: list[Asked]) -> list[list[Generation]]:
         """Run to the end. An error of one request cancels all of this call."""
-        flat = [request for requests in groups for request in requests]
+        flat = [request for asked in groups for request in asked.requests]
         results: dict[int, Generation] = {}
         try:
             self._submit(groups)
@@ -447,7 +428,7 @@ class LLM:
             while left:
                 with self._lock:
                     if not any(request.done for request in left):
-                        self.engine.advance()
+                        self._advance()
                     ended = [(request, request.take_events()) for request in left if request.done]
                 for request, events in ended:
                     if request.error is not None:
@@ -458,7 +439,7 @@ class LLM:
         except BaseException:
             self._cancel(flat)
             raise
-        return [[results[request.id] for request in requests] for requests in groups]
+        return [[results[request.id] for request in asked.requests] for asked in groups]
 
     def _cancel(self, requests: Sequence[Request]) -> None:
         with self._lock:

@@ -33,13 +33,6 @@ def check_options(
     return where, number_type
 
 
-def checked(value: Any, kind: type, name: str) -> Any:
-    """`value` if it is None or of this kind, else UsageError."""
-    if value is not None and not isinstance(value, kind):
-        raise UsageError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
-    return value
-
-
 def unsupported(**given: Any) -> None:
     """UsageError for the first of these that was given."""
     for name, value in given.items():

@@ -218,15 +218,3 @@ def test_what_has_no_effect_is_said():
     assert resolution.policy == ThinkingPolicy(max_active_params=7, loop_guard=False)
     with pytest.raises(UsageError, match="model_mode must be hybrid"):
         resolve_mode(PLAIN, None, "fast")
-
-
-def test_what_is_not_available_yet_is_refused():
-    for policy in (
-        ThinkingPolicy("auto"),
-        ThinkingPolicy(answer_reserve=3),
-        ThinkingPolicy(time_limit_s=1),
-        ThinkingPolicy(max_active_params=9),
-    ):
-        with pytest.raises(UsageError, match=r"thinking\.\w+ .*is not available in this release"):
-            policy.require_supported()
-    ThinkingPolicy("on", 64, max_steps=3, soft_landing=8).require_supported()

@@ -119,14 +119,6 @@ class ThinkingPolicy:
         """This policy with thinking off; what does not depend on thinking stays."""
         return replace(self, mode="off", threshold=None, **(_NO_LIMITS | {"budget": 0}))
 
-    def require_supported(self) -> None:
-        """Raise UsageError for fields that need more than the token stream and that `LLM` does not carry out yet."""
-        for name in ("answer_reserve", "time_limit_s", "max_active_params"):
-            if getattr(self, name) is not None:
-                raise UsageError(f"thinking.{name} is not available in this release: leave it out")
-        if self.mode == "auto":
-            raise UsageError("thinking.mode 'auto' is not available in this release: use 'on', 'off' or leave it out")
-
 
 @dataclass(frozen=True)
 class Resolution:

@@ -113,6 +113,12 @@ class Constraint:
         calls, rules = _calls(tools, None, parallel)
         return cls("tools", f"start: answer | calls\nanswer: {answer}\ncalls: {calls}\n{rules}")
 
+    @classmethod
+    def text_or_call(cls, tools: Any) -> Constraint:
+        """Any text, at its end at most one call as of `tools`: tools the model may call, but not several at once."""
+        call, rules = _calls(tools, None, parallel=False)
+        return cls("tools", f"start: text {call}?\ntext: /(?s:.*)/\n{rules}")
+
     def matcher(self, tokenizer: Tokenizer) -> Matcher:
         """A matcher at the beginning of an answer in the tokens of `tokenizer`. Cheap after the first time.
 
