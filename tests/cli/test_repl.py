@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,8 @@ def talk(session: Session, *lines: str | type[BaseException], **settings: object
         ("/budget 5", "/budget"),
         ("/wrong", "/wrong"),
         ("/no_think What is 2 + 2?", None),
+        ("/think 64", "/think"),
+        ("/think 64 is even", None),
         ("/etc/passwd: what is it?", None),
         ("/usr", "/usr"),
         ("What is 27 * 14?", None),
@@ -91,16 +94,25 @@ def test_settings(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     assert talk(session, "/budget 40", "/no_think").thinking == ThinkingPolicy(mode="off")
     assert talk(session, "/budget 40", "/budget off").thinking == ThinkingPolicy()
     assert talk(session, "/budget 0", "/think").thinking == ThinkingPolicy(mode="on")
-    assert talk(session, "/auto").thinking == ThinkingPolicy()
+    assert talk(session, "/auto").thinking == ThinkingPolicy(mode="auto")
+    assert talk(session, "/budget 0", "/auto").thinking == ThinkingPolicy(mode="auto")
+    assert talk(session, "/auto", "/default").thinking == ThinkingPolicy()
+    assert talk(session, "/think 40").thinking == ThinkingPolicy(mode="on", budget=40)
+    limited = ThinkingPolicy(max_steps=3, budget=9, time_limit_s=5, answer_reserve=7, soft_landing=2)
+    assert talk(session, "/think", thinking=limited).thinking == replace(limited, mode="on")
+    assert talk(session, "/no_think", thinking=limited).thinking == ThinkingPolicy("off", time_limit_s=5)
+    unsure = ThinkingPolicy("auto", threshold=0.2)
+    assert talk(session, "/auto", thinking=unsure).thinking == unsure
+    assert talk(session, "/think", thinking=unsure).thinking == ThinkingPolicy("on")
     assert talk(session, "/system Be brief.").system == "Be brief."
     assert talk(session, "/system", system="Be brief.").system is None
     capsys.readouterr()
-    talk(session, "/budget 7", "/system Be brief.", "/show", "/help")
+    talk(session, "/budget 7", "/system Be brief.", "/show", "/help", thinking=ThinkingPolicy(max_steps=3))
     told = capsys.readouterr().err
-    assert "at most 7 tokens" in told
+    assert "thinking: the model's default, at most 7 tokens, max_steps 3" in told
     assert "system: Be brief." in told
     assert "sampling: max_tokens 6, seed 3" in told
-    for command in ("/think", "/no_think", "/budget", "/system", "/clear", "/bye"):
+    for command in ("/think", "/no_think", "/auto", "/default", "/budget", "/system", "/clear", "/bye"):
         assert command in told
 
 

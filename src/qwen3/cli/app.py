@@ -58,8 +58,29 @@ def run(
     system: Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System message.")] = None,
     think: Annotated[bool, typer.Option("--think", help="Think, even if the model would not.")] = False,
     no_think: Annotated[bool, typer.Option("--no-think", help="Answer at once.")] = False,
+    auto: Annotated[bool, typer.Option("--auto", help="Begin to answer; think where that shows doubt.")] = False,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", metavar="X", help="Of --auto: how much doubt, 0 to 1.")
+    ] = None,
     think_budget: Annotated[
-        int | None, typer.Option("--think-budget", metavar="N", help="At most N tokens of thinking, then the answer.")
+        int | None,
+        typer.Option("--think-budget", "--budget", metavar="N", help="At most N tokens of thinking, then the answer."),
+    ] = None,
+    answer_reserve: Annotated[
+        int | None, typer.Option("--answer-reserve", metavar="N", help="Keep N of --max-tokens for the answer.")
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option("--max-steps", metavar="N", help="At most N paragraphs of thinking, 1 to 32.")
+    ] = None,
+    soft_landing: Annotated[
+        int | None,
+        typer.Option("--soft-landing", metavar="N", help="N tokens before the budget, close at a sentence's end."),
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option("--time-limit", metavar="S", help="Answer within S seconds, 0.5 to 30.")
+    ] = None,
+    max_active_params: Annotated[
+        int | None, typer.Option("--max-active-params", metavar="N", help="Fewer experts per token (MoE models).")
     ] = None,
     hide_thinking: Annotated[bool, typer.Option("--hide-thinking", help="Think, but do not show it.")] = False,
     temperature: Annotated[
@@ -91,11 +112,24 @@ def run(
     tools: Annotated[
         Path | None, typer.Option("--tools", metavar="FILE", help="JSON list of functions the model may call.")
     ] = None,
+    tool_choice: Annotated[
+        str | None, typer.Option("--tool-choice", metavar="NAME", help="auto, none, required, or one tool's name.")
+    ] = None,
+    schema: Annotated[
+        str | None, typer.Option("--schema", metavar="FILE|JSON", help="The answer is JSON under this schema.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option("--regex", metavar="TEXT", help="The answer matches it.")] = None,
+    grammar: Annotated[
+        Path | None, typer.Option("--grammar", metavar="FILE", help="The answer follows it (Lark or EBNF).")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is: no chat template.")] = False,
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 …; none: the best there is.")
     ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
+    speculation: Annotated[
+        str | None, typer.Option("--speculation", metavar="NAME", help="Guess tokens ahead: ngram, or a small model.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     from qwen3.cli import run as verb
@@ -104,7 +138,16 @@ def run(
         system=system,
         think=think,
         no_think=no_think,
-        think_budget=think_budget,
+        auto=auto,
+        thinking={
+            "budget": think_budget,
+            "answer_reserve": answer_reserve,
+            "max_steps": max_steps,
+            "time_limit_s": time_limit,
+            "max_active_params": max_active_params,
+            "soft_landing": soft_landing,
+            "threshold": threshold,
+        },
         hide_thinking=hide_thinking,
         sampling={
             "temperature": temperature,
@@ -119,9 +162,14 @@ def run(
             "stop": stop or None,
         },
         tools=tools,
+        tool_choice=tool_choice,
+        schema=schema,
+        regex=regex,
+        grammar=grammar,
         raw=raw,
         device=device,
         dtype=dtype,
+        speculation=speculation,
         as_json=as_json,
     )
     return verb.run(words or [], model, prompt, options)
@@ -237,6 +285,52 @@ def bench(
         max_batch=max_batch,
         max_len=max_len,
         budget=budget,
+        command=shlex.join(["qwen3", *sys.argv[1:]]),
+    )
+
+
+@app.command(
+    help="Accuracy against the thinking budget, on problems that were never trained on. SUITE: tasks (all families), "
+    "steps, controls, or families' names with commas.",
+    short_help="How much thinking buys: accuracy against budget.",
+    epilog="Example: qwen3 curve tasks --budgets 0,16,64,none --problems 200",
+)
+def curve(
+    suite: Annotated[str, typer.Argument(metavar="[SUITE]", help="What is asked.")] = "tasks",
+    model: Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help=MODEL_HELP)] = None,
+    budgets: Annotated[
+        str | None, typer.Option("--budgets", metavar="LIST", help="Tokens, with commas; 'none' is unlimited.")
+    ] = None,
+    problems: Annotated[
+        int, typer.Option("--problems", metavar="N", min=1, help="Of each budget, in equal shares of the families.")
+    ] = 2000,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the problems and the sampling.")] = 1,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 …; none: the best there is.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
+    max_batch: Annotated[
+        int | None, typer.Option("--max-batch", metavar="N", min=1, help="Most sequences at once.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the JSON object there too.")] = None,
+    as_json: Json = False,
+) -> int:
+    import shlex
+    import sys
+
+    from qwen3.cli import curve as verb
+
+    return verb.measure(
+        suite,
+        model,
+        as_json,
+        budgets=budgets,
+        problems=problems,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        max_batch=max_batch,
+        out_file=out,
         command=shlex.join(["qwen3", *sys.argv[1:]]),
     )
 

@@ -12,22 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from qwen3 import SamplingParams, ThinkingPolicy
+from qwen3.chat.policy import Mode
 from qwen3.cli.console import complain, note, out
-from qwen3.cli.session import Session
+from qwen3.cli.session import Keyboard, Session
 from qwen3.errors import Qwen3Error, UsageError
 
 HELP = """\
-/think            think before answering (from now on)
+/think            think before answering (from now on); /think N: at most N tokens
 /no_think         answer at once (from now on)
-/auto             let the model decide, its default
+/auto             begin to answer, and think where that shows doubt
+/default          let the model decide
 /budget N         at most N tokens of thinking; /budget off: no bound
 /system TEXT      set the system message; without TEXT: remove it
 /clear            forget the conversation, keep the settings
 /show             what is running, and the settings
 /bye              leave (Ctrl-D does, too)
 \"\"\"               begins and ends a message of several lines
-Ctrl-C stops an answer. /think or /no_think inside a message is Qwen3's own switch: it holds until the next one."""
+Enter, while it thinks: answer now. Ctrl-C stops an answer.
+/think or /no_think inside a message is Qwen3's own switch: it holds until the next one."""
 HISTORY_LINES = 1000
+_MODES: dict[str, Mode | None] = {"/think": "on", "/no_think": "off", "/auto": "auto", "/default": None}
 
 
 class Repl:
@@ -51,6 +55,8 @@ class Repl:
     def loop(self) -> int:
         """Reads and answers until /bye or Ctrl-D; returns the exit code."""
         note("/help lists the commands; Ctrl-D leaves")
+        if os.name == "posix" and self._ask_line is input:
+            self.session.keyboard = Keyboard()
         with _History():
             while True:
                 try:
@@ -77,8 +83,10 @@ class Repl:
         name, _, rest = line.partition(" ")
         rest = rest.strip()
         match name:
-            case "/think" | "/no_think" | "/auto":
-                self._set_mode({"/think": "on", "/no_think": "off"}.get(name))
+            case "/think" | "/no_think" | "/auto" | "/default":
+                self._set_mode(_MODES[name])
+                if rest:
+                    self._set_budget(rest)
             case "/budget":
                 self._set_budget(rest)
             case "/system":
@@ -95,7 +103,7 @@ class Repl:
                 return False
             case _:
                 near = difflib.get_close_matches(
-                    name, ["/no_think", "/budget", "/system", "/clear", "/show", "/help", "/bye"]
+                    name, ["/no_think", "/auto", "/default", "/budget", "/system", "/clear", "/show", "/help", "/bye"]
                 )
                 raise UsageError(
                     f"no command {name}" + (f"; did you mean {near[0]}?" if near else "; /help lists them")
@@ -119,20 +127,35 @@ class Repl:
 
     def _read(self) -> str:
         """One message: a line, or what stands between two lines of three quotation marks."""
-        line = self._ask_line(">>> ")
+        line = self._line(">>> ")
         if not line.startswith('"""'):
             return line
         lines = [line[3:]]
         while not lines[-1].rstrip().endswith('"""'):
-            lines.append(self._ask_line("... "))
+            lines.append(self._line("... "))
         lines[-1] = lines[-1].rstrip()[:-3]
         return "\n".join(lines).strip("\n")
 
-    def _set_mode(self, mode: str | None) -> None:
-        if mode == "off" and self.thinking.budget:
-            note(f"the thinking budget of {self.thinking.budget} is off, too")
-        budget = None if mode == "off" or (mode == "on" and self.thinking.budget == 0) else self.thinking.budget
-        self.thinking = ThinkingPolicy(mode=mode, budget=budget)  # type: ignore[arg-type]
+    def _line(self, prompt: str) -> str:
+        """A line; first those that were typed while the model was thinking."""
+        if self.session.keyboard is None or not self.session.keyboard.lines:
+            return self._ask_line(prompt)
+        line = self.session.keyboard.lines.pop(0)
+        if line is None:
+            raise EOFError
+        out(prompt + line)
+        return line
+
+    def _set_mode(self, mode: Mode | None) -> None:
+        thinking = self.thinking
+        if mode == "off":
+            if thinking.limits:
+                note(f"bounds of the thinking are off, too: {', '.join(thinking.limits)}")
+            bounds: dict[str, Any] = dict.fromkeys(("budget", "answer_reserve", "max_steps", "soft_landing"))
+        else:
+            bounds = {"budget": thinking.budget or None} if mode else {}
+        threshold = thinking.threshold if mode == "auto" else None
+        self.thinking = replace(thinking, mode=mode, threshold=threshold, **bounds)
         note(f"thinking: {self._thinking()}")
 
     def _set_budget(self, text: str) -> None:
@@ -141,14 +164,17 @@ class Repl:
         elif text.isdecimal():
             budget = int(text)
             mode = None if (self.thinking.mode == "off" and budget) else self.thinking.mode
-            self.thinking = ThinkingPolicy(mode=mode, budget=budget)
+            self.thinking = replace(self.thinking, mode=mode, budget=budget)
         else:
             raise UsageError(f"{f'/budget {text}'.rstrip()}: give a number of tokens, or off")
         note(f"thinking: {self._thinking()}")
 
     def _thinking(self) -> str:
-        mode = {"on": "on", "off": "off"}.get(self.thinking.mode or "", "the model's default")
-        return mode if self.thinking.budget is None else f"{mode}, at most {self.thinking.budget} tokens"
+        given = {k: v for k, v in vars(self.thinking).items() if v != getattr(ThinkingPolicy(), k)}
+        parts = [given.pop("mode", None) or "the model's default"]
+        if "budget" in given:
+            parts.append(f"at most {given.pop('budget')} tokens")
+        return ", ".join([*parts, *(f"{k} {v}" for k, v in given.items())])
 
     def _show(self) -> None:
         from qwen3.cli.session import running
@@ -164,10 +190,12 @@ class Repl:
 
 
 def _command(text: str) -> str | None:
-    """The command a line gives; None for a message. `/no_think What is 2 + 2?` is a message with Qwen3's own switch,
-    and so is a line that starts with a path."""
+    """The command a line gives; None for a message. `/think 64` is one, but `/no_think What is 2 + 2?` is a message
+    with Qwen3's own switch, and a line that starts with a path is one, too."""
     found = re.match(r"\s*(/[a-z_?]+)(\s+\S)?", text) if "\n" not in text else None
-    if found is None or (found[1] in ("/think", "/no_think") and found[2]):
+    if found is None or (
+        found[1] in ("/think", "/no_think") and found[2] and not re.match(r"\s*/think\s+\d+\s*$", text)
+    ):
         return None
     return found[1] if re.match(r"\s*/[a-z_?]+(\s|$)", text) else None
 

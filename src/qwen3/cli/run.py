@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import sys
 from dataclasses import dataclass, field
@@ -14,42 +15,62 @@ from qwen3.checkpoint import looks_like_model, resolve
 from qwen3.cli.console import note, out_json
 from qwen3.errors import Qwen3Error, UsageError
 
-MAX_TOOLS_BYTES = 1 << 20
+MAX_FILE_BYTES = 1 << 20
 _WAIT_S = 1.0  # how long standard input may be silent before we say that we wait for it
+_FLAGS = {
+    "budget": "--think-budget",
+    "answer_reserve": "--answer-reserve",
+    "max_steps": "--max-steps",
+    "time_limit_s": "--time-limit",
+    "max_active_params": "--max-active-params",
+    "soft_landing": "--soft-landing",
+    "threshold": "--threshold",
+}
+_MODES = {"on": "--think", "off": "--no-think", "auto": "--auto"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """The flags of `qwen3 run` but model and prompt. `sampling` holds the arguments of SamplingParams."""
+    """The flags of `qwen3 run` but model and prompt. `sampling` and `thinking` hold the arguments of SamplingParams and
+    of ThinkingPolicy (but the mode)."""
 
     system: str | None = None
     think: bool = False
     no_think: bool = False
-    think_budget: int | None = None
+    auto: bool = False
+    thinking: dict[str, Any] = field(default_factory=dict)
     hide_thinking: bool = False
     sampling: dict[str, Any] = field(default_factory=dict)
     tools: Path | None = None
+    tool_choice: str | None = None
+    schema: str | None = None
+    regex: str | None = None
+    grammar: Path | None = None
     raw: bool = False
     device: str | None = None
     dtype: str | None = None
+    speculation: str | None = None
     as_json: bool = False
 
     def check(self) -> None:
         """Raises UsageError naming the two flags that contradict each other."""
-        if self.think and self.no_think:
-            raise UsageError("--think and --no-think contradict each other: give one")
-        if self.no_think and self.think_budget:
-            raise UsageError(f"--no-think and --think-budget {self.think_budget} contradict each other: give one")
-        if self.think and self.think_budget == 0:
-            raise UsageError("--think and --think-budget 0 contradict each other: give one")
+        modes = [
+            flag for flag, given in zip(_MODES.values(), (self.think, self.no_think, self.auto), strict=True) if given
+        ]
+        if len(modes) > 1:
+            raise UsageError(f"{modes[0]} and {modes[1]} contradict each other: give one")
+        limits = [_FLAGS[name] for name, value in self.thinking.items() if value is not None]
+        if modes in (["--think"], ["--auto"]) and self.thinking.get("budget") == 0:
+            raise UsageError(f"{modes[0]} and --think-budget 0 contradict each other: give one")
+        if "--threshold" in limits and not self.auto:
+            raise UsageError("--threshold is of --auto: give both, or neither")
         if self.raw:
             for flag, given in (
-                ("--think", self.think),
-                ("--no-think", self.no_think),
-                ("--think-budget", self.think_budget is not None),
                 ("--hide-thinking", self.hide_thinking),
                 ("--system", self.system is not None),
                 ("--tools", self.tools is not None),
+                ("--tool-choice", self.tool_choice is not None),
+                *((flag, True) for flag in (*modes, *limits)),
             ):
                 if given:
                     raise UsageError(
@@ -58,11 +79,37 @@ class Options:
 
     @property
     def mode(self) -> str | None:
-        return "on" if self.think else "off" if self.no_think else None
+        return "on" if self.think else "off" if self.no_think else "auto" if self.auto else None
+
+    def form(self) -> dict[str, Any]:
+        """What the answer may look like, as arguments of `LLM.chat`; read and checked, before any model is loaded."""
+        found: dict[str, Any] = {
+            "tools": read_tools(self.tools) if self.tools else None,
+            "tool_choice": self.tool_choice,
+            "schema": read_schema(self.schema) if self.schema is not None else None,
+            "regex": self.regex,
+            "grammar": read_file(self.grammar) if self.grammar else None,
+        }
+        found = {name: value for name, value in found.items() if value is not None}
+        if found:
+            from qwen3.asking import Form
+
+            Form.of(**found)
+        return found
 
 
 def run(words: list[str], model: str | None, prompt: str | None, options: Options) -> int:
     """Everything that can be wrong without the model is found before the model is loaded."""
+    try:
+        return _run(words, model, prompt, options)
+    except UsageError as error:  # what the library calls a field is a flag here
+        text = re.sub(
+            r"thinking\.mode (is )?'(on|off|auto)'", lambda m: _MODES[m[2]] + " is given" * bool(m[1]), str(error)
+        )
+        raise UsageError(re.sub(r"thinking\.(\w+)", lambda m: _FLAGS.get(m[1], m[0]), text)) from error
+
+
+def _run(words: list[str], model: str | None, prompt: str | None, options: Options) -> int:
     options.check()
     model, prompt = settle(words, model, prompt)
     talk = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
@@ -70,20 +117,31 @@ def run(words: list[str], model: str | None, prompt: str | None, options: Option
         prompt = join(read_piped(prompt is not None), prompt)
         if not prompt or not prompt.strip():
             raise _no_prompt(model)
-    elif options.as_json or options.raw or options.tools:
-        flag = "--json" if options.as_json else "--raw" if options.raw else "--tools"
-        raise UsageError(f"{flag} needs a prompt")
-    tools = read_tools(options.tools) if options.tools else None
-
+    for flag, given in (
+        ("--json", options.as_json),
+        ("--raw", options.raw),
+        ("--tools", options.tools),
+        ("--schema", options.schema),
+        ("--regex", options.regex),
+        ("--grammar", options.grammar),
+    ):
+        if talk and given:
+            raise UsageError(f"{flag} needs a prompt")
     from qwen3 import SamplingParams, ThinkingPolicy
 
     sampling = SamplingParams(**options.sampling)
-    thinking = ThinkingPolicy(mode=options.mode, budget=options.think_budget)  # type: ignore[arg-type]
+    thinking = ThinkingPolicy(mode=options.mode, **options.thinking)  # type: ignore[arg-type]
+    form = options.form()
 
     from qwen3.cli.session import Session, to_json
 
     session = Session.open(
-        model, options.device, options.dtype, hide_thinking=options.hide_thinking, quiet=options.as_json
+        model,
+        options.device,
+        options.dtype,
+        hide_thinking=options.hide_thinking,
+        quiet=options.as_json,
+        prefill_ahead=talk,
     )
     if talk:
         from qwen3.cli.repl import Repl
@@ -91,10 +149,10 @@ def run(words: list[str], model: str | None, prompt: str | None, options: Option
         return Repl(session, thinking, sampling, options.system).loop()
     assert prompt is not None
     if options.raw:
-        answer = session.complete(prompt, sampling)
+        answer = session.complete(prompt, sampling, **form)
     else:
         system = [{"role": "system", "content": options.system}] if options.system is not None else []
-        answer = session.chat([*system, {"role": "user", "content": prompt}], thinking, sampling, tools)
+        answer = session.chat([*system, {"role": "user", "content": prompt}], thinking, sampling, **form)
     if options.as_json:
         out_json(to_json(session, answer))
     return 130 if answer.interrupted else 0
@@ -149,15 +207,30 @@ def join(piped: str, prompt: str | None) -> str | None:
     return f"{piped}\n\n{prompt}" if piped and prompt else piped or prompt
 
 
+def read_file(path: Path) -> str:
+    """A text file that a flag names. Raises UsageError naming it."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UsageError(f"{path}: more than {MAX_FILE_BYTES:,} bytes are too much here")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8 text") from None
+
+
+def read_schema(given: str) -> str:
+    """The JSON text of a schema: `given` itself, or that of the file it names."""
+    return given if given.lstrip().startswith("{") or given in ("true", "false") else read_file(Path(given))
+
+
 def read_tools(path: Path) -> list[Any]:
     """A JSON list of function definitions. Raises UsageError naming the file and what is wrong."""
     try:
-        if path.stat().st_size > MAX_TOOLS_BYTES:
-            raise UsageError(f"{path}: more than {MAX_TOOLS_BYTES:,} bytes are no tool list")
-        tools = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+        tools = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools) or not tools:
         raise UsageError(f"{path}: expected a JSON list of function definitions, each an object")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
 import sys
 import threading
@@ -66,23 +68,54 @@ class Printer:
         sys.stderr.flush()
 
 
+class Keyboard:
+    """What is typed on the terminal while a model thinks. `lines` keeps it for the next prompt; None is Ctrl-D."""
+
+    def __init__(self) -> None:
+        self.lines: list[str | None] = []
+
+    def enter(self) -> bool:
+        """Whether Enter was pressed, on an empty line, since somebody looked."""
+        pressed = False
+        while select.select([sys.stdin], [], [], 0)[0]:
+            data = os.read(sys.stdin.fileno(), 4096)  # a terminal gives one line at a time
+            line = data.decode(errors="replace").rstrip("\r\n") if data else None
+            if line == "":
+                pressed = True
+            else:
+                self.lines.append(line)
+                break
+        return pressed
+
+
 class Session:
-    """A model and how its answers are shown. `quiet`: not at all (`--json`)."""
+    """A model and how its answers are shown. `quiet`: not at all (`--json`). `keyboard`: where Enter says that thinking
+    has gone on long enough."""
 
     def __init__(self, llm: LLM, *, hide_thinking: bool = False, quiet: bool = False) -> None:
         self.llm = llm
         self._warned: set[str] = set()
         self.hide_thinking = hide_thinking
         self.quiet = quiet
+        self.keyboard: Keyboard | None = None
 
     @classmethod
-    def open(cls, model: str | None, device: str | None, dtype: str | None, **options: bool) -> Session:
-        """Finds (or downloads) and loads `model`; one line on stderr says what it is."""
+    def open(
+        cls,
+        model: str | None,
+        device: str | None,
+        dtype: str | None,
+        *,
+        hide_thinking: bool = False,
+        quiet: bool = False,
+        **options: Any,
+    ) -> Session:
+        """Finds (or downloads) and loads `model`, with more options of `LLM`; one line on stderr says what it is."""
         check_options(model, device, dtype)
         found = resolve(model)
         print(dim(f"model: {found.describe()}", sys.stderr), end="", file=sys.stderr, flush=True)
         try:
-            llm = LLM(model, device=device, dtype=dtype)
+            llm = LLM(model, device=device, dtype=dtype, **options)
         except BaseException:
             print(file=sys.stderr)
             raise
@@ -90,19 +123,18 @@ class Session:
         note(f" ({running(llm)}){demonstration}")
         for warning in llm.warnings:
             warn(warning)
-        return cls(llm, **options)
+        return cls(llm, hide_thinking=hide_thinking, quiet=quiet)
 
     def chat(
-        self, messages: list[dict[str, Any]], thinking: ThinkingPolicy, sampling: SamplingParams, tools: Any = None
+        self, messages: list[dict[str, Any]], thinking: ThinkingPolicy, sampling: SamplingParams, **form: Any
     ) -> Answer:
-        """One answer, shown as it comes. The first Ctrl-C ends it, the second raises KeyboardInterrupt."""
-        return self._follow(
-            lambda: self.llm.chat(messages, thinking=thinking, sampling=sampling, tools=tools, stream=True)
-        )
+        """One answer, shown as it comes. The first Ctrl-C ends it, the second raises KeyboardInterrupt. form: more
+        arguments of `LLM.chat`."""
+        return self._follow(lambda: self.llm.chat(messages, thinking=thinking, sampling=sampling, stream=True, **form))
 
-    def complete(self, prompt: str, sampling: SamplingParams) -> Answer:
+    def complete(self, prompt: str, sampling: SamplingParams, **form: Any) -> Answer:
         """Continues `prompt` as it is, without a chat template; else as `chat`."""
-        return self._follow(lambda: self.llm.generate(prompt, sampling, stream=True))
+        return self._follow(lambda: self.llm.generate(prompt, sampling, stream=True, **form))
 
     def _follow(self, start: Callable[[], ChatStream]) -> Answer:
         interrupted = False
@@ -119,6 +151,8 @@ class Session:
                     patience.cancel()
                     if not self.quiet:
                         printer.show(event)
+                    if self.keyboard and isinstance(event, ReasoningDelta) and self.keyboard.enter():
+                        stream.answer_now()
                     if ctrl_c.presses and not isinstance(event, Finish):
                         interrupted = True
                         break
@@ -199,8 +233,10 @@ def notes(answer: Answer) -> list[str]:
         found.append(
             "thinking took all tokens and there is no answer; raise --max-tokens, or bound it with --think-budget"
             if empty
-            else "the answer is cut: --max-tokens, or the end of the context, was reached"
+            else "the answer is cut: --max-tokens, --time-limit or the end of the context was reached"
         )
+    elif generation.finish_reason == "loop":
+        found.append("the answer repeated itself without end and was stopped")
     return found
 
 
