@@ -277,7 +277,8 @@ def test_paged_attention_takes_decode_rows_too() -> None:
     step = Step([5, 41], [(20, 70)], seed=1)
     args = step.args(wide=True)
     q = reference.rope_cache(*args)
-    out = prefill.paged_attention(q.bfloat16(), step.plan, *args[-2:])
+    out = torch.empty_like(q, dtype=torch.bfloat16)
+    prefill.chunks(q.bfloat16(), step.plan, *args[-2:], out)
     close(out, reference.paged_attention(q, step.plan, *args[-2:]))
 
 

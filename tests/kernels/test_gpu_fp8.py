@@ -193,9 +193,6 @@ def test_linear(
 
 def test_other_types_and_no_rows(gpu: Any, rng: torch.Generator) -> None:
     x, weight = normal(rng, 2, 64), quantize_fp8(normal(rng, 32, 64))
-    wide = gpu.fp8_linear(x, weight, out_dtype=torch.float32)
-    assert wide.dtype == torch.float32
-    assert distance(wide, plain.fp8_linear(x.float(), weight)) < 1e-3
     assert torch.equal(gpu.fp8_linear(x.float(), weight), plain.fp8_linear(x.float(), weight))
     assert gpu.fp8_linear(x[:0], weight, silu=True).shape == (0, 16)
     half = gpu.fp8_linear(x.half(), weight, norm=normal(rng, 64, dtype=torch.float16), eps=EPS)

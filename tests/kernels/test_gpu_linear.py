@@ -99,17 +99,6 @@ def test_float16_leaves_room_for_the_norms_weight(rng: torch.Generator) -> None:
     assert distance(y, exact(x, weight, scale, None, False)) < ROUNDING[torch.float16]
 
 
-@pytest.mark.parametrize("m", [1, 4, 70])
-def test_out_dtype(rng: torch.Generator, m: int) -> None:
-    """Logits in float32 are not rounded on the way. On a CPU the library's product (70 rows) cannot widen."""
-    if m > linear.MOST_ROWS and DEVICE == "cpu":
-        pytest.skip("torch.mm(out_dtype=) is CUDA's")
-    x, weight, _, _ = case(rng, m, 64, 128, False, False, False, DTYPE)
-    y = linear.fused_linear(x, weight, out_dtype=torch.float32)
-    assert y.dtype == torch.float32
-    assert distance(y, exact(x, weight, None, None, False)) < 1e-5
-
-
 @pytest.mark.parametrize(("norm", "residual", "silu"), FLAGS)
 def test_many_rows(rng: torch.Generator, norm: bool, residual: bool, silu: bool) -> None:
     x, weight, scale, rest = case(rng, 65, 64, 128, norm, residual, silu, DTYPE)
@@ -215,7 +204,7 @@ def test_choices_fit(rows: int) -> None:
         for silu in (False, True):
             tile = linear.choose(rows, n, k, silu)
             if tile is None:
-                assert rows > linear.MOST_ROWS
+                assert rows > 32
                 continue
             assert tile.columns <= k
             if tile.split == 0:

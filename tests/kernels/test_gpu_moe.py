@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +14,8 @@ from triton.runtime import interpreter
 from qwen3.errors import UsageError
 from qwen3.kernels import reference, reference_engine
 from qwen3.kernels.fp8 import quantize_fp8
-from qwen3.kernels.gpu import launch, moe, moe_tables, routing
-from qwen3.kernels.gpu.moe_tables import Tile
+from qwen3.kernels.gpu import launch, moe, routing
+from qwen3.kernels.gpu.moe import Tile
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 E, H, M, K = 8, 64, 32, 2
@@ -203,44 +202,9 @@ def test_every_plan_runs() -> None:
     """The shipped tiles, clipped to small sizes, compute what they should."""
     x, gate_up, down, weights, chosen, _ = case(1, seed=8)
     wanted = reference.experts(x, gate_up, down, weights, chosen)
-    for plans in moe_tables.shipped()[1]:
+    for plans in moe.tables().values():
         for tiles in plans.values():
             assert error(moe.run(x, gate_up, down, weights, chosen, None, *tiles), wanted) < 2e-6
-
-
-def test_tiles_are_kept_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QWEN3_CACHE", str(tmp_path / "new"))
-    assert moe_tables._read() == {}
-    plans = {1: SMALL["swapped"], 64: SMALL["dense"]}
-    moe_tables._write({"card,64,32,bf16": plans})
-    moe_tables._write(moe_tables._read() | {"other": {64: SMALL["listed"]}})
-    assert moe_tables._read() == {"card,64,32,bf16": plans, "other": {64: SMALL["listed"]}}
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["moe_tiles.json"]
-    (tmp_path / "new" / "moe_tiles.json").write_text('{"card": [1, 2')
-    with pytest.warns(UserWarning, match="measuring again"):
-        assert moe_tables._read() == {}
-
-
-def test_tuning_keeps_the_fastest_of_each_regime(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, tried = moe_tables.shipped()
-    asked, fastest = [], dict(zip(tried[0], (tried[i % 3] for i in range(len(tried[0]))), strict=True))
-
-    def trial(tokens: int) -> moe_tables.Run:
-        asked.append(tokens)
-        limit = next(limit for limit in tried[0] if min(limit, 4096) == tokens)
-        return lambda gate, low: 1.0 if (gate, low) == fastest[limit][limit] else 2.0
-
-    monkeypatch.setattr(launch, "compile_all", lambda jobs: None)
-    monkeypatch.setattr(moe_tables, "seconds", lambda run, pair: run(*pair))
-    assert moe_tables._tune(trial) == {limit: plans[limit] for limit, plans in fastest.items()}
-    assert asked == [min(limit, 4096) for limit in tried[0]]
-
-
-def test_tiles_that_cannot_be_kept_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("QWEN3_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="not kept"):
-        moe_tables._write({"card,64,32,bf16": {64: SMALL["dense"]}})
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 63, 700])
@@ -264,11 +228,7 @@ def test_listing_is_by_expert_and_in_order(tokens: int, seen: int, monkeypatch: 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp8", "fp8-128"])
 def test_shipped_tables_serve_every_count(kind: str) -> None:
-    tables, _ = moe_tables.shipped()
-    for device in ("H100", "H200"):
-        for shape in ("2048,768", "4096,1536"):
-            plans = tables[f"{device},{shape},{kind}"]
-            for tokens in (1, 2, 32, 64, 65, 256, 257, 1024, 10**6):
-                gate, low = moe_tables.pick(plans, tokens)
-                assert gate.bm == low.bm
-                assert (gate.bm == 0) == (tokens <= 64)
+    for tokens in (1, 2, 32, 64, 65, 256, 257, 1024, 10**6):
+        gate, low = moe.choose(kind, tokens)
+        assert gate.bm == low.bm
+        assert (gate.bm == 0) == (tokens <= 64)

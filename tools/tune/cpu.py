@@ -75,7 +75,7 @@ class Network:
             x = linear(y, o, residual=x)
             x = linear(linear(x, gate_up, norm=self.norm, eps=1e-6, silu=True), down, residual=x)
         last = x if size == 1 else x.index_select(0, plan.starts[1:].long() - 1)
-        return linear(last, self.table, norm=self.norm, eps=1e-6, out_dtype=torch.float32).argmax(-1)
+        return linear(last, self.table, norm=self.norm, eps=1e-6).argmax(-1)
 
 
 def rounds(cases: dict[str, Callable[[], object]], count: int) -> dict[str, tuple[float, float]]:
@@ -116,7 +116,7 @@ def operations(net: Network) -> tuple[dict[str, Callable[[], object]], dict[str,
         "o+residual": each(1, wide, residual=x),
         "norm+gate_up+silu": each(2, x, norm=net.norm, eps=1e-6, silu=True),
         "down+residual": each(3, middle, residual=x),
-        "norm+head": lambda: cpu.fused_linear(x, net.table, norm=net.norm, eps=1e-6, out_dtype=torch.float32),
+        "norm+head": lambda: cpu.fused_linear(x, net.table, norm=net.norm, eps=1e-6),
     }
     size = [2 * sum(w[i].numel() for w in net.weights) for i in range(4)]
     held = 2 * net.cache[0, :, 0, 0].numel() * net.rows * net.context * net.cache.element_size()

@@ -95,7 +95,7 @@ def has_fbgemm() -> bool:
 
 def fused_linear(
     x: Tensor, weight: Tensor, *, norm: Tensor | None = None, eps: float = 0.0, residual: Tensor | None = None,
-    silu: bool = False, out_dtype: torch.dtype | None = None, invariant: bool = False, overwrite: bool = False,
+    silu: bool = False, invariant: bool = False, overwrite: bool = False,
 ) -> Tensor:  # fmt: skip
     """See `reference_engine.fused_linear`."""
     if norm is not None:
@@ -108,9 +108,7 @@ def fused_linear(
     if silu:
         half = y.shape[1] // 2
         y = F.silu(y[:, :half]).mul_(y[:, half:])
-    if residual is not None:
-        y = y.add_(residual) if residual.dtype == y.dtype else residual + y
-    return y if out_dtype is None else y.to(out_dtype)
+    return y if residual is None else y.add_(residual)
 
 
 def _linear(x: Tensor, weight: Tensor, invariant: bool) -> Tensor:

@@ -16,22 +16,19 @@ from qwen3.kernels.plan import BLOCK, StepPlan
 
 def fused_linear(
     x: Tensor, weight: Tensor, *, norm: Tensor | None = None, eps: float = 0.0, residual: Tensor | None = None,
-    silu: bool = False, out_dtype: torch.dtype | None = None, invariant: bool = False, overwrite: bool = False,
+    silu: bool = False, invariant: bool = False, overwrite: bool = False,
 ) -> Tensor:  # fmt: skip
     """x [M, K], weight [N, K] -> rms_norm(x; norm) @ weightᵀ (+ residual) [M, N].
 
-    silu: weight holds gate rows, then up rows; the result is silu(gate) · up [M, N/2]. out_dtype: of the result, None:
-    x's. invariant: each row's numbers are those it would have alone. overwrite: the residual is not needed any more,
-    its memory may become the result's.
+    silu: weight holds gate rows, then up rows; the result is silu(gate) · up [M, N/2]. invariant: each row's numbers
+    are those it would have alone. overwrite: the residual is not needed any more, its memory may become the result's.
     """
     if norm is not None:
         x = reference.rms_norm(x, norm, eps)
     y = torch.cat([F.linear(row, weight) for row in x.split(1)]) if invariant and len(x) else F.linear(x, weight)
     if silu:
         y = reference.silu_mul(y)
-    if residual is not None:
-        y = residual + y
-    return y if out_dtype is None else y.to(out_dtype)
+    return y if residual is None else residual + y
 
 
 def rope_cache(

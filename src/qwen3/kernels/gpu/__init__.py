@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from qwen3.kernels.gpu.attention import attend, paged_attention, rope_cache
+from qwen3.kernels.gpu.attention import attend
 from qwen3.kernels.gpu.elementwise import rms_norm, silu_mul
 from qwen3.kernels.gpu.fp8 import fp8_linear
 from qwen3.kernels.gpu.inputs import decode_inputs
@@ -17,15 +17,8 @@ from qwen3.kernels.gpu.moe import experts
 from qwen3.kernels.gpu.routing import route, uniform_logits
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    "attend": attend,
-    "decode_inputs": decode_inputs,
-    "experts": experts,
-    "fp8_linear": fp8_linear,
-    "fused_linear": fused_linear,
-    "paged_attention": paged_attention,
-    "rms_norm": rms_norm,
-    "rope_cache": rope_cache,
-    "route": route,
-    "silu_mul": silu_mul,
-    "uniform_logits": uniform_logits,
-}
+    function.__name__: function
+    for function in (
+        attend, decode_inputs, experts, fp8_linear, fused_linear, rms_norm, route, silu_mul, uniform_logits,
+    )
+}  # fmt: skip

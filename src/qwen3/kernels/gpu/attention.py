@@ -18,10 +18,7 @@ from torch import Tensor
 from qwen3.kernels import reference_engine
 from qwen3.kernels.gpu import prefill
 from qwen3.kernels.gpu.launch import PDL, cdiv, launch, next_power_of_2
-from qwen3.kernels.gpu.prefill import paged_attention
 from qwen3.kernels.plan import BLOCK, StepPlan
-
-__all__ = ["attend", "paged_attention", "rope_cache"]
 
 LONG = 4096
 """Keys from which on a row of many is divided."""
@@ -160,14 +157,10 @@ def _ask(k_cache, v_cache, table, begin, end, blocks, STRIDE: tl.constexpr, D: t
 
 
 @triton.jit
-def _update(q, k, v, live, m, l, acc, ASM: tl.constexpr):
-    """Online softmax over one more tile of keys. q holds the scale and log2(e)."""
+def _seen(q, k, v, live, m, l, acc, ASM: tl.constexpr):
+    """One more tile of keys. q holds the scale and log2(e)."""
     s = tl.where(live[None, :], tl.dot(q, k.to(q.dtype).T), float("-inf"))
-    top = tl.maximum(m, tl.max(s, 1))
-    p = tl.exp2(s - top[:, None])
-    shrink = tl.exp2(m - top)
-    acc = tl.dot(p.to(q.dtype), prefill.widened(v, q.dtype, ASM), acc * shrink[:, None])
-    return top, l * shrink + tl.sum(p, 1), acc
+    return prefill.update(s, v, m, l, acc, 1.0, q.dtype, ASM)
 
 
 @triton.jit(do_not_specialize=["table_stride", "blocks", "angles", "splits", "chunk"])
@@ -270,7 +263,7 @@ def _decode(
             next_k = _gathered(k_cache, ids, at, end, d, KV * D, BLOCK)
             next_v = _gathered(v_cache, ids, at, end, d, KV * D, BLOCK)
             ids = tl.load(table + (at + TILE) // BLOCK, mask=at + TILE < end, other=0)
-            m, l, acc = _update(q, k, v, n + span < end, m, l, acc, ASM)
+            m, l, acc = _seen(q, k, v, n + span < end, m, l, acc, ASM)
             k, v = next_k, next_v
     else:
         for n in tl.range(begin, end, TILE, num_stages=STAGES):
@@ -278,7 +271,7 @@ def _decode(
             k = _gathered(k_cache, ids, at, end, d, KV * D, BLOCK)
             v = _gathered(v_cache, ids, at, end, d, KV * D, BLOCK)
             ids = tl.load(table + (at + TILE) // BLOCK, mask=at + TILE < end, other=0)
-            m, l, acc = _update(q, k, v, at < end, m, l, acc, ASM)
+            m, l, acc = _seen(q, k, v, at < end, m, l, acc, ASM)
 
     number = row * KV + head
     result = out + (row.to(tl.int64) * H + head * GROUP) * D

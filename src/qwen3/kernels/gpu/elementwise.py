@@ -11,22 +11,18 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from qwen3.kernels.gpu.launch import cdiv, launch, next_power_of_2
+from qwen3.kernels.gpu.launch import EARLY, cdiv, launch, next_power_of_2, wait
 
 
 @triton.jit
-def _rms_norm(
-    x, weight, y, rows, stride, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr
-):
+def _rms_norm(x, weight, y, rows, stride, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+              PDL: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     col = tl.arange(0, BLOCK)
     mask = (row < rows)[:, None] & (col < WIDTH)[None, :]
     scale = tl.load(weight + col, mask=col < WIDTH, other=0.0).to(tl.float32)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     given = tl.load(x + row[:, None] * stride + col[None, :], mask=mask, other=0.0)
     wide = given.to(tl.float32)
     wide *= tl.rsqrt(tl.sum(wide * wide, 1) / WIDTH + eps)[:, None]
@@ -36,9 +32,7 @@ def _rms_norm(
 
 @triton.jit
 def _silu_mul(x, y, half, stride, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     row = tl.program_id(0).to(tl.int64)
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = col < half
@@ -58,9 +52,8 @@ def processors(device: torch.device) -> tuple[int, bool]:
     return found.multi_processor_count, found.major >= 9
 
 
-@lru_cache
 def _dependent(device: torch.device) -> dict[str, bool]:
-    return {"PDL": True, "launch_pdl": True} if processors(device)[1] else {"PDL": False}
+    return EARLY if processors(device)[1] else {"PDL": False}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -71,16 +64,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     y = x.new_empty(flat.shape, dtype=dtype)
     block = next_power_of_2(width)
     many = max(1, 2048 // block)  # rows of one program: short rows share one, so that each thread has 16 bytes or more
-    launch(
-        _rms_norm,
-        (cdiv(len(flat), many),),
-        *(flat, weight, y, len(flat), flat.stride(0), eps),
-        WIDTH=width,
-        BLOCK=block,
-        ROWS=many,
-        num_warps=8 if block > 4096 else 4,
-        **_dependent(x.device),
-    )
+    launch(_rms_norm, (cdiv(len(flat), many),), flat, weight, y, len(flat), flat.stride(0), eps, WIDTH=width,
+           BLOCK=block, ROWS=many, num_warps=8 if block > 4096 else 4, **_dependent(x.device))  # fmt: skip
     return y if x.ndim == 2 else y.view(x.shape)
 
 

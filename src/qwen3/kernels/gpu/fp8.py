@@ -14,18 +14,16 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from qwen3.kernels import fp8 as plain
 from qwen3.kernels.fp8 import FP8, Fp8Weight
 from qwen3.kernels.gpu import elementwise, linear
-from qwen3.kernels.gpu.launch import PDL, launch, next_power_of_2
+from qwen3.kernels.gpu.launch import EARLY, launch, next_power_of_2, wait
 
 SKINNY_ROWS = 64
 NORM_ROWS = 16  # up to here the product normalises its input itself: each program does, so it costs per row
 CUBLAS_ROWS = 512  # from here cuBLAS, and a pass of its own for residual or SiLU
 _PROGRAMS = 264  # two on each of an H100's 132 multiprocessors
-_PDL = {"PDL": PDL, "launch_pdl": PDL}
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -38,9 +36,7 @@ def _quantize(
     kept = at < K
     source = x + row.to(tl.int64) * stride
     dtype = x.dtype.element_ty
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     v = tl.load(source + at, mask=kept, other=0.0).to(tl.float32)
     if norm is not None:
         rms = tl.rsqrt(tl.sum(v * v, 0) / K + eps)
@@ -59,6 +55,7 @@ TUNED = linear.tuned("fp8_tiles.json")
 """As `linear.TUNED`, for weights with a scale per row, up to SKINNY_ROWS. From tools/tune/fp8.py."""
 
 
+@lru_cache(4096)
 def skinny_tile(M: int, N: int, K: int, silu: bool, block: int) -> linear.Tile:
     """How few rows are multiplied."""
     found = TUNED.get((1 if M == 1 else max(8, next_power_of_2(M)), N, K, silu))
@@ -85,6 +82,7 @@ def skinny_tile(M: int, N: int, K: int, silu: bool, block: int) -> linear.Tile:
     return linear.Tile(64, 128, 5, 4, 4 if M <= 32 and split == 2 else split, 512)
 
 
+@lru_cache(4096)
 def gemm_tile(M: int, N: int, K: int) -> linear.Tile:
     """How rows in FP8 are multiplied: split until every multiprocessor has work."""
     if -(-M // 128) * -(-N // 128) >= _PROGRAMS // 2:
@@ -105,15 +103,14 @@ def quantize_rows(x: Tensor, norm: Tensor | None = None, eps: float = 0.0, *, gr
     width = next_power_of_2(max(K, group))
     out = torch.empty(M, K, dtype=FP8, device=x.device)
     scales = torch.empty(-(-K // (group or K)), M, dtype=torch.float32, device=x.device)
-    how = {"GROUP": group or width, "WIDTH": width, "num_warps": min(16, max(1, width // 1024)), **_PDL}
+    how = {"GROUP": group or width, "WIDTH": width, "num_warps": min(16, max(1, width // 1024)), **EARLY}
     launch(_quantize, (M,), x, norm, out, scales, M, K, x.stride(0), eps, **how)
     return out, scales.t() if group else scales.view(M, 1)
 
 
 def fp8_linear(
     x: Tensor, weight: Fp8Weight, *, norm: Tensor | None = None, eps: float = 0.0, residual: Tensor | None = None,
-    silu: bool = False, out_dtype: torch.dtype | None = None, invariant: bool = False,
-    tile: linear.Tile | None = None,
+    silu: bool = False, invariant: bool = False, tile: linear.Tile | None = None,
 ) -> Tensor:  # fmt: skip
     """As `reference_engine.fused_linear`. invariant: activations are quantized and one tile serves all sizes.
 
@@ -121,29 +118,19 @@ def fp8_linear(
     """
     M, (N, K) = len(x), weight.shape
     if M == 0 or K % 16 or x.dtype not in (torch.bfloat16, torch.float16):
-        options = {"norm": norm, "eps": eps, "residual": residual, "silu": silu, "invariant": invariant}
-        return plain.fp8_linear(x, weight, **options, out_dtype=out_dtype)
+        return plain.fp8_linear(x, weight, norm=norm, eps=eps, residual=residual, silu=silu, invariant=invariant)
     x = x if x.stride(1) == 1 else x.contiguous()
     residual = None if residual is None else residual.contiguous()
-    dtype = out_dtype or x.dtype
     if M > SKINNY_ROWS or invariant:
         quantized = quantize_rows(x, norm, eps, group=weight.block)
-        return multiply(*quantized, weight, residual, silu, dtype, INVARIANT if invariant else None)
+        return multiply(*quantized, weight, residual, silu, x.dtype, INVARIANT if invariant else None)
     if norm is not None and (M > NORM_ROWS or x.dtype == torch.float16):
         x, norm = elementwise.rms_norm(x, norm, eps), None  # (unnormalised, float16 might overflow)
-    out = torch.empty(M, N // 2 if silu else N, dtype=dtype, device=x.device)
-    how = _planned(M, N, K, silu, weight.block, x.device, tile)
+    out = x.new_empty(M, N // 2 if silu else N)
+    tile = tile or skinny_tile(M, N, K, silu, weight.block)
+    how = linear.plan(M, N, K, silu, tile, elementwise.processors(x.device)[1], x.device)
     linear.start(how, x, weight.data, norm, eps, residual, out, weight.scale, weight.block)
     return out
-
-
-@lru_cache(4096)
-def _planned(
-    M: int, N: int, K: int, silu: bool, block: int, device: torch.device, tile: linear.Tile | None
-) -> linear.Launch:
-    return linear.plan(
-        M, N, K, silu, tile or skinny_tile(M, N, K, silu, block), elementwise.processors(device)[1], device
-    )
 
 
 def multiply(

@@ -14,15 +14,28 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PDL = not _INTERPRETED
 """Programmatic dependent launch: a kernel may start while its predecessor ends. The interpreter has no such thing."""
+EARLY = {"PDL": PDL, "launch_pdl": PDL}
+"""What such a kernel is launched with."""
 
 Job = tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]
 _noted: dict[Any, Job] | None = None
 _ready: dict[Any, tuple[Any, ...]] = {}  # what Triton's own launch looks up anew each time, for 50 µs
+
+
+@triton.jit
+def wait(PDL: tl.constexpr):
+    """Lets the next kernel start; then waits for the one before. Nothing that it writes may be read earlier."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:

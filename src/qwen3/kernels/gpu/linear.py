@@ -91,9 +91,9 @@ def _narrow(weights, dtype: tl.constexpr):
     return weights.to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _gemv(
-    x, weight, scale, norm, residual, y, eps,
+    x, weight, scale, x_scale, norm, residual, y, M, stride, eps,
     N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr,
     SILU: tl.constexpr, PDL: tl.constexpr, SQUARE: tl.constexpr = 0,
 ):  # fmt: skip
@@ -187,7 +187,7 @@ def _few_step(
 
 @triton.jit(do_not_specialize=["M"])
 def _few(
-    x, weight, scale, norm, residual, y, M, stride, eps,
+    x, weight, scale, x_scale, norm, residual, y, M, stride, eps,
     N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     WARPS: tl.constexpr, AHEAD: tl.constexpr, SILU: tl.constexpr, PDL: tl.constexpr, SQUARE: tl.constexpr = 0,
 ):  # fmt: skip
@@ -494,17 +494,9 @@ def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def fused_linear(
-    x: Tensor,
-    weight: Tensor,
-    *,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    residual: Tensor | None = None,
-    silu: bool = False,
-    out_dtype: torch.dtype | None = None,
-    invariant: bool = False,
-    overwrite: bool = False,
-) -> Tensor:
+    x: Tensor, weight: Tensor, *, norm: Tensor | None = None, eps: float = 0.0, residual: Tensor | None = None,
+    silu: bool = False, invariant: bool = False, overwrite: bool = False,
+) -> Tensor:  # fmt: skip
     """As `reference_engine.fused_linear`: x [M, K] (rows may stand apart), weight [N, K] -> [M, N], with silu [M, N/2].
 
     bfloat16 and float16, sums in float32 and one rounding at the end; other dtypes, and K that is no multiple of 16, go
@@ -514,20 +506,20 @@ def fused_linear(
     (m, k), (n, columns), dtype = x.shape, weight.shape, x.dtype
     if dtype not in _SMALL or weight.dtype != dtype or k % 16 or columns != k or not m or not weight.is_contiguous():
         return reference_engine.fused_linear(
-            *(x, weight), norm=norm, eps=eps, residual=residual, silu=silu, out_dtype=out_dtype, invariant=invariant
+            *(x, weight), norm=norm, eps=eps, residual=residual, silu=silu, invariant=invariant
         )
-    how, apart = _planned(m, n, k, silu, invariant, x.device)
+    planned, apart = _planned(m, n, k, silu, invariant, x.device)
     if norm is not None and (apart or dtype == torch.float16):
         # In float16 the product of x and the norm's weight may leave its range.
         x, norm = elementwise.rms_norm(x, norm, eps), None
-    if how is None:
-        return _library(x, weight, residual, silu, out_dtype, overwrite)
+    if planned is None:
+        return _library(x, weight, residual, silu, overwrite)
     if x.stride(1) != 1:
         x = x.contiguous()
     if residual is not None and not residual.is_contiguous():
         residual = residual.contiguous()
-    y = x.new_empty((m, n // 2 if silu else n), dtype=out_dtype or dtype)
-    start(how, x, weight, norm, eps, residual, y)
+    y = x.new_empty(m, n // 2 if silu else n)
+    start(planned, x, weight, norm, eps, residual, y)
     return y
 
 
@@ -538,13 +530,10 @@ def start(
     """Fill y by one launch as `plan` says. scale, square: of FP8 weights; x_scale: of FP8 x (`quantize_rows`)."""
     kernel, grid, meta, shared = how
     meta = meta | {"SQUARE": square} if square else meta
-    if kernel is _gemv:
-        launch(kernel, grid, x, weight, scale, norm, residual, y, eps, **meta)
-        return
     m, k = x.shape
-    scales = (scale, x_scale) if kernel is _gemm else (scale,)
     # One row has no stride of its own: what it says there must not make another kernel of it.
-    launch(*(kernel, grid, x, weight, *scales, norm, residual, y, *shared, m, x.stride(0) if m > 1 else k, eps), **meta)
+    rows = (m, x.stride(0) if m > 1 else k)
+    launch(kernel, grid, x, weight, scale, x_scale, norm, residual, y, *shared, *rows, eps, **meta)
 
 
 @lru_cache(4096)
@@ -560,6 +549,7 @@ def _planned(m: int, n: int, k: int, silu: bool, invariant: bool, device: torch.
     return None if tile is None else plan(m, n, k, silu, tile, dependent, device), apart
 
 
+@lru_cache(4096)  # finding out takes as long as launching
 def plan(m: int, n: int, k: int, silu: bool, tile: Tile, dependent: bool, device: torch.device) -> Launch:
     """(kernel, grid, constants, workspace) of x [m, k] by weight [n, k] cut as `tile` says.
 
@@ -586,20 +576,12 @@ def plan(m: int, n: int, k: int, silu: bool, tile: Tile, dependent: bool, device
     return _gemm, (cdiv(cdiv(m, block_m), groups), blocks * tile.split, groups), meta, shared
 
 
-def _library(
-    x: Tensor, weight: Tensor, residual: Tensor | None, silu: bool, out_dtype: torch.dtype | None, overwrite: bool
-) -> Tensor:
+def _library(x: Tensor, weight: Tensor, residual: Tensor | None, silu: bool, overwrite: bool) -> Tensor:
     """PyTorch's product, which many rows are faster in."""
     if silu:
         y = elementwise.silu_mul(torch.mm(x, weight.t()))
-    elif residual is not None and residual.dtype == x.dtype:
-        # Not in place, the residual is copied first.
-        out = residual if overwrite and residual.is_contiguous() else None
-        y, residual = torch.addmm(residual, x, weight.t(), out=out), None
-    elif out_dtype == torch.float32:
-        y = torch.mm(x, weight.t(), out_dtype=out_dtype)
-    else:
-        y = torch.mm(x, weight.t())
-    if residual is not None:
-        y = residual + y
-    return y if out_dtype is None else y.to(out_dtype)
+        return y if residual is None else y.add_(residual)
+    if residual is None:
+        return torch.mm(x, weight.t())
+    # Not in place, the residual is copied first.
+    return torch.addmm(residual, x, weight.t(), out=residual if overwrite and residual.is_contiguous() else None)

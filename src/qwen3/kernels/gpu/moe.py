@@ -8,6 +8,11 @@ traffic, and the tensor cores idle anyway). More tokens, and any number in the b
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -16,13 +21,42 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from qwen3.errors import UsageError
 from qwen3.kernels.fp8 import Fp8Weight
-from qwen3.kernels.gpu.launch import PDL, launch, next_power_of_2
+from qwen3.kernels.gpu.launch import EARLY, launch, next_power_of_2, wait
 from qwen3.kernels.gpu.linear import _silu_mul
-from qwen3.kernels.gpu.moe_tables import INVARIANT, Run, Tile, choose
-from qwen3.kernels.gpu.routing import list_pairs, route, uniform_logits
+from qwen3.kernels.gpu.routing import list_pairs
 
 Weight = Tensor | Fp8Weight
-_PDL = {"PDL": PDL, "launch_pdl": PDL}
+
+
+class Tile(NamedTuple):
+    """A program's part of a product: bm pairs (0: those of all tokens, 64 at most) × bn weight rows, bk columns a step;
+    swap: weights are the left operand."""
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int
+    stages: int
+    swap: bool
+
+
+Pair = tuple[Tile, Tile]
+"""Of the gate/up and of the down product."""
+
+INVARIANT: Pair = (Tile(64, 128, 64, 4, 4, False), Tile(64, 128, 64, 4, 4, False))
+
+
+@cache
+def tables() -> dict[str, dict[int, Pair]]:
+    """The measured tiles of each kind of weights, by the largest number of tokens that they are for."""
+    data = json.loads((resources.files("qwen3") / "data" / "moe_tiles.json").read_text())["tiles"]
+    return {kind: {int(most): (Tile(*a), Tile(*b)) for most, (a, b) in own.items()} for kind, own in data.items()}
+
+
+def choose(kind: str, tokens: int) -> Pair:
+    """The tiles for so many tokens and `kind` of weights: bf16, fp8 or fp8-128."""
+    plans = tables()[kind]
+    return plans[min(most for most in plans if tokens <= most)]
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -109,9 +143,7 @@ def _combine(parts, chosen, residual, out, H: tl.constexpr, TOP: tl.constexpr, B
     """out [N, H] = residual + Σ over a token's experts, in their order, of parts [N · TOP, H]."""
     token = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     y = tl.zeros((BLOCK,), tl.float32)
     if residual is not None:
         y += tl.load(residual + token * H + n).to(tl.float32)
@@ -132,23 +164,17 @@ def experts(
     """
     if not len(x):
         return torch.empty_like(x) if residual is None else residual.clone()
-    args = (x.contiguous(), gate_up, down, weights.contiguous(), chosen.contiguous())
-
-    def trial(tokens: int) -> Run:
-        rows, at = x.new_empty(tokens, x.shape[1]).normal_(), torch.arange(tokens, device=x.device)
-        routed = route(uniform_logits(at, at, 0, down.shape[0]), chosen.shape[1], True)
-        return lambda gate, low: run(rows, gate_up, down, *routed, None, gate, low)
-
     kind = "bf16" if isinstance(gate_up, Tensor) else "fp8-128" if gate_up.block else "fp8"
-    tiles = INVARIANT if invariant else choose(x.device, x.shape[1], down.shape[2], kind, len(x), trial)
-    return run(*args, residual if residual is None else residual.contiguous(), *tiles)
+    tiles = INVARIANT if invariant else choose(kind, len(x))
+    residual = None if residual is None else residual.contiguous()
+    return run(x.contiguous(), gate_up, down, weights.contiguous(), chosen.contiguous(), residual, *tiles)
 
 
 def run(
     x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, chosen: Tensor, residual: Tensor | None,
     gate: Tile, low: Tile,
 ) -> Tensor:  # fmt: skip
-    """`experts` on contiguous tensors with the given tiles, which must suit N (see `moe_tables.Tile`)."""
+    """`experts` on contiguous tensors with the given tiles, which must suit N (see `Tile`)."""
     (tokens, h), (E, _, m), top = x.shape, down.shape, chosen.shape[1]
     if h % 16 or m % 16:
         raise UsageError(f"hidden_size {h}, moe_intermediate_size {m}: the GPU's experts take multiples of 16")
@@ -164,9 +190,10 @@ def run(
         launch(_gemm, (slots * (N // bn),), a, w, scale, weights, chosen, order, tiles, to, tokens, GATED=a is x, N=N,
                K=K, TOP=top, SLOTS=next_power_of_2(top), LISTED=gate.bm > 0, BY_PAIR=gate.bm == 0 and pairs < E,
                SWAP=tile.swap, FP8=fp8, BM=bm, BN=bn, BK=bk, num_warps=tile.warps,
-               num_stages=tile.stages, **_PDL)  # fmt: skip
+               num_stages=tile.stages, **EARLY)  # fmt: skip
     block = _fit(1024, h)
-    launch(_combine, (tokens, h // block), parts, chosen, residual, out, H=h, TOP=top, BLOCK=block, num_warps=4, **_PDL)
+    launch(_combine, (tokens, h // block), parts, chosen, residual, out, H=h, TOP=top, BLOCK=block, num_warps=4,
+           **EARLY)  # fmt: skip
     return out
 
 

@@ -39,7 +39,7 @@ but into at most MOST shares (a power of two), of at least SHARE keys (a multipl
 
 
 @triton.jit
-def widened(x, dtype: tl.constexpr, ASM: tl.constexpr):
+def _widened(x, dtype: tl.constexpr, ASM: tl.constexpr):
     """x in `dtype`. A tile of float8 is made float16 where it was loaded: otherwise the compiler moves the change to
     the dot's operand, which then reads single bytes from shared memory."""
     if x.dtype == tl.float8e4nv and ASM:
@@ -52,12 +52,12 @@ def widened(x, dtype: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
-def _update(s, v, m, l, acc, scale, dtype: tl.constexpr, ASM: tl.constexpr):
+def update(s, v, m, l, acc, scale, dtype: tl.constexpr, ASM: tl.constexpr):
     """Online softmax over one more tile of scores, -inf where a query does not see a key."""
     top = tl.maximum(m, tl.max(s, 1) * scale)
     p = tl.exp2(s * scale - top[:, None])
     shrink = tl.exp2(m - top)
-    return top, l * shrink + tl.sum(p, 1), tl.dot(p.to(dtype), widened(v, dtype, ASM), acc * shrink[:, None])
+    return top, l * shrink + tl.sum(p, 1), tl.dot(p.to(dtype), _widened(v, dtype, ASM), acc * shrink[:, None])
 
 
 @triton.jit
@@ -80,22 +80,22 @@ def _span(
         s = tl.dot(q, k.to(q.dtype).T)
         if MASKED:
             s = tl.where(at[None, :] <= here[:, None], s, float("-inf"))
-        m, l, acc = _update(s, v, m, l, acc, scale, q.dtype, ASM)
+        m, l, acc = update(s, v, m, l, acc, scale, q.dtype, ASM)
     return m, l, acc
 
 
-@triton.jit(do_not_specialize=["table_stride", "first_token", "first_row", "skip", "rest", "tokens", "splits"])
+@triton.jit(do_not_specialize=["table_stride", "before", "skip", "rest", "tokens", "splits"])
 def _prefill(
-    q, k_cache, v_cache, tables, starts, lengths, out, sums, q_stride, out_stride, table_stride, first_token, first_row,
-    skip, rest, tokens, splits, scale,
+    q, k_cache, v_cache, tables, starts, lengths, out, sums, q_stride, out_stride, table_stride, before, skip,
+    rest, tokens, splits, scale,
     KV: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr, SHARE: tl.constexpr, INVARIANT: tl.constexpr, BLOCK: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Program (share and KV head, tile of queries, row): BLOCK_M // GROUP tokens times the GROUP heads that share keys.
 
-    q, out: [tokens from first_token on, H, D]. The first `skip` tokens of a row are left out; where `rest` is not 0, so
-    are rows with no token before this step's. Keys come in tiles at
-    absolute positions, so what a query gets depends on its own position alone; INVARIANT: by one path, too.
+    The rows `before` these have one token each. q, out: [tokens behind theirs, H, D]. The first `skip` tokens of a row
+    are left out; where `rest` is not 0, so are rows with no token before this step's. Keys come in tiles at absolute
+    positions, so what a query gets depends on its own position alone; INVARIANT: by one path, too.
 
     splits > 1: out is [splits, tokens, H, D], and sums [splits, tokens, H] gets the logarithm (base 2) of each share's
     softmax sum, -inf where the share is empty and `out` is left as it is. The last share has the tile's diagonal, too.
@@ -103,7 +103,7 @@ def _prefill(
     TOKENS: tl.constexpr = BLOCK_M // GROUP
     head = tl.program_id(0) % KV
     split = tl.program_id(0) // KV
-    row = first_row + tl.program_id(2)
+    row = before + tl.program_id(2)
     begin = tl.load(starts + row)
     count = tl.load(starts + row + 1) - begin
     length = tl.load(lengths + row)
@@ -115,7 +115,7 @@ def _prefill(
     own = tile + r // GROUP
     real = (own < count) & (r // GROUP < TOKENS)
     here = length - count + own
-    place = (begin - first_token + own).to(tl.int64)
+    place = (begin - before + own).to(tl.int64)
     heads = (head * GROUP + r % GROUP) * D
     end = tl.minimum(length, length - count + tile + TOKENS)
     full = 0
@@ -150,14 +150,14 @@ def _prefill(
              (acc / l[:, None]).to(out.dtype.element_ty), mask=real[:, None])  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["first_token", "first_row", "rows"])
+@triton.jit(do_not_specialize=["before", "rows"])
 def _prompts(
-    q, keys, values, starts, lengths, out, first_token, first_row, rows, scale,
+    q, keys, values, starts, lengths, out, before, rows, scale,
     KV: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Program (KV head, tile of queries): as `_prefill`, for rows that have no token before this step's; others are
-    left out. keys, values: descriptors of [tokens from first_token on, KV·D], in tiles of BLOCK_N tokens and a head.
+    left out. keys, values: descriptors of [tokens, KV·D], in tiles of BLOCK_N tokens and a head.
 
     A row has its tiles, and at most one more, from (its first token // TOKENS + its number) on.
     """
@@ -168,12 +168,12 @@ def _prompts(
     row = -1
     for some in range(0, rows, ROWS):
         ours = some + i < rows
-        firsts = tl.load(starts + first_row + some + i, mask=ours, other=0) - first_token
+        firsts = tl.load(starts + before + some + i, mask=ours, other=0) - before
         row += tl.sum((ours & (firsts // TOKENS + some + i <= number)).to(tl.int32), 0)
-    begin = tl.load(starts + first_row + row) - first_token
-    count = tl.load(starts + first_row + row + 1) - first_token - begin
+    begin = tl.load(starts + before + row) - before
+    count = tl.load(starts + before + row + 1) - before - begin
     tile = (number - begin // TOKENS - row) * TOKENS
-    if (tile >= count) | (tl.load(lengths + first_row + row) != count):
+    if (tile >= count) | (tl.load(lengths + before + row) != count):
         return
     lane = tl.arange(0, D)
     r = tl.arange(0, BLOCK_M)
@@ -191,17 +191,17 @@ def _prompts(
         s = tl.dot(x, k.T)
         if n + BLOCK_N > tile + 1:  # there are keys that the tile's first query does not see
             s = tl.where((n + tl.arange(0, BLOCK_N))[None, :] <= own[:, None], s, float("-inf"))
-        m, l, acc = _update(s, v, m, l, acc, scale, x.dtype, False)
+        m, l, acc = update(s, v, m, l, acc, scale, x.dtype, False)
     tl.store(out + begins + at, (acc / l[:, None]).to(out.dtype.element_ty), mask=real)
 
 
-@triton.jit(do_not_specialize=["first_token", "first_row", "skip", "rest", "tokens", "splits"])
+@triton.jit(do_not_specialize=["before", "skip", "rest", "tokens", "splits"])
 def _combine(
-    parts, sums, starts, lengths, out, out_stride, first_token, first_row, skip, rest, tokens, splits,
+    parts, sums, starts, lengths, out, out_stride, before, skip, rest, tokens, splits,
     H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     """Program (ROWS tokens times heads, row): shares as `_prefill` leaves them, added up. Empty ones cost nothing."""
-    row = first_row + tl.program_id(1)
+    row = before + tl.program_id(1)
     begin = tl.load(starts + row)
     count = tl.load(starts + row + 1) - begin
     if (skip + tl.program_id(0) * ROWS // H >= count) | ((rest != 0) & (tl.load(lengths + row) == count)):
@@ -210,7 +210,7 @@ def _combine(
     s = tl.arange(0, MOST)
     d = tl.arange(0, D)
     real = skip + r // H < count
-    place = (begin - first_token + skip + r // H).to(tl.int64)
+    place = (begin - before + skip + r // H).to(tl.int64)
     at = (s.to(tl.int64)[:, None] * tokens + place[None, :]) * H + (r % H)[None, :]
     some = tl.load(sums + at, mask=(s < splits)[:, None] & real[None, :], other=float("-inf"))
     weight = tl.exp2(some - tl.where(real, tl.max(some, 0), 0.0)[None, :])
@@ -219,13 +219,6 @@ def _combine(
     total = tl.sum(x.to(tl.float32) * weight[:, :, None], 0)
     tl.store(out + (place * out_stride + r % H * D)[:, None] + d[None, :], total.to(out.dtype.element_ty),
              mask=real[:, None])  # fmt: skip
-
-
-def paged_attention(q: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-    """As `reference_engine.paged_attention`: q [N, H, D] -> [N, H, D]; bfloat16 or float16."""
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    chunks(q, plan, k_cache, v_cache, out)
-    return out
 
 
 def chunks(
@@ -252,8 +245,7 @@ def chunks(
         sums = torch.empty(parts.shape[:-1], dtype=torch.float32, device=q.device)
     launch(
         _prefill, (kv_heads * splits, across, rows), q, k_cache, v_cache, plan.tables, plan.starts, plan.lengths,
-        parts, sums, q.stride(0), parts.stride(-3), plan.tables.stride(0), first, first, skip, int(rest), len(q),
-        splits,
+        parts, sums, q.stride(0), parts.stride(-3), plan.tables.stride(0), first, skip, int(rest), len(q), splits,
         dim**-0.5 * LOG2E, KV=kv_heads, D=dim, GROUP=group, BLOCK_M=block_m, BLOCK_N=block_n, STAGES=stages,
         SHARE=SHARE, INVARIANT=plan.invariant, BLOCK=BLOCK, ASM=PDL, num_warps=warps,
     )  # fmt: skip
@@ -270,7 +262,7 @@ def _join(
     each = max(1, 8192 // (most * dim))
     launch(
         _combine, (cdiv(longest * heads, each), len(plan.lengths) - first), parts, sums, plan.starts,
-        plan.lengths, out, out.stride(0), first, first, skip, int(rest), tokens, splits, H=heads, D=dim, ROWS=each,
+        plan.lengths, out, out.stride(0), first, skip, int(rest), tokens, splits, H=heads, D=dim, ROWS=each,
         MOST=most, num_warps=4,
     )  # fmt: skip
 
@@ -301,9 +293,8 @@ def prompts(
     rows = len(plan.chunks)
     launch(
         _prompts, (kv_heads, tokens // (block_m // (heads // kv_heads)) + rows), q, *own, plan.starts, plan.lengths,
-        out, plan.decode, plan.decode, rows, dim**-0.5 * LOG2E, KV=kv_heads, D=dim,
-        GROUP=heads // kv_heads, BLOCK_M=block_m, BLOCK_N=block_n, STAGES=stages, ROWS=256, num_warps=warps,
-        maxnreg=registers,
+        out, plan.decode, rows, dim**-0.5 * LOG2E, KV=kv_heads, D=dim, GROUP=heads // kv_heads, BLOCK_M=block_m,
+        BLOCK_N=block_n, STAGES=stages, ROWS=256, num_warps=warps, maxnreg=registers,
     )  # fmt: skip
 
 

@@ -6,11 +6,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from qwen3.kernels.gpu.launch import PDL, cdiv, launch, next_power_of_2
-
-_PDL = {"PDL": PDL, "launch_pdl": PDL}
+from qwen3.kernels.gpu.launch import EARLY, cdiv, launch, next_power_of_2, wait
 
 BLOCKS, SEEN = 128, 512
 """`list_pairs` cuts the tokens into at most BLOCKS parts, counted by a launch of their own above SEEN tokens."""
@@ -20,9 +17,7 @@ BLOCKS, SEEN = 128, 512
 def _route(logits, counts, weights, chosen, E: tl.constexpr, TOP: tl.constexpr, NORMALISE: tl.constexpr,
            WIDTH: tl.constexpr, SLOTS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     token = tl.program_id(0)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     lane, slot = tl.arange(0, WIDTH), tl.arange(0, SLOTS)
     value = tl.load(logits + token * E + lane, mask=lane < E, other=float("-inf")).to(tl.float32)
     bits = value.to(tl.int32, bitcast=True)
@@ -55,7 +50,7 @@ def route(logits: Tensor, top_k: int, normalise: bool, *, counts: Tensor | None 
     if tokens:
         launch(_route, (tokens,), logits.contiguous(), counts, weights, chosen, E=experts, TOP=top_k,
                NORMALISE=normalise, WIDTH=next_power_of_2(experts), SLOTS=next_power_of_2(top_k), num_warps=1,
-               **_PDL)  # fmt: skip
+               **EARLY)  # fmt: skip
     return weights, chosen
 
 
@@ -70,9 +65,7 @@ def _mix(x):
 @triton.jit(do_not_specialize=["layer"])
 def _uniform(ids, positions, out, layer, E: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr):
     token = tl.program_id(0)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     lane = tl.arange(0, WIDTH)
     seed = _mix(tl.load(ids + token).to(tl.uint32) + 0x9E3779B9)
     seed = _mix(seed ^ tl.load(positions + token).to(tl.uint32))
@@ -87,7 +80,7 @@ def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> 
     out = torch.empty(len(ids), experts, dtype=torch.float32, device=ids.device)
     if len(ids):
         launch(_uniform, (len(ids),), ids, positions, out, layer, E=experts, WIDTH=next_power_of_2(experts),
-               num_warps=1, **_PDL)  # fmt: skip
+               num_warps=1, **EARLY)  # fmt: skip
     return out
 
 
@@ -95,9 +88,7 @@ def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> 
 def _count(chosen, counts, pairs, each, WIDTH: tl.constexpr, SPAN: tl.constexpr, PDL: tl.constexpr):
     """counts [programs, WIDTH]: pairs of each expert among a program's `each` pairs."""
     at = tl.arange(0, SPAN)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     found = tl.zeros((WIDTH,), tl.int32)
     begin = tl.program_id(0) * each
     end = tl.minimum(begin + each, pairs)
@@ -115,9 +106,7 @@ def _list(
     """The part of `each` tokens (a multiple of STEP) in what `list_pairs` returns: a counting sort, stable by token."""
     own, lane = tl.program_id(0), tl.arange(0, WIDTH)
     token = tl.arange(0, STEP)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     total = tl.zeros((WIDTH,), tl.int32)  # pairs of each expert
     before = tl.zeros((WIDTH,), tl.int32)  # those of earlier programs
     if counts is not None:
@@ -171,8 +160,8 @@ def list_pairs(chosen: Tensor, experts: int, bm: int) -> tuple[Tensor, Tensor]:
     if tokens > SEEN:
         counts = chosen.new_empty(programs, width)
         launch(_count, (programs,), chosen, counts, tokens * top, each * top, WIDTH=width, SPAN=1024, num_warps=4,
-               **_PDL)  # fmt: skip
+               **EARLY)  # fmt: skip
     launch(_list, (programs,), chosen, counts, order, tiles, tokens, each, slots, E=experts, TOP=top, WIDTH=width,
            BM=bm, STEP=step, SPAN=max(256, min(2048, next_power_of_2(tokens * top))),
-           num_warps=8 if tokens > SEEN else 4, **_PDL)  # fmt: skip
+           num_warps=8 if tokens > SEEN else 4, **EARLY)  # fmt: skip
     return order, tiles
