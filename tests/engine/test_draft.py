@@ -258,3 +258,54 @@ def test_followed_samples_are_fed_what_the_device_alone_knows(target: Qwen3, sma
         draft.feed([], [item.row.slot], state)
     draft.leave([item.row])
     assert world.look() <= 2 + 2
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="graphs are replaced by eager steps on the CPU")
+@torch.inference_mode()
+def test_where_a_gpu_chooses_the_guesses_are_the_same(
+    target: Qwen3, small: Qwen3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two kernels in Triton's interpreter; eager steps in the place of captured ones."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    pytest.importorskip("triton")
+    from qwen3.engine.device_sampler import DeviceSampler
+    from qwen3.engine.graphs import Graphs
+
+    def replay(graphs: Graphs, slots: list[int], longest: int | None = None) -> Any:
+        out = torch.zeros(len(slots), 2, dtype=torch.int32)
+        graphs._step(len(slots), 0, torch.tensor(slots, dtype=torch.int32), out, longest)
+        return SimpleNamespace(out=out)
+
+    monkeypatch.setattr(Graphs, "replay", replay)
+    engine = Engine(target, vocab_size=VOCAB, max_batch=3, blocks=40, max_len=200)
+    draft = DraftModel(small)
+    draft.attach(engine.runner, VOCAB, on_device=True)
+    chosen = DeviceSampler(3, VOCAB, CPU, max_len=200)  # the target's, as far as the draft looks at it
+    for one in (request(1, 20), request(2, 29, temperature=0.0), request(3, 40, top_k=20, top_p=0.9)):
+        engine.add(one)
+    for step in range(6):
+        engine.advance()
+        items = list(engine._live.values())
+        rows = [item.row for item in items]
+        if step == 0:
+            for item in items:
+                draft.bind(item)
+        if step in (0, 4):
+            draft.sync(rows)
+        slots = torch.tensor([row.slot for row in rows], dtype=torch.int32)
+        # Blocks for all guesses, as a plan with drafts has them.
+        for row in rows:
+            while len(row.blocks) * 16 < len(row.tokens) + 4:
+                engine.scheduler._append(row, engine.scheduler.pool.take())
+        engine.runner.place([(row.slot, i, block) for row in rows for i, block in enumerate(row.blocks)])
+        for item in items:
+            state = item.row.tokens[-1], len(item.row.tokens) - 1, len(item.request.output)
+            chosen._state[:3, item.row.slot] = torch.tensor(state, dtype=torch.int32)
+        draft.follow(chosen, slots)
+        if step == 2:
+            draft.leave(rows)  # two steps without guesses
+        if step in (2, 3):
+            continue
+        found = draft.draft_on_device(slots.tolist(), 3)
+        assert found.tolist() == [alone(small, item, 3) for item in items]
