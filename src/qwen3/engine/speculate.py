@@ -26,24 +26,16 @@ _MASK64 = (1 << 64) - 1
 class NGram:
     """Prompt lookup: what followed the last occurrence of the newest tokens, in prompt or output, comes again.
 
-    A table by hash says where n tokens, n = 2 to 4, last occurred; what is found there is compared with the tokens, so
-    that neither a collision nor a token that was taken back does harm. A token costs the same whatever the length, and
-    it is entered when a guess is next asked for: a sample that is not speculated on costs an append. Memory: 8 bytes a
-    token and a table of 256 KB.
+    tokens: the sample's, looked at and not copied; its owner extends and cuts it. A table by hash says where n tokens,
+    n = 2 to 4, last occurred; what is found there is compared with the tokens, so that neither a collision nor a token
+    that was taken back does harm. A token costs the same whatever the length, and nothing before a guess is next asked
+    for. Memory: a table of 256 KB.
     """
 
-    def __init__(self, tokens: Sequence[int] = ()) -> None:
-        self.tokens: list[int] = list(tokens)
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
         self._entered = 0  # places before this one are in the table
         self._table = np.zeros(1 << _BITS, np.int32).data  # where a continuation begins; 0: none
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        self.tokens.extend(tokens)
-
-    def truncate(self, length: int) -> None:
-        """Forget the tokens from `length` on."""
-        del self.tokens[length:]
-        self._entered = min(self._entered, length)
 
     def propose(self, count: int) -> list[int]:
         """Up to `count` tokens that may come next; [] if the last two are a new pair. What repeats itself right up to
@@ -60,7 +52,7 @@ class NGram:
 
     def _enter(self) -> None:
         """Let n-grams be found whose continuation is known by now."""
-        tokens, begin, self._entered = self.tokens, self._entered, len(self.tokens)
+        tokens, begin, self._entered = self.tokens, min(self._entered, len(self.tokens)), len(self.tokens)
         first = len(tokens) if len(tokens) - begin <= 64 else max(begin, _LONGEST)
         for start in range(begin, first):
             for place in _hashes(tokens, start):
