@@ -145,9 +145,12 @@ class Asking:
         """The requests of a prompt that is there as ids. Whether it thinks is read off its end."""
         params = checked(sampling, SamplingParams, "sampling") or SamplingParams()
         policy = checked(thinking, ThinkingPolicy, "thinking") or ThinkingPolicy()
-        if policy.mode == "auto":  # which a model with one mode refuses
-            resolve_mode([{"role": "user", "content": ""}], policy, self.mode, self.template)
-        thinks = not policy.off and TokenStream(self.tokenizer, ids).state != "answer"
+        open_still = TokenStream(self.tokenizer, ids).state != "answer"
+        if policy.mode == "auto":
+            if not open_still:
+                raise UsageError("thinking.mode 'auto' is impossible: the prompt has closed its think block already")
+            resolve_mode([{"role": "user", "content": ""}], policy, self.mode, self.template)  # may refuse, too
+        thinks = open_still and not policy.off
         source = "explicit" if policy.mode or policy.off else "default"
         return Asked(self._requests(ids, params, policy, thinks, source, form, [], check, include_tools=True), form)
 
@@ -180,8 +183,6 @@ class Asking:
         attempt, trial = policy, policy.mode == "auto" and thinks
         if trial:
             attempt, source = policy.switched_off(), "auto"
-            if TokenStream(self.tokenizer, ids).state == "answer":
-                raise UsageError("thinking.mode 'auto' is impossible: the prompt has closed its think block already")
         experts = self._experts(policy.max_active_params)
         return [
             Request(
