@@ -18,7 +18,7 @@ from qwen3.engine.machine import PHASES, Machine
 from qwen3.engine.params import SamplingParams
 from qwen3.engine.sampler import RowSampler
 from qwen3.errors import UsageError
-from tests.engine.test_device_sampler import DEVICE, PLAIN, Twins  # which decides how kernels run
+from tests.engine.test_device_sampler import DEVICE, PLAIN, Twins
 from tests.engine.test_machine import TOKENIZER, random_rules
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
@@ -46,7 +46,8 @@ def random_machine(rng: random.Random, vocab: int, pace: np.ndarray) -> tuple[Ma
     tags = rng.sample(range(vocab), 8)
     budget = rng.choice([None, None, 0, 1, 4, 9])
     machine = Machine(
-        phase=rng.choice([*PHASES, *["thinking"] * 3]), budget=budget, line_state=rng.randrange(3), steps=rng.choice([0, 0, 1]),
+        phase=rng.choice([*PHASES, *["thinking"] * 3]), budget=budget,
+        line_state=rng.randrange(3), steps=rng.choice([0, 0, 1]),
         margin=rng.choice([0, 2, 30]) if budget else 0, max_steps=rng.choice([0, 0, 1, 3]),
         close_at=rng.choice([-1, -1, 0, 5]), early_stop=(5, 6, tags[1], 7), close_think=(6, tags[1], 7, 7),
         gap=rng.choice([0, 1, 2, 3, 9]), queue=deque(rng.choice([[], [], [tags[0], 3], [tags[0], 3, tags[1], 3]])),
@@ -130,7 +131,7 @@ def test_every_rule_is_carried_out_as_in_python(real: bool) -> None:
 def test_what_a_phase_bans_is_never_drawn(kind: SamplingParams) -> None:
     """However likely it is: in the first chunk, in the last one, and where nothing else is allowed."""
     vocab = 150
-    tags = {"think": 140, "end_think": 149, "tool_call": 3, "end_tool_call": 70, "ban_think": True}
+    tags: dict[str, Any] = {"think": 140, "end_think": 149, "tool_call": 3, "end_tool_call": 70, "ban_think": True}
     twins = Twins(5, vocab, chunk=64)
     for slot, phase in enumerate(("start", "thinking", "answer", "tool_call", "thinking"), 1):
         twins.bind(slot, replace(kind, seed=slot), Machine(phase=phase, **tags))
@@ -146,7 +147,7 @@ def test_what_a_phase_bans_is_never_drawn(kind: SamplingParams) -> None:
 
 def drafting(rng: random.Random, rows: int, vocab: int) -> tuple[DeviceSampler, DeviceSampler, torch.Tensor]:
     """Two samplers with the same samples, and what logits follow: two thirds of draws are the likeliest token."""
-    pair = tuple(DeviceSampler(rows, vocab, DEVICE, max_len=32, chunk=64) for _ in range(2))
+    pair = [DeviceSampler(rows, vocab, DEVICE, max_len=32, chunk=64) for _ in range(2)]
     pace = random_pace(rng, vocab)
     for slot in range(1, rows + 1):
         machine = random_machine(rng, vocab, pace)[0]
@@ -155,7 +156,7 @@ def drafting(rng: random.Random, rows: int, vocab: int) -> tuple[DeviceSampler, 
         for sampler in pair:
             sampler.bind(slot, params, machine, prompt_ids=[1], stream_key=key)
     logits = torch.randn(rows, 5, vocab, generator=torch.Generator().manual_seed(rng.randrange(99))) * 3
-    return *pair, logits.to(DEVICE)
+    return pair[0], pair[1], logits.to(DEVICE)
 
 
 def numbers(sampler: DeviceSampler, slot: int) -> tuple[Any, ...]:
@@ -236,7 +237,8 @@ def test_a_sampler_knows_one_tables_worth_of_paragraphs() -> None:
     bind(table)
     address = sampler._cells.tolist()
     bind(table)
+    bind(table.copy())
     bind(None)
     with pytest.raises(UsageError, match="pace is another tokenizer's"):
-        bind(table.copy())
+        bind(table ^ 1)
     assert sampler._cells.tolist() == address

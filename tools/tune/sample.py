@@ -1,8 +1,9 @@
 """Checks and times the device sampler on a GPU: `PYTHONPATH=src python tools/tune/sample.py [SECTION ...]`.
 
 Sections: check (token for token against the reference, at the family's vocabulary), law (draws against the exact
-distribution), machine (states against the Python machine, by graph replay), times, bind. Tables go to stdout, figures
-to $OUT/sample.json. Times are medians over replays of a CUDA graph of eight steps, each on other logits.
+distribution), machine (states against the Python machine, by graph replay), verify (drafts against plain steps; its
+times), times, bind. Tables go to stdout, figures to $OUT/sample.json. Times are medians over replays of a CUDA graph of
+eight steps, each on other logits.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from qwen3.engine.device_sampler import DeviceSampler
@@ -27,6 +30,7 @@ from qwen3.engine.machine import Machine
 from qwen3.engine.params import SamplingParams
 from qwen3.engine.sampler import RowSampler, sample
 from qwen3.kernels.gpu.launch import collect, compile_all
+from qwen3.kernels.gpu.sample import ANY
 
 VOCAB, COLUMNS = 151_669, 151_936
 READ = 3.1e12  # bytes a second read from an H100's memory
@@ -176,11 +180,17 @@ def machine() -> dict[str, Any]:
     """128 samples with random rules over 64 steps of one captured graph; the reference draws the same tokens."""
     rng, vocab, count = random.Random(0), 64, 128
     sampler = DeviceSampler(count, vocab, CUDA, max_len=64)
+    line = [
+        sum((rng.randrange(3) | rng.choice([0, 0, 1]) << 2) << 4 * state for state in range(3)) for _ in range(vocab)
+    ]
+    pace = np.array([entry | (rng.random() < 0.3) << 12 for entry in line], np.uint16)
     machines, rows, output = [], [], []
     for slot in range(1, count + 1):
         tags = rng.sample(range(vocab), 8)
         rules = Machine(
-            phase=rng.choice(["start", "thinking", "answer"]), budget=rng.choice([None, 0, 1, 5]),
+            phase=rng.choice(["start", "thinking", "thinking", "answer"]), budget=rng.choice([None, None, 0, 1, 5, 20]),
+            max_steps=rng.choice([0, 0, 2]), margin=rng.choice([0, 9]), gap=rng.choice([0, 1]), pace=pace,
+            ban_think=rng.random() < 0.3, close_at=rng.choice([-1, -1, 7]),
             queue=deque(rng.choice([[], [tags[0], 3], [tags[0], 3, tags[1]]])), early_stop=(5, 6, tags[1], 7),
             close_think=(6, tags[1], 7), think=tags[0], end_think=tags[1], tool_call=tags[2], end_tool_call=tags[3],
             eos=frozenset(tags[4:5]), stop_ids=frozenset(rng.choice([[], tags[5:7]])), min_tokens=rng.choice([0, 9]),
@@ -203,6 +213,9 @@ def machine() -> dict[str, Any]:
     for step in range(64):
         values = torch.randn(count, vocab, generator=torch.Generator().manual_seed(step))
         logits.copy_(values)
+        for slot in rng.sample(range(1, count + 1), 3):
+            machines[slot - 1].close_at = step + rng.randrange(4)
+            sampler.close(slot, machines[slot - 1].close_at)
         graph.replay()
         for i, (slot, (token, code)) in enumerate(zip(slots.tolist(), out.tolist(), strict=True)):
             it, said = machines[slot - 1], output[slot - 1]
@@ -222,6 +235,47 @@ def machine() -> dict[str, Any]:
         assert it.done or found == it, (found, it)
     print(f"machine: {sum(map(len, output))} tokens of {count} samples as in Python")
     return {"tokens": sum(map(len, output))}
+
+
+def verify() -> dict[str, Any]:
+    """Four drafts a row: against plain steps of another sampler, then times; accepted: none, all."""
+    rows, places, report = 24, 5, {}
+    kinds = [replace(list(KINDS.values())[i % len(KINDS)], seed=i) for i in range(rows)]
+    slow, fast = (DeviceSampler(rows, VOCAB, CUDA, max_len=64) for _ in range(2))
+    compile_first(slow)
+    bind_all(slow, kinds, [1, 2, 3])
+    bind_all(fast, kinds, [1, 2, 3])
+    slots = torch.arange(1, rows + 1, dtype=torch.int32, device=CUDA)
+    right = slots.long() % places  # drafts that will be right
+    for step in range(3):
+        logits = torch.stack([fresh_logits(rows, 3.0, 9 * step + i) for i in range(places)], 1)
+        wanted = torch.zeros(rows, places, 2, dtype=torch.int32, device=CUDA)
+        wanted[:, :, 0] = -1
+        drafts = torch.full((rows, places - 1), -1, dtype=torch.int32, device=CUDA)
+        for place in range(places):
+            one = torch.empty(rows, 2, dtype=torch.int32, device=CUDA)
+            live = right >= place
+            slow.sample(logits[:, place], torch.where(live, slots, 0), one)
+            wanted[live, place] = one[live]
+            if place < places - 1:
+                drafts[:, place] = torch.where(right > place, one[:, 0], -1)
+        out = torch.empty_like(wanted)
+        fast.verify(logits, slots, drafts, out)
+        assert torch.equal(out, wanted), (step, (out != wanted).nonzero().tolist())
+        assert torch.equal(fast.history, slow.history)
+        assert torch.equal(fast.count, slow.count)
+    print(f"verify: {int(fast.count.sum())} tokens as by plain steps")
+    for rows in (1, 8):
+        steps = [torch.stack([fresh_logits(rows, 3.0, places * i + j) for j in range(places)], 1) for i in range(8)]
+        for name in ("greedy", "plain T 0.6", "T .6 k 20 p .95"):
+            line = {}
+            for said in ("none", "all"):
+                sampler = DeviceSampler(rows, VOCAB, CUDA, max_len=4096)
+                bind_all(sampler, [KINDS[name]] * rows, [1, 2, 3])
+                line[said] = timed(sampler, steps, rows, accept=said == "all")
+            report[f"{name} R={rows}"] = line
+            print(f"verify R {rows} {name:16s} K 4, accepted none {line['none']:.1f} us, all {line['all']:.1f} us")
+    return report
 
 
 def times() -> dict[str, Any]:
@@ -247,16 +301,25 @@ def times() -> dict[str, Any]:
     return report
 
 
-def timed(sampler: DeviceSampler, steps: list[torch.Tensor], rows: int) -> float:
-    """us of one step."""
+def timed(sampler: DeviceSampler, steps: list[torch.Tensor], rows: int, accept: bool | None = None) -> float:
+    """us of one step, or of one verification in which all drafts are right, or none."""
     slots = torch.arange(1, rows + 1, dtype=torch.int32, device=CUDA)
-    out = torch.empty(rows, 2, dtype=torch.int32, device=CUDA)
-    sampler.sample(steps[0], slots, out)
+    out = torch.empty(*steps[0].shape[:-1], 2, dtype=torch.int32, device=CUDA)
+    places = 1 if accept is None else steps[0].shape[1]
+    drafts = torch.full((rows, places - 1), ANY.value if accept else -1, dtype=torch.int32, device=CUDA)
+
+    def draw(logits: torch.Tensor) -> None:
+        if accept is None:
+            sampler.sample(logits, slots, out)
+        else:
+            sampler.verify(logits, slots, drafts, out)
+
+    draw(steps[0])
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for logits in steps:
-            sampler.sample(logits, slots, out)
+            draw(logits)
     found = []
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     for i in range(12):
@@ -287,7 +350,7 @@ def bind() -> dict[str, Any]:
 
 def main() -> None:
     sections: dict[str, Callable[[], dict[str, Any]]] = {
-        "check": check, "law": law, "machine": machine, "bind": bind, "times": times,
+        "check": check, "law": law, "machine": machine, "verify": verify, "bind": bind, "times": times,
     }  # fmt: skip
     results: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     for name in sys.argv[1:] or list(sections):
