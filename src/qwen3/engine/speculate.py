@@ -92,7 +92,7 @@ _OUTLIER = 3.0  # a step that takes more than so many times what is expected was
 _KNOWN = 3  # plain steps that are measured before the first with guesses
 _STALE = 64  # steps with guesses until a plain one is measured again
 _PRIORS = {"cuda": (0.06, 0.01)}
-_CPU_PRIOR = (0.1, 0.12)
+_CPU_PRIOR = (0.25, 0.1)
 """What guesses add to a step, as a share of a plain one, before it is measured: once, and for each guess."""
 
 
