@@ -23,8 +23,8 @@ from qwen3.chat.tool_calls import parse_tool_call
 from qwen3.engine import constraint as module
 from qwen3.engine.constraint import Constraint, Matcher
 from qwen3.errors import Qwen3Error, UsageError
+from qwen3.evaluate.schemas import SCHEMAS
 from qwen3.tokenizer import Tokenizer
-from tests.engine.schemas import SCHEMAS
 
 CAP = 2000
 WEATHER = {
