@@ -11,7 +11,7 @@ from qwen3.model.network import Qwen3
 from tests.fixtures import random_model, tiny_config
 from tests.model.oracle import distance
 
-ENGINE = ("fused_linear", "rope_cache", "paged_attention", "attend", "decode_inputs", "experts", "uniform_logits")
+ENGINE = ("fused_linear", "attend", "decode_inputs", "experts", "uniform_logits")
 
 
 @pytest.fixture(autouse=True)

@@ -268,8 +268,6 @@ def attend(
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "fused_linear": fused_linear,
-    "rope_cache": rope_cache,
-    "paged_attention": paged_attention,
     "attend": attend,
 }
 """What `dispatch` registers as "cpu"."""

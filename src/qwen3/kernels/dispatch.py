@@ -173,7 +173,7 @@ def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> 
 _ANYWHERE = ("cpu", "cuda", "mps", "xpu", "meta", "privateuseone")
 for _name in ("linear", "rms_norm", "qk_norm_rope", "silu_mul", "attention", "route", "experts"):
     register(_name, "reference", getattr(reference, _name), _ANYWHERE)
-for _name in ("fused_linear", "rope_cache", "paged_attention", "attend", "decode_inputs", "uniform_logits"):
+for _name in ("fused_linear", "attend", "decode_inputs", "uniform_logits"):
     register(_name, "reference", getattr(reference_engine, _name), _ANYWHERE)
 register("fp8_linear", "reference", fp8.fp8_linear, _ANYWHERE)
 for _name, _function in cpu.OPERATIONS.items():

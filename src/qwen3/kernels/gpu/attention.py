@@ -9,6 +9,7 @@ program that finishes last (an atomic counter tells) adds them up, in a fixed or
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 import triton
@@ -24,7 +25,11 @@ LONG = 4096
 """Keys from which on a row of many is divided."""
 
 _COUNTERS = 1 << 16
-_counters: dict[torch.device, Tensor] = {}
+
+
+@lru_cache
+def _counters(device: torch.device) -> Tensor:
+    return torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,7 @@ def _rope_cache(
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """A program: HEADS heads, all of one kind, of ROWS // HEADS tokens. Each half of a head: one [ROWS, D / 2] tile."""
-    part = tl.program_id(1)
-    r = tl.arange(0, ROWS)
-    j = tl.arange(0, D // 2)[None, :]
+    part, r, j = tl.program_id(1), tl.arange(0, ROWS), tl.arange(0, D // 2)[None, :]
     token = first + tl.program_id(0) * (ROWS // HEADS) + r // HEADS
     head = part * HEADS + r % HEADS
     live = token < tokens
@@ -95,8 +98,7 @@ def _rope_cache(
         angle = cos_sin + (tl.load(positions + token, mask=live, other=0).to(tl.int64) * D)[:, None] + j
         cos = tl.load(angle, mask=mask, other=0.0)
         sin = tl.load(angle + D // 2, mask=mask, other=0.0)
-        x = a * cos - b * sin
-        y = b * cos + a * sin
+        x, y = a * cos - b * sin, b * cos + a * sin
         if part < H // HEADS:
             to_q = q + ((token - first).to(tl.int64) * (H * D) + head * D)[:, None] + j
             tl.store(to_q, x.to(q.dtype.element_ty), mask=mask)
@@ -179,18 +181,14 @@ def _decode(
     right. The first reading is clamped: it may be of memory that nobody has written yet. ASK: the same for the first
     two tiles, but into L2 alone.
     """
-    head = tl.program_id(0)
-    row = tl.program_id(1)
-    split = tl.program_id(2)  # shares that many rows lack start last: their programs leave while others still work
-    d = tl.arange(0, D)
-    g = tl.arange(0, ROWS)
-    span = tl.arange(0, TILE)
+    # Shares that many rows lack start last: their programs leave while others still work.
+    head, row, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    d, g, span = tl.arange(0, D), tl.arange(0, ROWS), tl.arange(0, TILE)
     pair = tl.max_contiguous(tl.multiple_of((d + D // 2) % D, D // 2), D // 2)
     half = tl.max_contiguous(tl.multiple_of(d % (D // 2), D // 2), D // 2)
     sign = tl.where(d < D // 2, -1.0, 1.0)
     table = tables + row.to(tl.int64) * table_stride
-    k_cache += head * D
-    v_cache += head * D
+    k_cache, v_cache = k_cache + head * D, v_cache + head * D
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     q_scale = tl.load(q_weight + d).to(tl.float32)[None, :]
@@ -246,8 +244,7 @@ def _decode(
     q = _rotated(x, y, q_scale, q_other, cos[None, :], sin[None, :], eps, D) * SCALE
     # Every e4m3 number is a float16, and one instruction makes two of them.
     q = q.to(tl.float16 if k_cache.dtype.element_ty == tl.float8e4nv else k_cache.dtype.element_ty)
-    m = tl.full((ROWS,), float("-inf"), tl.float32)
-    l = tl.zeros((ROWS,), tl.float32)
+    m, l = tl.full((ROWS,), float("-inf"), tl.float32), tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, D), tl.float32)
     if split == used - 1:
         new = _saturated(_rotated(x1, y1, k_scale, k_other, cos, sin, eps, D), k_cache.dtype.element_ty)
@@ -288,10 +285,8 @@ def _decode(
         return
     tl.store(counters + number, 0)
     GS: tl.constexpr = triton.next_power_of_2(GROUP)
-    h = tl.arange(0, GS)
-    few = tl.arange(0, MERGE)
-    total_m = tl.full((GS,), float("-inf"), tl.float32)
-    total_l = tl.zeros((GS,), tl.float32)
+    h, few = tl.arange(0, GS), tl.arange(0, MERGE)
+    total_m, total_l = tl.full((GS,), float("-inf"), tl.float32), tl.zeros((GS,), tl.float32)
     total = tl.zeros((GS, D), tl.float32)
     for s in range(0, used, MERGE):
         here = first + s + few
@@ -324,12 +319,11 @@ def rope_cache(
     qkv = _flat(qkv)
     q = torch.empty((tokens - first, heads, dim), dtype=qkv.dtype, device=qkv.device)
     together = min(8, heads & -heads, kv_heads & -kv_heads)
-    rows = 16
-    grid = (cdiv(tokens - first, rows // together), (heads + 2 * kv_heads) // together)
+    grid = (cdiv(tokens - first, 16 // together), (heads + 2 * kv_heads) // together)
     launch(
         _rope_cache, grid, qkv, q_weight, k_weight, plan.cos_sin, plan.positions, plan.slots, q,
         q if keys is None else keys, k_cache, v_cache, tokens, first, qkv.stride(0), eps,
-        H=heads, KV=kv_heads, D=dim, HEADS=together, ROWS=rows, KEEP=keys is not None, num_warps=4,
+        H=heads, KV=kv_heads, D=dim, HEADS=together, ROWS=16, KEEP=keys is not None, num_warps=4,
     )  # fmt: skip
     return q
 
@@ -350,14 +344,11 @@ def decode(
         shares = rows * heads * config.splits
         space = torch.empty(shares * (dim + 2), dtype=torch.float32, device=qkv.device)
         partial, stats = space[: shares * dim], space[shares * dim :]
-    counters = _counters.get(qkv.device)
-    if counters is None:
-        counters = _counters[qkv.device] = torch.zeros(_COUNTERS, dtype=torch.int32, device=qkv.device)
     qkv = _flat(qkv)
     wide = next_power_of_2(group)
     launch(
         _decode, (kv_heads, rows, config.splits), qkv, q_weight, k_weight, plan.cos_sin, plan.positions, plan.slots,
-        plan.tables, plan.lengths, k_cache, v_cache, out, partial, stats, counters, qkv.stride(0),
+        plan.tables, plan.lengths, k_cache, v_cache, out, partial, stats, _counters(qkv.device), qkv.stride(0),
         plan.tables.stride(0), len(k_cache), len(plan.cos_sin), config.splits, config.chunk, eps,
         H=heads, KV=kv_heads, D=dim, SCALE=dim**-0.5 * prefill.LOG2E, GROUP=group, ROWS=max(16, wide),
         TILE=config.tile, STAGES=config.stages, MERGE=max(1, 2048 // (wide * dim)), BLOCK=BLOCK,

@@ -18,8 +18,7 @@ from qwen3.kernels.gpu.launch import EARLY, cdiv, launch, next_power_of_2, wait
 @triton.jit
 def _rms_norm(x, weight, y, rows, stride, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
               PDL: tl.constexpr):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    col = tl.arange(0, BLOCK)
+    row, col = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     mask = (row < rows)[:, None] & (col < WIDTH)[None, :]
     scale = tl.load(weight + col, mask=col < WIDTH, other=0.0).to(tl.float32)
     wait(PDL)
@@ -33,8 +32,7 @@ def _rms_norm(x, weight, y, rows, stride, eps, WIDTH: tl.constexpr, BLOCK: tl.co
 @triton.jit
 def _silu_mul(x, y, half, stride, BLOCK: tl.constexpr, PDL: tl.constexpr):
     wait(PDL)
-    row = tl.program_id(0).to(tl.int64)
-    col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row, col = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = col < half
     gate = tl.load(x + row * stride + col, mask=mask, other=0.0)
     up = tl.load(x + row * stride + half + col, mask=mask, other=0.0).to(tl.float32)

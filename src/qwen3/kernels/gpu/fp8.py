@@ -31,8 +31,7 @@ def _quantize(
     x, norm, out, scales, M, K, stride, eps,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0)
-    at = tl.arange(0, WIDTH)
+    row, at = tl.program_id(0), tl.arange(0, WIDTH)
     kept = at < K
     source = x + row.to(tl.int64) * stride
     dtype = x.dtype.element_ty

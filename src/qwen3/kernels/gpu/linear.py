@@ -99,8 +99,7 @@ def _gemv(
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
-    tile = tl.program_id(0)
-    col = tl.arange(0, BLOCK_K)
+    tile, col = tl.program_id(0), tl.arange(0, BLOCK_K)
     OUT: tl.constexpr = BLOCK_N // 2 if SILU else BLOCK_N
     rows = _weight_rows(tile * OUT, tl.arange(0, BLOCK_N), N, BLOCK_N, SILU)
     base = weight + rows[:, None] * K + col[None, :]
@@ -230,8 +229,7 @@ def _few(
     for i in tl.static_range(1, NEAR):
         near = near + _tuple(_few_load(x_at + i * BLOCK_K, token < M, xk + i * BLOCK_K, K, WHOLE, FP8))
     WIDE: tl.constexpr = N // 2 if SILU else N
-    m = tl.arange(0, FULL)
-    n = tile * OUT + tl.arange(0, OUT)
+    m, n = tl.arange(0, FULL), tile * OUT + tl.arange(0, OUT)
     mask = ((m < BLOCK_M) & (m < M))[:, None] & (n < WIDE)[None, :]
     at = m[:, None] * WIDE + n[None, :]
     if residual is not None:
@@ -316,8 +314,7 @@ def _gemm(
         gdc_launch_dependents()
     tile, split = tl.program_id(1) // SPLIT, tl.program_id(1) % SPLIT
     group = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-    m = group * BLOCK_M + tl.arange(0, BLOCK_M)
-    k = tl.arange(0, BLOCK_K)
+    m, k = group * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
     tl.static_assert(SQUARE == 0 or SQUARE % BLOCK_K == 0)  # a step has one scale for each row
     tl.static_assert(MORE == 0 or (SPLIT == 1 and SQUARE == 0))
     SLICE: tl.constexpr = (K + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT) * BLOCK_K

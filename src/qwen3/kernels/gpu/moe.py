@@ -72,8 +72,7 @@ def _gemm(
     SWAP: weights are the left operand, so that a few pairs fill a narrow right one. FP8: 0, 1 (scale per row), 128.
     """
     slot, tile = tl.program_id(0) // (N // BN), tl.program_id(0) % (N // BN)
-    lane = tl.arange(0, BM)
-    column = tile * BN + tl.arange(0, BN)
+    lane, column = tl.arange(0, BM), tile * BN + tl.arange(0, BN)
     row = column
     # Gate and up rows alternate in the tile (in groups of 8 when they are the left operand), so that both of a pair end
     # in one thread's registers.

@@ -101,17 +101,14 @@ def _prefill(
     softmax sum, -inf where the share is empty and `out` is left as it is. The last share has the tile's diagonal, too.
     """
     TOKENS: tl.constexpr = BLOCK_M // GROUP
-    head = tl.program_id(0) % KV
-    split = tl.program_id(0) // KV
-    row = before + tl.program_id(2)
+    head, split, row = tl.program_id(0) % KV, tl.program_id(0) // KV, before + tl.program_id(2)
     begin = tl.load(starts + row)
     count = tl.load(starts + row + 1) - begin
     length = tl.load(lengths + row)
     tile = skip + (tl.num_programs(1) - 1 - tl.program_id(1)) * TOKENS  # late queries see most keys: they start first
     if (tile >= count) | ((rest != 0) & (length == count)):
         return
-    lane = tl.arange(0, D)
-    r = tl.arange(0, BLOCK_M)
+    lane, r = tl.arange(0, D), tl.arange(0, BLOCK_M)
     own = tile + r // GROUP
     real = (own < count) & (r // GROUP < TOKENS)
     here = length - count + own
@@ -131,12 +128,10 @@ def _prefill(
     x = tl.load(q + (place * q_stride + heads)[:, None] + lane[None, :], mask=real[:, None], other=0.0)
     if k_cache.dtype.element_ty == tl.float8e4nv:
         x = x.to(tl.float16)
-    m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    l = tl.zeros((BLOCK_M,), tl.float32)
+    m, l = tl.full((BLOCK_M,), float("-inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, D), tl.float32)
     table = tables + row.to(tl.int64) * table_stride
-    k_cache += head * D
-    v_cache += head * D
+    k_cache, v_cache = k_cache + head * D, v_cache + head * D
     if not INVARIANT:
         m, l, acc = _span(x, k_cache, v_cache, table, lane, here, first, tl.minimum(first + share, full), m, l, acc,
                           scale, KV, D, BLOCK_N, STAGES, False, BLOCK, ASM)  # fmt: skip
@@ -175,19 +170,16 @@ def _prompts(
     tile = (number - begin // TOKENS - row) * TOKENS
     if (tile >= count) | (tl.load(lengths + before + row) != count):
         return
-    lane = tl.arange(0, D)
-    r = tl.arange(0, BLOCK_M)
+    lane, r = tl.arange(0, D), tl.arange(0, BLOCK_M)
     own = tile + r // GROUP
     real = ((own < count) & (r // GROUP < TOKENS))[:, None]
     begins = begin.to(tl.int64) * (KV * GROUP * D)
     at = (own * (KV * GROUP * D) + (head * GROUP + r % GROUP) * D)[:, None] + lane[None, :]
     x = tl.load(q + begins + at, mask=real, other=0.0)
-    m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    l = tl.zeros((BLOCK_M,), tl.float32)
+    m, l = tl.full((BLOCK_M,), float("-inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, D), tl.float32)
     for n in tl.range(0, tl.minimum(tile + TOKENS, count), BLOCK_N, num_stages=STAGES):
-        k = keys.load([begin + n, head * D])
-        v = values.load([begin + n, head * D])
+        k, v = keys.load([begin + n, head * D]), values.load([begin + n, head * D])
         s = tl.dot(x, k.T)
         if n + BLOCK_N > tile + 1:  # there are keys that the tile's first query does not see
             s = tl.where((n + tl.arange(0, BLOCK_N))[None, :] <= own[:, None], s, float("-inf"))
@@ -206,9 +198,7 @@ def _combine(
     count = tl.load(starts + row + 1) - begin
     if (skip + tl.program_id(0) * ROWS // H >= count) | ((rest != 0) & (tl.load(lengths + row) == count)):
         return
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    s = tl.arange(0, MOST)
-    d = tl.arange(0, D)
+    r, s, d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, MOST), tl.arange(0, D)
     real = skip + r // H < count
     place = (begin - before + skip + r // H).to(tl.int64)
     at = (s.to(tl.int64)[:, None] * tokens + place[None, :]) * H + (r % H)[None, :]

@@ -90,8 +90,7 @@ def _count(chosen, counts, pairs, each, WIDTH: tl.constexpr, SPAN: tl.constexpr,
     at = tl.arange(0, SPAN)
     wait(PDL)
     found = tl.zeros((WIDTH,), tl.int32)
-    begin = tl.program_id(0) * each
-    end = tl.minimum(begin + each, pairs)
+    begin, end = tl.program_id(0) * each, tl.minimum(tl.program_id(0) * each + each, pairs)
     for start in range(begin, end, SPAN):
         expert = tl.load(chosen + start + at, mask=start + at < end, other=-1)
         found += tl.histogram(expert, WIDTH, mask=expert >= 0)
@@ -104,8 +103,7 @@ def _list(
     BM: tl.constexpr, STEP: tl.constexpr, SPAN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The part of `each` tokens (a multiple of STEP) in what `list_pairs` returns: a counting sort, stable by token."""
-    own, lane = tl.program_id(0), tl.arange(0, WIDTH)
-    token = tl.arange(0, STEP)
+    own, lane, token = tl.program_id(0), tl.arange(0, WIDTH), tl.arange(0, STEP)
     wait(PDL)
     total = tl.zeros((WIDTH,), tl.int32)  # pairs of each expert
     before = tl.zeros((WIDTH,), tl.int32)  # those of earlier programs
