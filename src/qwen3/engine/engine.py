@@ -31,6 +31,7 @@ from qwen3.checkpoint.memory import dtype_bytes
 from qwen3.engine.blocks import BlockPool
 from qwen3.engine.cost import StepCost
 from qwen3.engine.deadline import Pace
+from qwen3.engine.draft import DraftModel, kv_bytes_per_block
 from qwen3.engine.graphs import Graphs
 from qwen3.engine.machine import Machine
 from qwen3.engine.measures import keep_routes, measure, read_prompt
@@ -42,6 +43,7 @@ from qwen3.engine.runner import Fed, Runner
 from qwen3.engine.sampler import RowSampler
 from qwen3.engine.scheduler import Plan, Scheduler
 from qwen3.engine.scheduler import Sequence as Row
+from qwen3.engine.speculation import Speculation
 from qwen3.engine.steering import MOST_AHEAD, Steering
 from qwen3.errors import OutOfMemoryError, Qwen3Error, UsageError
 from qwen3.kernels import BLOCK
@@ -67,7 +69,9 @@ class Engine(Steering):
     use it for prompts that begin alike. invariant: a request gets the same tokens and log-probabilities, bit for bit,
     whatever runs beside it. uniform_routing: experts are drawn, not routed (speed on random weights). vocab_size: ids
     from it on are never sampled (None: the tokenizer's). stall: seconds, by estimate, that prompt chunks may add to a
-    step in which others decode; None: little where anyone has a stream, else no limit.
+    step in which others decode; None: little where anyone has a stream, else no limit. speculation: tokens are guessed
+    ahead and verified, the output stays the same: "ngram" looks for what followed before, a DraftModel guesses itself;
+    draft_tokens: most guesses of a row in a step.
     """
 
     def __init__(
@@ -86,9 +90,14 @@ class Engine(Steering):
         uniform_routing: bool = False,
         vocab_size: int | None = None,
         stall: float | None = None,
+        speculation: str | DraftModel | None = None,
+        draft_tokens: int | None = None,
     ) -> None:
         config, kind = model.config, model.device.type
-        given = {"max_batch": max_batch, "max_len": max_len, "prefill_chunk": prefill_chunk, "blocks": blocks}
+        given = {
+            "max_batch": max_batch, "max_len": max_len, "prefill_chunk": prefill_chunk, "blocks": blocks,
+            "draft_tokens": draft_tokens,
+        }  # fmt: skip
         for name, value in given.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} must be at least 1")
@@ -113,10 +122,17 @@ class Engine(Steering):
         if kind == "cuda":  # what a former engine left behind, it may be most of the memory
             gc.collect()
             torch.cuda.empty_cache()
+        self._speculation = None if speculation is None else Speculation(speculation, draft_tokens, model.device)
+        draft = None if self._speculation is None else self._speculation.draft
+        if draft is not None:
+            draft.check(model.device, self.vocab_size, tokenizer)
+        beside = 0 if draft is None else kv_bytes_per_block(draft.model.config, self.kv_dtype)
         with torch.inference_mode():
             self.picker = make_picker(self.max_batch, self.vocab_size, model.device, model.dtype, self.max_len)
-            self.runner = self._make_runner(blocks, invariant, uniform_routing)
+            self.runner = self._make_runner(blocks, invariant, uniform_routing, beside)
             self.blocks = len(self.runner.k_cache[0])
+            if draft is not None:
+                draft.attach(self.runner, self.vocab_size, tokenizer, on_device=isinstance(self.picker, DevicePicker))
             if isinstance(self.picker, DevicePicker):
                 self.graphs = Graphs(self.runner, self.picker.sampler)
                 self.graphs.warm()
@@ -146,12 +162,12 @@ class Engine(Steering):
                 break
         return size
 
-    def _make_runner(self, blocks: int | None, invariant: bool, uniform_routing: bool) -> Runner:
+    def _make_runner(self, blocks: int | None, invariant: bool, uniform_routing: bool, beside: int) -> Runner:
         """With as large a KV pool as there is room for. An estimate that was too high is lowered until it fits."""
         model = self.model
         count = blocks or plan_blocks(
             model.config, model.device, model.dtype, self.kv_dtype,
-            rows=self.max_batch, max_len=self.max_len, tokens=self.prefill_chunk,
+            rows=self.max_batch, max_len=self.max_len, tokens=self.prefill_chunk, beside=beside,
         )  # fmt: skip
         for attempt in itertools.count():
             try:
@@ -348,7 +364,12 @@ class Engine(Steering):
                 self._queue(self._ahead.popleft())
             if self._timed:
                 self._keep_time()
+            began = time.perf_counter()
+            if self._speculation is not None:
+                self._guess(self._speculation)
             before, self._flight = self._flight, self._launch()
+            if self._flight is not None:
+                self._flight.began = began
             if before is not None:
                 self._land(before)
             if before is None and self._flight is None:
@@ -467,20 +488,26 @@ class Engine(Steering):
         if not members:
             return None
         slots = [item.row.slot for item in samples]
+        extras = [chunk.extra for chunk in chunks]
+        if self._speculation is not None:
+            extras = self._speculation.prepare(samples, owners, chunks, self.overlap)
         fed = [
-            Fed(c.seq.slot, c.start, [*c.seq.tokens[c.start : c.start + c.size - len(c.extra)], *c.extra])
-            for c in chunks
+            Fed(c.seq.slot, c.start, [*c.seq.tokens[c.start : c.start + c.size - len(extra)], *extra])
+            for c, extra in zip(chunks, extras, strict=True)
         ]
         # Of a row that decodes, with the token it computes; those come longest first.
         longest = max([item.row.total for item in samples[:1]] + [c.start + c.size for c in chunks])
         routed = self._routed and any(item.request.keep_routes for item in members)
         plain = not routed and all(item.request.params.prompt_logprobs is None for item in owners)
+        plain = plain and not any(item.drafts for item in owners)
         if isinstance(self.picker, DevicePicker) and plain and not lost and len(chunks) <= 1:
             last = bool(chunks) and chunks[0].last and self._ready(owners[0])
             graph = self.graphs.replay(slots, fed[0] if fed else None, last, longest=longest)
             if graph is not None:
                 samples, followed = (members, None) if last else (samples, followed)
-                return self._flight_of(samples, DevicePicked(graph.out, len(samples)), graph.logits, followed)
+                flight = self._flight_of(samples, DevicePicked(graph.out, len(samples)), graph.logits, followed)
+                flight.prompts = bool(chunks)
+                return flight
         sizes = [1] * len(samples) + [chunk.size for chunk in chunks]
         routes = self.runner.route_record(sum(sizes)) if routed else None
         hidden = self.runner.forward(slots, fed, self.picker, routes, longest=longest)
@@ -488,15 +515,15 @@ class Engine(Steering):
             keep_routes([item.request for item in members], sizes, routes)
         places, end = list(range(len(samples))), len(samples)
         samples, drafted = list(samples), []
-        for item, chunk in zip(owners, chunks, strict=True):
+        for item, chunk, extra in zip(owners, chunks, extras, strict=True):
             end += chunk.size
             if item.request.params.prompt_logprobs is not None and chunk.start < len(item.request.ids):
                 states = hidden[end - chunk.size : end]
                 read_prompt(item.request, chunk.start, states, self.runner.logits, self.vocab_size)
-            if item.drafts and chunk.extra:
-                drafted.append((item, chunk.extra, range(end - len(chunk.extra) - 1, end)))
+            if item.drafts:
+                drafted.append((item, extra, range(end - len(extra) - 1, end)))
                 continue
-            for token in chunk.extra:
+            for token in extra:
                 if not item.request.done:
                     self._push(item, token)
             if chunk.last and self._ready(item):
@@ -510,6 +537,7 @@ class Engine(Steering):
             logits = self.runner.logits(hidden[[place for _, _, span in drafted for place in span]])
             parts = logits.split([len(span) for _, _, span in drafted])
             flight.drafted = self.picker.verify([Drafted(*d[:2], part) for d, part in zip(drafted, parts, strict=True)])
+        flight.prompts = any(not extra for extra in extras)
         return flight if places or drafted else None
 
     def _flight_of(

@@ -23,20 +23,22 @@ def scratch_bytes(config: ModelConfig, tokens: int, rows: int, size: int) -> int
         width = config.num_experts_per_tok * (3 * config.moe_intermediate_size + config.hidden_size)
     else:
         width = 3 * config.intermediate_size
-    per_token = 4 * config.hidden_size + max(qkv + 2 * heads * dim, width)
+    keys = config.num_key_value_heads * dim  # of whole prompts, beside the cache
+    per_token = 4 * config.hidden_size + max(qkv + keys + 2 * heads * dim, width)
     return tokens * per_token * size + rows * config.vocab_size * (size + 4)
 
 
 def plan_blocks(
     config: ModelConfig, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, *, rows: int, max_len: int,
-    tokens: int,
+    tokens: int, beside: int = 0,
 ) -> int:  # fmt: skip
     """Blocks of the KV pool, scratch block 0 included: what fits beside a step's scratch, at most what `rows` samples
-    of `max_len` tokens can use. The weights must be on the device already.
+    of `max_len` tokens can use. The weights must be on the device already. beside: bytes that each block takes
+    elsewhere (in a draft model's cache).
 
     Raises OutOfMemoryError, with the numbers, if not even one sample of 256 tokens fits.
     """
-    bytes_of_block = BLOCK * config.kv_bytes_per_token(dtype_bytes(kv_dtype))
+    bytes_of_block = BLOCK * config.kv_bytes_per_token(dtype_bytes(kv_dtype)) + beside
     most = 1 + rows * -(-max_len // BLOCK)
     free = available_bytes(device)
     if free is None:

@@ -17,6 +17,7 @@ from qwen3.engine.request import Request
 from qwen3.engine.runner import Runner
 from qwen3.engine.sampler import TokenLogprob
 from qwen3.engine.scheduler import Scheduler
+from qwen3.engine.speculation import Speculation
 from qwen3.errors import Qwen3Error
 from qwen3.tokenizer import Tokenizer
 
@@ -30,6 +31,8 @@ class Flight:
     picked: Picked
     logprobs: tuple[list[int], Tensor, Tensor] | None  # places of those that ask, what `measure` found, logits of all
     drafted: list[Drafted] = field(default_factory=list)
+    prompts: bool = False  # it had chunks of prompts
+    began: float = 0.0  # `time.perf_counter`
     void: set[Sample] = field(default_factory=set)  # whose tokens were taken back after it was launched
 
 
@@ -44,6 +47,7 @@ class Recorder:
     overlap: bool  # the host is a step behind
     _flight: Flight | None  # the step that is under way
     _ended: bool  # a sample has ended since the last step
+    _speculation: Speculation | None
 
     # What came of it
 
@@ -77,18 +81,21 @@ class Recorder:
                 if not item.request.done and item not in flight.void:
                     self._record(item, token, code, *entries.get(i, ()))
                     self._go_on(item)
-        for drafted in flight.drafted:
-            self._verify(drafted)
+        verified = [(drafted.item, len(drafted.tokens), self._verify(drafted)) for drafted in flight.drafted]
+        if self._speculation is not None:
+            self._speculation.landed(flight, verified, self.picker)
         if isinstance(self.picker, HostPicker):
             there = (*samples, *(drafted.item for drafted in flight.drafted))
             self.picker.advance([item for item in there if not item.request.done])
 
-    def _verify(self, drafted: Drafted) -> None:
-        """Record a sample's own tokens for as long as they are those that were drafted, and the first that is not."""
+    def _verify(self, drafted: Drafted) -> int:
+        """Record a sample's own tokens for as long as they are those that were drafted, and the first that is not. How
+        many were right."""
         item, row = drafted.item, drafted.item.row
+        right = 0
         for j, draft in enumerate((*drafted.tokens, -1)):
             if item.request.done:
-                return
+                return right
             (token, code), logits, known = drafted.read(j), drafted.logits[j : j + 1], len(row.tokens)
             if item.alternatives is not None and not isinstance(token, Qwen3Error):
                 top = item.alternatives
@@ -99,9 +106,12 @@ class Recorder:
                 self._record(item, token, code)
             if len(row.tokens) != known + 1 or row.tokens[-1] != draft:
                 break
+            right += 1
+        item.drafts = ()
         if not item.request.done:
             self.scheduler.rollback(row, row.total - len(row.tokens))
             self._go_on(item)
+        return right
 
     def _record(
         self, item: Sample, token: int | Qwen3Error, code: int, entry: TokenLogprob | None = None,
@@ -132,17 +142,11 @@ class Recorder:
         return None
 
     def _go_on(self, item: Sample) -> None:
-        """Tokens that are known ahead take one step: those that are forced, which need no logits, or drafts."""
+        """Forced tokens are known ahead: they need no logits, and take one step."""
         if item.request.done:
             return
-        following = () if self.overlap or item.alternatives is not None else item.reader.queued
-        item.drafts = () if item.reader.queued else self._draft(item)
-        if following or item.drafts:
-            self.scheduler.propose(item.row, following or item.drafts)
-
-    def _draft(self, item: Sample) -> tuple[int, ...]:
-        """What a sample will probably say next, to be verified."""
-        return ()
+        if not self.overlap and item.alternatives is None and (following := item.reader.queued):
+            self.scheduler.propose(item.row, following)
 
     def _heed(self, item: Sample) -> None:
         """A sample with a stream has a token more, and the scheduler knows it: see `steering.py`."""
@@ -254,6 +258,8 @@ class Recorder:
         item.request.clock.finished = time.perf_counter()
         item.request.finish_reason = reason
         self._unbind(item)
+        if self._speculation is not None:
+            self._speculation.forget(item)
         self.scheduler.finish(item.row, self._kept(item, reason))
 
     # In and out of slots

@@ -22,6 +22,8 @@ from qwen3.engine.pickers import DevicePicker, Sample
 from qwen3.engine.recording import Recorder
 from qwen3.engine.request import Request
 from qwen3.engine.sampler import RowSampler
+from qwen3.engine.scheduler import Status
+from qwen3.engine.speculation import Speculation
 from qwen3.engine.trial import Trial
 from qwen3.errors import UsageError
 
@@ -134,12 +136,24 @@ class Steering(Recorder):
             request.stream.cached_tokens = stream.cached_tokens
             request.logprobs.clear()
             item.sampler = RowSampler(request.params, request.ids, self.vocab_size, self.runner.device, request.index)
+            if self._speculation is not None:
+                self._speculation.forget(item)
             self._take_back(item, keep=0)
         elif verdict is not None:
             item.trial, events = None, trial.held
             self._show(item, events)
 
     # Ahead of time
+
+    def _guess(self, speculation: Speculation) -> None:
+        """Tokens to verify in the next step. Where the host is late, rows wait for their last token while that pays."""
+        rows = [self._live[row.id] for row in self.scheduler.running.values() if row.status is not Status.PREFILL]
+        speculation.propose(rows, self.scheduler, self.picker)
+        for item in rows if self.overlap else ():
+            if speculation.pays and not item.row.lockstep:
+                self.scheduler.wait(item.row)
+            elif not speculation.pays and item.mask() is None:
+                item.row.lockstep = False
 
     def check(self, request: Request) -> None:
         """See the engine."""

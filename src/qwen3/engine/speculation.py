@@ -1,0 +1,128 @@
+"""Speculative decoding in the engine: which rows verify guesses in the next step, and where the guesses come from.
+
+Guesses for a row need all its tokens, so where the host is a step late (a GPU) the rows wait for their last token as
+long as guessing pays, and run freely while it rests. See `speculate` for how many guesses pay and why the output is the
+one of plain steps, `draft` for guesses of a second network.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from qwen3.engine.draft import DraftModel
+from qwen3.engine.pickers import DevicePicker, HostPicker, Sample
+from qwen3.engine.scheduler import Chunk, Scheduler, Status
+from qwen3.engine.speculate import Controller, NGram, Track
+from qwen3.errors import UsageError
+
+if TYPE_CHECKING:
+    from qwen3.engine.recording import Flight
+
+_LONGEST = {"ngram": 8, "draft": 4}
+
+
+class Speculation:
+    """kind: "ngram" (prompt lookup), or a draft model attached to the engine's runner. longest: most guesses of a row,
+    None: 8 of prompt lookup, 4 of a draft model. Raises UsageError for another kind or number."""
+
+    def __init__(self, kind: str | DraftModel, longest: int | None, device: torch.device) -> None:
+        if kind != "ngram" and not isinstance(kind, DraftModel):
+            raise UsageError(f"speculation={kind!r} is not supported; use 'ngram', a DraftModel, or None")
+        self.draft = kind if isinstance(kind, DraftModel) else None
+        self.longest = longest or _LONGEST["ngram" if self.draft is None else "draft"]
+        self.controller = Controller(self.longest, device=device.type, uniform=self.draft is not None)
+        self._known: dict[int, tuple[NGram | None, Track]] = {}  # by id of the request
+        self.pays = True  # rows wait for their last token
+        self._last = 0.0  # when a step's tokens were last known
+
+    def forget(self, item: Sample) -> None:
+        """A sample ended, or its tokens became others."""
+        self._known.pop(item.request.id, None)
+        if self.draft is not None:
+            self.draft.forget(item.row)
+
+    def _of(self, item: Sample) -> tuple[NGram | None, Track]:
+        known = self._known.get(item.request.id)
+        if known is None:
+            table = NGram(item.row.tokens) if self.draft is None else None
+            known = self._known[item.request.id] = table, self.controller.track()
+        return known
+
+    def propose(self, samples: Sequence[Sample], scheduler: Scheduler, picker: HostPicker | DevicePicker) -> None:
+        """Before a step is planned: what each of the decoding `samples` verifies in it."""
+        if not samples:
+            return
+        self.pays = self.controller.begin(len(samples))
+        ready = [item for item in samples if _free(item)]
+        if not self.pays or not ready:
+            return
+        tables, tracks = zip(*map(self._of, ready), strict=True)
+        if self.draft is None:
+            found = [table.propose(self.longest) for table in tables]
+            lengths = self.controller.lengths(tracks, [len(tokens) for tokens in found])
+        else:
+            room = [max(0, min(self.longest, item.row.max_total - item.row.total - 1)) for item in ready]
+            lengths = self.controller.lengths(tracks, room)
+            count = max(lengths, default=0)
+            if count and isinstance(picker, HostPicker):
+                found = self.draft.draft(ready, count)
+            else:  # the device guesses once the blocks are there
+                found = [[-1] * count] * len(ready)
+        for item, tokens, length in zip(ready, found, lengths, strict=True):
+            item.drafts = tuple(tokens[:length])
+            if item.drafts:
+                scheduler.propose(item.row, item.drafts)
+
+    def prepare(
+        self, samples: Sequence[Sample], owners: Sequence[Sample], chunks: Sequence[Chunk], on_device: bool
+    ) -> list[tuple[int, ...]]:
+        """Before a planned step runs: what each chunk carries beyond the tokens that are known. Guesses for which there
+        was no room are forgotten; a draft model computes the prompts' chunks too, and on a device it guesses now."""
+        for item in samples:
+            item.drafts = ()
+        extras = [chunk.extra for chunk in chunks]
+        drafted = [i for i, item in enumerate(owners) if item.drafts and extras[i]]
+        for i, item in enumerate(owners):
+            item.drafts = extras[i] if i in drafted else ()
+        if self.draft is None:
+            return extras
+        self.draft.feed(chunks)
+        if on_device:
+            self.draft.leave([item.row for item in samples])
+            if drafted:
+                rows = [owners[i].row for i in drafted]
+                self.draft.sync(rows)
+                longest = max(row.total for row in rows)
+                count = max(len(extras[i]) for i in drafted)
+                found = self.draft.draft_on_device([row.slot for row in rows], count, longest).tolist()
+                for i, guesses in zip(drafted, found, strict=True):
+                    owners[i].drafts = extras[i] = tuple(guesses[: len(extras[i])])
+        return extras
+
+    def landed(
+        self, flight: Flight, verified: Sequence[tuple[Sample, int, int]], picker: HostPicker | DevicePicker
+    ) -> None:
+        """A step's tokens are known. verified: a sample, its guesses, and how many of them were right."""
+        for item, count, right in verified:
+            if item.request.id in self._known:
+                self.controller.saw(self._known[item.request.id][1], count, right)
+        if verified and self.draft is not None and isinstance(picker, DevicePicker):
+            slots = [item.row.slot for item, _, _ in verified if item.bound]
+            self.draft.follow(picker.sampler, torch.tensor(slots, dtype=torch.int32, device=picker.device))
+        now, rows = time.perf_counter(), len(flight.samples) + len(verified)
+        if rows and not flight.prompts:
+            waited = isinstance(picker, DevicePicker) and self.pays and not verified
+            seconds = now - max(flight.began, self._last)
+            self.controller.timed(rows, rows + sum(count for _, count, _ in verified), seconds, waited=waited)
+        self._last = now
+
+
+def _free(item: Sample) -> bool:
+    """Whether its next token is to be sampled, behind tokens that are all known."""
+    row = item.row
+    known = row.status is Status.DECODE and not row.lagging
+    return known and not item.request.done and item.trial is None and not item.reader.queued
