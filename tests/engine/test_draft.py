@@ -261,23 +261,16 @@ def test_followed_samples_are_fed_what_the_device_alone_knows(target: Qwen3, sma
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="graphs are replaced by eager steps on the CPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter")
 @torch.inference_mode()
 def test_where_a_gpu_chooses_the_guesses_are_the_same(
     target: Qwen3, small: Qwen3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two kernels in Triton's interpreter; eager steps in the place of captured ones."""
+    """The sampler in Triton's interpreter."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     pytest.importorskip("triton")
     from qwen3.engine.device_sampler import DeviceSampler
-    from qwen3.engine.graphs import Graphs
 
-    def replay(graphs: Graphs, slots: list[int], longest: int | None = None) -> Any:
-        out = torch.zeros(len(slots), 2, dtype=torch.int32)
-        graphs._step(len(slots), 0, torch.tensor(slots, dtype=torch.int32), out, longest)
-        return SimpleNamespace(out=out)
-
-    monkeypatch.setattr(Graphs, "replay", replay)
     engine = Engine(target, vocab_size=VOCAB, max_batch=3, blocks=40, max_len=200)
     draft = DraftModel(small)
     draft.attach(engine.runner, VOCAB, on_device=True)

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qwen3.checkpoint.memory import dtype_bytes
 from qwen3.config import ModelConfig
 from qwen3.engine.device_sampler import DeviceSampler
-from qwen3.engine.graphs import Graphs
 from qwen3.engine.machine import Machine
 from qwen3.engine.pickers import Sample
 from qwen3.engine.runner import Fed, Runner, State
@@ -73,7 +73,7 @@ class DraftModel:
     """model: with the vocabulary of the target, on its device. tokenizer: the model's, None: not to be compared.
 
     `attach` joins it to an engine's runner; then, with the host choosing tokens, `draft` guesses; with a GPU choosing,
-    `bind`, `sync`, `draft_on_device` and `follow`. In both cases `feed` takes the prompt chunks of a step.
+    `bind`, `sync`, `draft_on_device`, `follow`, `leave`. In both cases `feed` takes the prompt chunks of a step.
     """
 
     def __init__(self, model: Qwen3, tokenizer: Tokenizer | None = None) -> None:
@@ -124,12 +124,11 @@ class DraftModel:
         self.position = torch.zeros(slots + 1, dtype=torch.int32, device=runner.device)
         if on_device:
             self.sampler = DeviceSampler(slots, vocab_size, runner.device, max_len=runner.max_len)
-            self.graphs = Graphs(self.runner, self.sampler)
 
     def detach(self) -> None:
         """Give the cache back."""
         self.runner = None
-        for name in ("sampler", "graphs", "last_token", "position"):
+        for name in ("sampler", "last_token", "position"):
             self.__dict__.pop(name, None)
 
     # What it has computed
@@ -306,18 +305,21 @@ class DraftModel:
                 self._wrote(book, len(row.tokens) - 1)
 
     @torch.inference_mode()
-    def draft_on_device(self, slots: Sequence[int], count: int, longest: int | None = None) -> Tensor:
-        """Guesses [len(slots), count] int32 for samples that follow, without waiting for anything; -1: none. There are
-        blocks for `count` tokens behind the newest. longest: as in `Graphs.replay`."""
+    def draft_on_device(self, slots: Sequence[int] | Tensor, count: int, longest: int | None = None) -> Tensor:
+        """Guesses [len(slots), count] int32 for samples that follow; -1: none. There are blocks for `count` tokens
+        behind the newest, or what is there does not matter. No synchronisation; with slots [R] int32 on the device it
+        can be captured in a graph. longest: no sample has more keys before."""
         assert self.runner is not None
-        found = torch.empty(len(slots), count, dtype=torch.int32, device=self.runner.device)
-        for place in range(count + 1):  # the last for its keys and values, if all guesses are right
-            graph = self.graphs.replay(slots, longest=longest)
-            if graph is None:
-                raise UsageError(f"{len(slots)} rows are too many to draft for: set max_batch lower")
-            if place < count:
-                found[:, place] = graph.out[: len(slots), 0]
-        return found.clamp_(min=-1)
+        if not isinstance(slots, Tensor):
+            slots = self.runner.upload(np.asarray(slots, dtype=np.int32))
+        starts = torch.arange(len(slots) + 1, dtype=torch.int32, device=slots.device)
+        found = torch.zeros(count, len(slots), 2, dtype=torch.int32, device=slots.device)
+        reach = None if longest is None else longest + count
+        for place in range(count + 1):
+            hidden = self.runner.step(slots, starts, self.sampler, longest=reach)
+            if place < count:  # the last one is for its keys and values, if all guesses are right
+                self.sampler.sample(self.runner.logits(hidden), slots, found[place])
+        return found[:, :, 0].T.clamp(min=-1)
 
     def follow(self, target: DeviceSampler, slots: Tensor) -> None:
         """The target's sampler has verified, or sampled: go on from where it is. slots [n] int32."""
