@@ -54,7 +54,7 @@ class DeviceSampler:
     place of an end (see REPLACED). All methods put their work on the current stream; none waits but `snapshot`.
     """
 
-    def __init__(self, slots: int, vocab_size: int, device: torch.device, *, max_len: int, chunk: int = 2048) -> None:
+    def __init__(self, slots: int, vocab_size: int, device: torch.device, *, max_len: int, chunk: int = 1024) -> None:
         from qwen3.kernels.gpu import sample
 
         self._kernel, self.vocab_size, self._chunk = sample, vocab_size, chunk
