@@ -61,8 +61,10 @@ def decode_config(rows: int, kv_heads: int, max_length: int) -> DecodeConfig:
         found = DecodeConfig(2, 512, 64, warps=2, early=True)
     elif pairs < 1024:
         found = DecodeConfig(1, 512, 64, warps=4, stages=4, early=True)
-    else:
+    elif pairs < 1536:
         found = DecodeConfig(1, 512, 32, warps=2, stages=1, early=True)
+    else:  # alone the one before is faster here too, but not between the products of a step
+        found = DecodeConfig(1, 512, 64, warps=4)
     if pairs > 128 and max_length > LONG:
         found = replace(found, splits=8 if pairs < 1536 else 4, chunk=2048 if pairs > 256 else 1024)
     return replace(found, splits=min(found.splits, next_power_of_2(cdiv(max_length, found.chunk))))
@@ -159,10 +161,14 @@ def _ask(k_cache, v_cache, table, begin, end, blocks, STRIDE: tl.constexpr, D: t
 
 
 @triton.jit
-def _seen(q, k, v, live, m, l, acc, ASM: tl.constexpr):
-    """One more tile of keys. q holds the scale and log2(e)."""
+def _update(q, k, v, live, m, l, acc, ASM: tl.constexpr):
+    """Online softmax over one more tile of keys. q holds the scale and log2(e). (That of `prefill` spills here.)"""
     s = tl.where(live[None, :], tl.dot(q, k.to(q.dtype).T), float("-inf"))
-    return prefill.update(s, v, m, l, acc, 1.0, q.dtype, ASM)
+    top = tl.maximum(m, tl.max(s, 1))
+    p = tl.exp2(s - top[:, None])
+    shrink = tl.exp2(m - top)
+    acc = tl.dot(p.to(q.dtype), prefill.widened(v, q.dtype, ASM), acc * shrink[:, None])
+    return top, l * shrink + tl.sum(p, 1), acc
 
 
 @triton.jit(do_not_specialize=["table_stride", "blocks", "angles", "splits", "chunk"])
@@ -260,7 +266,7 @@ def _decode(
             next_k = _gathered(k_cache, ids, at, end, d, KV * D, BLOCK)
             next_v = _gathered(v_cache, ids, at, end, d, KV * D, BLOCK)
             ids = tl.load(table + (at + TILE) // BLOCK, mask=at + TILE < end, other=0)
-            m, l, acc = _seen(q, k, v, n + span < end, m, l, acc, ASM)
+            m, l, acc = _update(q, k, v, n + span < end, m, l, acc, ASM)
             k, v = next_k, next_v
     else:
         for n in tl.range(begin, end, TILE, num_stages=STAGES):
@@ -268,7 +274,7 @@ def _decode(
             k = _gathered(k_cache, ids, at, end, d, KV * D, BLOCK)
             v = _gathered(v_cache, ids, at, end, d, KV * D, BLOCK)
             ids = tl.load(table + (at + TILE) // BLOCK, mask=at + TILE < end, other=0)
-            m, l, acc = _seen(q, k, v, at < end, m, l, acc, ASM)
+            m, l, acc = _update(q, k, v, at < end, m, l, acc, ASM)
 
     number = row * KV + head
     result = out + (row.to(tl.int64) * H + head * GROUP) * D

@@ -39,7 +39,7 @@ but into at most MOST shares (a power of two), of at least SHARE keys (a multipl
 
 
 @triton.jit
-def _widened(x, dtype: tl.constexpr, ASM: tl.constexpr):
+def widened(x, dtype: tl.constexpr, ASM: tl.constexpr):
     """x in `dtype`. A tile of float8 is made float16 where it was loaded: otherwise the compiler moves the change to
     the dot's operand, which then reads single bytes from shared memory."""
     if x.dtype == tl.float8e4nv and ASM:
@@ -52,12 +52,12 @@ def _widened(x, dtype: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
-def update(s, v, m, l, acc, scale, dtype: tl.constexpr, ASM: tl.constexpr):
+def _update(s, v, m, l, acc, scale, dtype: tl.constexpr, ASM: tl.constexpr):
     """Online softmax over one more tile of scores, -inf where a query does not see a key."""
     top = tl.maximum(m, tl.max(s, 1) * scale)
     p = tl.exp2(s * scale - top[:, None])
     shrink = tl.exp2(m - top)
-    return top, l * shrink + tl.sum(p, 1), tl.dot(p.to(dtype), _widened(v, dtype, ASM), acc * shrink[:, None])
+    return top, l * shrink + tl.sum(p, 1), tl.dot(p.to(dtype), widened(v, dtype, ASM), acc * shrink[:, None])
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def _span(
         s = tl.dot(q, k.to(q.dtype).T)
         if MASKED:
             s = tl.where(at[None, :] <= here[:, None], s, float("-inf"))
-        m, l, acc = update(s, v, m, l, acc, scale, q.dtype, ASM)
+        m, l, acc = _update(s, v, m, l, acc, scale, q.dtype, ASM)
     return m, l, acc
 
 
@@ -183,7 +183,7 @@ def _prompts(
         s = tl.dot(x, k.T)
         if n + BLOCK_N > tile + 1:  # there are keys that the tile's first query does not see
             s = tl.where((n + tl.arange(0, BLOCK_N))[None, :] <= own[:, None], s, float("-inf"))
-        m, l, acc = update(s, v, m, l, acc, scale, x.dtype, False)
+        m, l, acc = _update(s, v, m, l, acc, scale, x.dtype, False)
     tl.store(out + begins + at, (acc / l[:, None]).to(out.dtype.element_ty), mask=real)
 
 
