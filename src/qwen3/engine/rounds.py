@@ -7,7 +7,8 @@ and values are written as if all guesses were right; where a row takes fewer, it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +17,35 @@ from torch import Tensor
 from qwen3.engine.device_sampler import DeviceSampler
 from qwen3.engine.draft import DraftModel
 from qwen3.engine.graphs import Graph
+from qwen3.engine.pickers import FAILED, DevicePicked, Drafted, Sample, failure
 from qwen3.engine.runner import Prompts, Runner
+from qwen3.errors import Qwen3Error
 
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 MOST_ROWS = _ROWS[-1]
+
+
+class Round(DevicePicked):
+    """What came of a round, on its way to the host: iterating waits for it. told [rows, 3 K + 2] int32: each row's `out`
+    as `DeviceSampler.verify` leaves it, flat, then its guesses; logits [rows, K + 1, rows of the head]."""
+
+    def __init__(self, items: Sequence[Sample], told: Tensor, logits: Tensor) -> None:
+        super().__init__(told, len(items))
+        self.items, self.logits = items, logits
+
+    def __iter__(self) -> Iterator[Drafted]:
+        for i, (item, row) in enumerate(zip(self.items, self._rows().tolist(), strict=True)):
+            most = len(row) // 3
+            guesses = row[2 * most + 2 :]
+            count = guesses.index(-1) if -1 in guesses else most
+            drafted = Drafted(item, tuple(guesses[:count]), self.logits[i, : count + 1])
+            drafted.read = partial(self.read_pair, row)
+            yield drafted
+
+    @staticmethod
+    def read_pair(row: list[int], place: int) -> tuple[int | Qwen3Error, int]:
+        token, code = row[2 * place : 2 * place + 2]
+        return (failure() if code & 3 == FAILED else token, code)
 
 
 class Rounds:
@@ -31,52 +57,52 @@ class Rounds:
         self._pool: Any = None
         self._span = torch.arange(MOST_ROWS + 1, dtype=torch.int32, device=runner.device)
 
-    def replay(self, slots: Sequence[int], guesses: Sequence[Sequence[int]], longest: int) -> Graph | None:
-        """Verify guesses, equally many a row: the host's, or where there is a draft model 0 for its own; -1: none, as
-        behind those that a row has no blocks for. longest: of the rows, keys before the round, its last token included.
-
-        The graph, whose `out` [rows or more, K + 1, 2] is as `DeviceSampler.verify` leaves it, and whose `logits` are
-        [rows or more, K + 1, rows of the head]. None: nothing was run, there are too many rows or too few places.
-        """
-        count = len(guesses[0])
-        size = next((size for size in _ROWS if size >= len(slots)), None)
+    def replay(self, items: Sequence[Sample], guesses: Sequence[Sequence[int]], longest: int) -> Round | None:
+        """Verify guesses of samples that have blocks for them: the host's, or where there is a draft model as many of
+        its own. longest: of the rows, keys before the round, the last token's included. None: nothing was run, there
+        are too many rows, or a context is at its end."""
+        count = max(map(len, guesses))
+        size = next((size for size in _ROWS if size >= len(items)), None)
         if size is None or longest + count > self.runner.max_len:
             return None
         key = size, count, self.runner.custom_experts > 0, self.runner.reach(size, longest + count)
         if key not in self._graphs:
             self._graphs[key] = self._capture(size, count, key[-1])
-        graph, rest = self._graphs[key], size - len(slots)
-        told = [*slots, *[0] * rest, *(guess for row in guesses for guess in row), *[-1] * (rest * count)]
+        graph, rest = self._graphs[key], size - len(items)
+        told = [item.row.slot for item in items] + [0] * rest
+        for row in guesses:
+            told += [*row, *[-1] * (count - len(row))]
+        told += [-1] * (rest * count)
         graph.inputs.copy_(torch.tensor(told, dtype=torch.int32).pin_memory(), non_blocking=True)
         graph.graph.replay()
-        return graph
+        return Round(items, graph.out, graph.logits)
 
     def _capture(self, rows: int, count: int, longest: int) -> Graph:
         from qwen3.kernels.gpu.launch import collect, compile_all
 
         inputs = torch.zeros(rows * (count + 1), dtype=torch.int32, device=self.runner.device)
         inputs[rows:] = -1
-        out = inputs.new_zeros(rows, count + 1, 2)
         with collect() as jobs:
-            self.run(rows, count, inputs, out, longest)
+            self.run(rows, count, inputs, longest)
         compile_all(jobs)
-        self.run(rows, count, inputs, out, longest)  # libraries allocate their workspaces before the capture
+        self.run(rows, count, inputs, longest)  # libraries allocate their workspaces before the capture
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = self.run(rows, count, inputs, out, longest)
+            out, logits = self.run(rows, count, inputs, longest)
         self._pool = graph.pool()
         return Graph(rows, rows * (count + 1), graph, inputs, logits, out)
 
-    def run(self, rows: int, count: int, told: Tensor, out: Tensor, longest: int) -> Tensor:
-        """The round itself. told int32: slots [rows], guesses [rows, count]; its logits [rows, count + 1, …]."""
+    def run(self, rows: int, count: int, given: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+        """The round itself: `told` and `logits` of a `Round`. given int32: slots [rows], guesses [rows, count]; -1: none,
+        a draft model replaces the others."""
         runner, sampler = self.runner, self.sampler
-        slots, guesses = told[:rows], told[rows:].view(rows, count)
+        slots, guesses = given[:rows], given[rows:].view(rows, count)
         if self.draft is not None:
             guesses = torch.where(guesses < 0, guesses, self.draft.draft_on_device(slots, count, longest))
         ids = torch.cat([sampler.last_token.index_select(0, slots).unsqueeze(1), guesses], 1)
         first = sampler.position.index_select(0, slots)
         positions = (first.unsqueeze(1) + self._span[: count + 1]).view(-1)
-        owners = slots.repeat_interleave(count + 1)
+        owners = slots.unsqueeze(1).expand(-1, count + 1).reshape(-1)
         real = torch.cat([torch.ones_like(guesses[:, :1]), guesses], 1).view(-1) >= 0
         places = torch.where(real, runner.places(owners, positions), 0)
         tables = runner.tables.index_select(0, slots)
@@ -84,7 +110,8 @@ class Rounds:
         starts = self._span[: rows + 1] * (count + 1)
         hidden = runner.step(slots[:0], starts, sampler, prompts, max_query=count + 1, longest=longest)
         logits = runner.logits(hidden).view(rows, count + 1, -1)
+        out = torch.zeros(rows, count + 1, 2, dtype=torch.int32, device=given.device)
         sampler.verify(logits, slots, guesses, out)
         if self.draft is not None:
             self.draft.follow(sampler, slots)
-        return logits
+        return torch.cat([out.flatten(1), guesses], 1), logits
