@@ -26,7 +26,7 @@ MOST_ROWS = _ROWS[-1]
 
 
 class Round(DevicePicked):
-    """What came of a round, on its way to the host: iterating waits for it. told [rows, 3 K + 2] int32: each row's `out`
+    """What came of a round, on its way to the host: iterating waits for it. told [rows, 3 K + 2] int32: a row's `out`
     as `DeviceSampler.verify` leaves it, flat, then its guesses; logits [rows, K + 1, rows of the head]."""
 
     def __init__(self, items: Sequence[Sample], told: Tensor, logits: Tensor) -> None:
@@ -93,8 +93,8 @@ class Rounds:
         return Graph(rows, rows * (count + 1), graph, inputs, logits, out)
 
     def run(self, rows: int, count: int, given: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """The round itself: `told` and `logits` of a `Round`. given int32: slots [rows], guesses [rows, count]; -1: none,
-        a draft model replaces the others."""
+        """The round itself: `told` and `logits` of a `Round`. given int32: slots [rows], guesses [rows, count], -1 for
+        none; a draft model replaces the others."""
         runner, sampler = self.runner, self.sampler
         slots, guesses = given[:rows], given[rows:].view(rows, count)
         if self.draft is not None:
