@@ -318,7 +318,7 @@ def test_fewer_experts_keep_active_parameters_within_a_limit() -> None:
 def test_auto_answers_or_thinks_and_says_which(llm: LLM) -> None:
     sampling = SamplingParams(seed=3, max_tokens=120, temperature=1)
     sure = llm.chat("Hi", ThinkingPolicy("auto", threshold=1), sampling)
-    assert (sure.thinking.mode, sure.thinking.source) == ("off", "auto")
+    assert (sure.thinking.mode, sure.thinking.source, sure.thinking.ended_by) == ("off", "auto", None)
     assert (sure.reasoning_content, sure.thinking.discarded_tokens) == ("", 0)
     assert 1 <= sure.thinking.window <= WINDOW
     unsure = llm.chat("Hi", ThinkingPolicy("auto", 30, threshold=0), sampling)

@@ -305,7 +305,7 @@ class TokenStream:
             self.policy.budget,
             self._used,
             self._forced,
-            self._ended_by,
+            self._ended_by if self._opened or self.window is None else None,  # auto: an empty block was no thinking
             self.source,
             self._steps + (self._line != IN_BREAK),  # the last one need not end in a blank line
             self.discarded,
