@@ -57,7 +57,7 @@ def test_one_choice_of_words_is_no_doubt_a_guessed_number_is() -> None:
     greeting = [0.0, 0.46, 0.0, 0.0, 0.0, 0.0, 0.0, 0.4]
     number = [0.1, 0.0, 0.0, 0.6, 0.8, 0.9]
     assert run(greeting, THRESHOLD) is None
-    assert run(number, THRESHOLD) == 5
+    assert run(number, THRESHOLD) == 4
 
 
 def test_the_ends_of_the_threshold() -> None:

@@ -19,7 +19,7 @@ from qwen3.engine.sampler import TokenLogprob
 
 WINDOW = 32
 SPAN = 6
-THRESHOLD = 0.12
+THRESHOLD = 0.1
 TOP = 1  # alternatives that the score needs
 
 

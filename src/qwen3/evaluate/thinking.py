@@ -10,11 +10,14 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from qwen3 import LLM, SamplingParams, ThinkingPolicy, __version__
+from qwen3.asking import Form
 from qwen3.errors import UsageError
+from qwen3.evaluate.crowd import Case, Folded, Progress, Say, asker, drive
 from qwen3.evaluate.machine import commit, describe
 from qwen3.tasks import CONTROL_FAMILIES, FAMILIES, STEP_FAMILIES, Problem
 
@@ -23,7 +26,6 @@ MAX_TOKENS = 3000
 """Of an answer and its thinking: three times what any held-out problem needs."""
 _Z = 1.959964
 
-Say = Callable[[str], None]
 Result = dict[str, Any]
 
 
@@ -89,29 +91,6 @@ def held_out(names: Sequence[str], count: int, seed: int, split: str = "eval") -
     return out
 
 
-class Progress:
-    """One line now and then: how much is done, how long the rest will take. Work is in any unit."""
-
-    def __init__(self, total: float, say: Say, every: float = 5.0) -> None:
-        self.total, self.say, self.every = total, say, every
-        self.done, self.start = 0.0, time.monotonic()
-        self._said = self.start
-
-    def add(self, work: float, what: str) -> None:
-        """So much more is done; `what` it was about."""
-        self.done += work
-        now = time.monotonic()
-        if now - self._said >= self.every and self.done < self.total:
-            self._said = now
-            left = (now - self.start) * (self.total - self.done) / self.done
-            self.say(f"{what}: {self.done / self.total:.0%}, {_clock(left)} left")
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def policy_of(budget: int | None) -> ThinkingPolicy:
     """Thinking with at most so many tokens; 0 is the empty block."""
     return ThinkingPolicy(budget=0) if budget == 0 else ThinkingPolicy("on", budget=budget)
@@ -125,15 +104,17 @@ def answer_all(
     progress: Progress,
     what: str,
     work: Callable[[Problem], float] = lambda problem: 1.0,
-) -> list[Any]:
-    """A Generation for each problem, in order. They run in crowds of like length, the longest first."""
-    size = 8 * llm.engine.max_batch
+) -> list[Folded]:
+    """Results in order. Problem i has the seed `sampling.seed` + i; those that take longest begin first."""
+    ask, found = asker(llm), {}
     order = sorted(range(len(problems)), key=lambda i: -len(problems[i].trace) - len(problems[i].reply))
-    found: dict[int, Any] = {}
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        found.update(zip(chosen, llm.chat_batch([problems[i].prompt for i in chosen], policy, sampling), strict=True))
-        progress.add(sum(work(problems[i]) for i in chosen), what)
+    cases = (
+        Case(ask(problems[i].prompt, Form(), policy, replace(sampling, seed=(sampling.seed or 0) + i)), {"number": i})
+        for i in order
+    )
+    for case, result in drive(llm.engine, cases, 2 * llm.engine.max_batch):
+        found[case.what["number"]] = result
+        progress.add(work(problems[case.what["number"]]), what)
     return [found[i] for i in range(len(problems))]
 
 

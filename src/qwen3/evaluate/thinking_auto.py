@@ -1,24 +1,30 @@
 """What `mode="auto"` buys: accuracy and tokens beside always thinking, never thinking, and choosing at random.
 
-The suite is half step tasks, half controls, fixed by what the package has: every family of `qwen3.tasks` and the checked
-small talk of `qwen3.tasks.dialogue_eval`, families of a half in equal shares, levels in turn, problems of the evaluation
-split. Figures are given for all of it and, apart, for problems whose reference answer is short: an answer of a thousand
-tokens is the same in every mode and says nothing about the decision to think.
+The suite is half step tasks, half controls, fixed by what the package has: every family of `qwen3.tasks` and the
+checked small talk of `qwen3.tasks.dialogue_eval`, families of a half in equal shares, levels in turn, problems of the
+evaluation split. Figures are given for all of it and, apart, for problems whose reference answer is short: an answer of
+a thousand tokens is the same in every mode and says nothing about the decision to think.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3 import LLM, SamplingParams, ThinkingPolicy
+from qwen3.asking import Form
+from qwen3.chat import ThinkingReport
+from qwen3.engine.sampler import TokenLogprob
 from qwen3.engine.trial import THRESHOLD, TOP, Trial
-from qwen3.evaluate.thinking import MAX_TOKENS, Progress, Result, Say, head, held_out
+from qwen3.errors import Qwen3Error
+from qwen3.evaluate.crowd import Case, Progress, Say, asker, drive
+from qwen3.evaluate.thinking import MAX_TOKENS, Result, head, held_out
 from qwen3.tasks import CONTROL_FAMILIES, FAMILIES, STEP_FAMILIES
 from qwen3.tasks.dialogue_eval import EVAL_PROMPTS
 
@@ -46,7 +52,7 @@ def suite(llm: LLM, problems: int, seed: int, split: str = "eval") -> list[Item]
 
     def items(names: Sequence[str], count: int) -> list[Item]:
         return [
-            Item(p.family, p.level, p.prompt, lambda text, p=p: FAMILIES[p.family].check(p, text), len(encode(p.reply)))
+            Item(p.family, p.level, p.prompt, partial(FAMILIES[p.family].check, p), len(encode(p.reply)))
             for p in held_out(names, count, seed, split)
         ]
 
@@ -62,8 +68,8 @@ def suite(llm: LLM, problems: int, seed: int, split: str = "eval") -> list[Item]
 
 @dataclass(frozen=True)
 class Runs:
-    """Arrays over the suite's problems. Of always, never and auto: right, tokens (all that were generated), extra (those
-    that are not of the answer: thinking, what was forced or thrown away, tags). thought: whether auto did."""
+    """Arrays over the suite's problems. Of always, never and auto: right, tokens (all that were generated), extra
+    (those that are not of the answer: thinking, what was forced or thrown away, tags). thought: whether auto did."""
 
     weight: Floats
     right: dict[str, Floats]
@@ -94,8 +100,10 @@ class Runs:
 
     def take(self, chosen: NDArray[np.int64]) -> Runs:
         """These problems, with repetitions."""
-        parts = ({name: values[chosen] for name, values in d.items()} for d in (self.right, self.tokens, self.extra))
-        return Runs(self.weight[chosen], *parts, self.thought[chosen])
+        right, tokens, extra = (
+            {name: values[chosen] for name, values in d.items()} for d in (self.right, self.tokens, self.extra)
+        )
+        return Runs(self.weight[chosen], right, tokens, extra, self.thought[chosen])
 
 
 def weights(items: Sequence[Item], kept: Sequence[bool]) -> Floats:
@@ -161,8 +169,8 @@ def auto(
     say: Say = lambda line: None,
     command: str = "",
 ) -> Result:
-    """The suite always, never and on demand, as one result object: `all` and `short` (see the module) with figures and
-    floors, by family, and `sweep`: what other thresholds would have given, worked out from the runs without thinking."""
+    """The suite always, never and on demand, as one result object: `all` and `short` (see the module) with figures,
+    floors and `sweep`, what other thresholds would have given, worked out from the runs without thinking; by family."""
     items = suite(llm, problems, seed, split)
     progress = Progress(3 * len(items), say)
     start = time.monotonic()
@@ -171,30 +179,24 @@ def auto(
         "always": ThinkingPolicy("on"),
         "auto": ThinkingPolicy("auto", threshold=threshold),
     }
-    answers: dict[str, list[Any]] = {}
-    for name, policy in policies.items():
-        sampling = SamplingParams(
-            temperature=0.6, top_p=0.95, top_k=20, min_p=0.0, seed=seed, max_tokens=MAX_TOKENS,
-            logprobs=TOP if name == "never" else None,
-        )  # fmt: skip
-        answers[name] = _ask(llm, items, policy, sampling, progress, name)
+    answers = {name: _ask(llm, items, policy, seed, progress, name) for name, policy in policies.items()}
     right = {
         name: np.array([float(item.check(a.content)) for item, a in zip(items, found, strict=True)])
         for name, found in answers.items()
     }
-    tokens = {name: np.array([float(a.usage.completion_tokens) for a in found]) for name, found in answers.items()}
+    tokens = {name: np.array([float(a.tokens) for a in found]) for name, found in answers.items()}
     after = llm.tokenizer.control.end_think
     extra = {
-        name: np.array([float(a.usage.completion_tokens - len(_answer(a.ids, after))) for a in found])
+        name: np.array([float(a.tokens - len(_after_thinking(a.ids, after))) for a in found])
         for name, found in answers.items()
     }
-    thought = np.array([float(a.thinking.mode == "on") for a in answers["auto"]])
+    thought = np.array([float(a.report.mode == "on") for a in answers["auto"]])
     short = [item.answer_tokens <= SHORT for item in items]
     out: Result = {
         **head("mode auto beside always and never", llm, command, problems=len(items), seed=seed, split=split),
         "threshold": THRESHOLD if threshold is None else threshold,
-        "window": max(a.thinking.window or 0 for a in answers["auto"]),
-        "discarded": sum(a.thinking.discarded_tokens for a in answers["auto"]),
+        "window": max(a.report.window or 0 for a in answers["auto"]),
+        "discarded": sum(a.report.discarded_tokens for a in answers["auto"]),
     }
     for name, kept in (("all", [True] * len(items)), ("short", short)):
         runs = Runs(weights(items, kept), right, tokens, extra, thought)
@@ -204,24 +206,43 @@ def auto(
     return out
 
 
+@dataclass(frozen=True)
+class _Answer:
+    content: str
+    ids: Sequence[int]
+    tokens: int
+    report: ThinkingReport
+    logprobs: list[TokenLogprob]
+
+
 def _ask(
-    llm: LLM, items: Sequence[Item], policy: ThinkingPolicy, sampling: SamplingParams, progress: Progress, what: str
-) -> list[Any]:
-    """A Generation for each item, in order; small talk repeats its prompts, so each gets a seed of its own."""
-    size, found = 8 * llm.engine.max_batch, []
-    for first in range(0, len(items), size):
-        part = items[first : first + size]
-        found += llm.chat_batch([item.prompt for item in part], policy, sampling)
-        progress.add(len(part), what)
-    return found
+    llm: LLM, items: Sequence[Item], policy: ThinkingPolicy, seed: int, progress: Progress, what: str
+) -> list[_Answer]:
+    """An answer to each item, in order. Item i has the seed `seed` + i."""
+    ask, found = asker(llm), {}
+    plain = SamplingParams(temperature=0.6, top_p=0.95, top_k=20, min_p=0.0, max_tokens=MAX_TOKENS)
+    sampling = replace(plain, logprobs=TOP if policy.off else None)
+    cases = (
+        Case(ask(item.prompt, Form(), policy, replace(sampling, seed=seed + i)), {"number": i})
+        for i, item in enumerate(items)
+    )
+    for case, result in drive(llm.engine, cases, 2 * llm.engine.max_batch):
+        request = case.request
+        if request.error is not None or result.usage is None or result.thinking is None:
+            raise request.error or Qwen3Error(f"a request of the suite ended without a report: {items[0].prompt}")
+        found[case.what["number"]] = _Answer(
+            result.content, request.output, result.usage.completion_tokens, result.thinking, request.logprobs
+        )
+        progress.add(1, what)
+    return [found[i] for i in range(len(items))]
 
 
-def _answer(ids: Sequence[int], end_think: int) -> Sequence[int]:
+def _after_thinking(ids: Sequence[int], end_think: int) -> Sequence[int]:
     """What follows the think block, its blank line apart."""
     return ids[ids.index(end_think) + 2 :] if end_think in ids else ids
 
 
-def _sweep(never: Sequence[Any], runs: Runs) -> list[dict[str, float]]:
+def _sweep(never: Sequence[_Answer], runs: Runs) -> list[dict[str, float]]:
     """For each threshold: accuracy, tokens and rate if doubt had been judged on the answers given without thinking."""
     out = []
     for threshold in THRESHOLDS:

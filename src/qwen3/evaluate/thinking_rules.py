@@ -12,18 +12,16 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from qwen3 import LLM, SamplingParams, ThinkingPolicy
-from qwen3.asking import Asking, Form
-from qwen3.chat import Event, fold
-from qwen3.chat.events import Result as Folded
+from qwen3.asking import Form
 from qwen3.chat.stream import AFTER_THINK, CLOSE_THINK, EARLY_STOP
 from qwen3.engine import Engine
-from qwen3.engine.request import Request
+from qwen3.evaluate.crowd import Case, Folded, Progress, Say, asker, drive
 from qwen3.evaluate.schemas import SCHEMAS
-from qwen3.evaluate.thinking import Progress, Result, Say, head, held_out
+from qwen3.evaluate.thinking import Result, head, held_out
 from qwen3.tasks import FAMILIES
 from qwen3.tasks.tools import sample_tool_dialogue
 from qwen3.tokenizer import Tokenizer
@@ -35,47 +33,6 @@ _SMALL_POOL = 200  # blocks: 3,200 tokens for 32 samples
 _UNLIMITED = 1500  # tokens of thinking that max_tokens leaves where there is no budget
 _ANSWER = 400
 _OPEN = "<think>\n"
-
-
-@dataclass(eq=False)
-class Case:
-    """One request and what is expected of it. schema: the name of the one that binds the answer. streamed: its events
-    are taken as they come."""
-
-    request: Request
-    what: dict[str, Any]
-    budget: int | None = None
-    schema: str | None = None
-    streamed: bool = False
-    events: list[Event] = field(default_factory=list)
-
-
-def drive(engine: Engine, cases: Iterator[Case], crowd: int) -> Iterator[tuple[Case, Folded]]:
-    """Run the cases, `crowd` at once, and give each with its result when it has ended."""
-    live: list[Case] = []
-    while True:
-        for case in itertools.islice(cases, crowd - len(live)):
-            engine.add_samples([case.request])
-            live.append(case)
-        if not live:
-            return
-        engine.advance()
-        for case in [case for case in live if case.streamed or case.request.done]:
-            done = case.request.done
-            case.events += case.request.take_events()
-            if done:
-                live.remove(case)
-                yield case, fold(case.events)
-
-
-def asker(llm: LLM) -> Callable[..., Request]:
-    """request(messages, form, policy, sampling) for the engine of `llm`, as `LLM.chat` would make it."""
-    asking, engine = Asking(llm.tokenizer, llm.config, llm.mode, llm.template), llm.engine
-
-    def ask(messages: Any, form: Form, policy: ThinkingPolicy | None, sampling: SamplingParams) -> Request:
-        return asking.chat(messages, form, policy, sampling, engine.check).requests[0]
-
-    return ask
 
 
 # Budgets
