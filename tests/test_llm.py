@@ -334,11 +334,11 @@ def test_interrupt_leaves_the_llm_usable(llm: LLM, monkeypatch: pytest.MonkeyPat
     expected = llm.chat("Hi", sampling=SHORT)
     forward, calls = llm.engine.runner.forward, []
 
-    def interrupted(*given: Any) -> torch.Tensor:
+    def interrupted(*given: Any, **how: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return forward(*given)
+        return forward(*given, **how)
 
     monkeypatch.setattr(llm.engine.runner, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +21,8 @@ from qwen3.chat import Finish, ReasoningDelta, TextDelta, ToolCallDelta, fold
 from qwen3.chat.next_turn import next_turn_ids
 from qwen3.chat.stream import EARLY_STOP
 from qwen3.engine.trial import WINDOW, Trial
-from qwen3.errors import UsageError
-from tests.fixtures import random_model, tiny_config, tiny_tokenizer
+from qwen3.errors import ModelNotFoundError, UsageError
+from tests.fixtures import random_checkpoint, random_model, tiny_config, tiny_tokenizer
 
 SCHEMA = {
     "type": "object",
@@ -246,7 +247,7 @@ def test_too_little_room_for_an_answer_is_said(llm: LLM) -> None:
 
 
 def test_a_time_limit_closes_the_thinking_and_the_answer_is_in_time(llm: LLM) -> None:
-    result = llm.chat("Hi", ThinkingPolicy("on", time_limit_s=0.8), stuck(llm), regex="[ab]{4}")
+    result = llm.chat("Hi", ThinkingPolicy("on", time_limit_s=0.8, loop_guard=False), stuck(llm), regex="[ab]{4}")
     assert result.thinking.ended_by == "time"
     assert result.finish_reason == "stop"
     assert len(result.content) == 4
@@ -427,3 +428,32 @@ def test_who_takes_the_engine_has_it_alone(llm: LLM) -> None:
     llm.chat("Hello", ThinkingPolicy("off"), SamplingParams(seed=1), regex="[a-z]{90}")
     settle(llm)
     assert not engine.has_idle_work
+
+
+# Guesses
+
+
+def test_guessed_ahead_the_answer_is_the_same(tmp_path: Path) -> None:
+    folder, other = tmp_path / "tiny", tmp_path / "other"
+    random_checkpoint(folder, tiny_config(), tokenizer=True)
+    random_checkpoint(other, tiny_config(vocab_size=700), tokenizer=True)
+    draft = random_checkpoint(tmp_path / "draft", tiny_config(num_hidden_layers=1), tokenizer=True, seed=1)
+    repeat = SamplingParams(seed=1, temperature=0.2, max_tokens=120, repetition_penalty=0.8)
+    found = []
+    for options in ({}, {"speculation": "ngram"}, {"speculation": str(draft), "draft_tokens": 3}):
+        with LLM(folder, device="cpu", **options) as llm:
+            asked = (ThinkingPolicy("on", 30), repeat)
+            found.append([llm.chat("Hi", *asked), llm.chat("Hi", *asked, schema=SCHEMA)])
+            assert (llm.engine._speculation is None) == (not options)
+    for generations in found[1:]:
+        for one, plain in zip(generations, found[0], strict=True):
+            assert (one.ids, one.content, one.thinking) == (plain.ids, plain.content, plain.thinking)
+    for wrong, said in (
+        ({"speculation": str(other)}, "the draft model has another tokenizer"),
+        ({"speculation": 5}, "speculation=5 must be 'ngram' or a model's name"),
+        ({"draft_tokens": 4}, "draft_tokens=4 has no effect without speculation"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            LLM(folder, device="cpu", **wrong)
+    with pytest.raises(ModelNotFoundError):
+        LLM(folder, device="cpu", speculation="./nowhere")

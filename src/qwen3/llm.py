@@ -35,7 +35,7 @@ from qwen3.errors import Qwen3Error, UsageError
 from qwen3.family import Mode
 from qwen3.model import Qwen3, load_model
 from qwen3.model.threads import prepare_cpu
-from qwen3.options import check_options, context_length, prompt_ids, unsupported
+from qwen3.options import check_options, context_length, guesser, prompt_ids, unsupported
 from qwen3.tokenizer import Tokenizer
 
 
@@ -137,7 +137,9 @@ class LLM:
     torch dtype; None: the checkpoint's own (on a CPU float32 where that is faster). context: longest prompt and answer
     together in tokens; None: all the model has. weights: "fp8" keeps the projections in FP8, in half the bytes; None:
     as the checkpoint has them. prefill_ahead: when an answer of `chat` has ended and nothing else is to do, compute
-    what the next turn's prompt will begin with. max_batch, max_queue, kv_dtype, prefix_cache, invariant: see `Engine`.
+    what the next turn's prompt will begin with. speculation: "ngram", or the name of a small model with the same
+    tokenizer (`qwen3:0.6b`), guesses tokens that are then verified, the same ones in less time. draft_tokens,
+    max_batch, max_queue, kv_dtype, prefix_cache, invariant: see `Engine`.
 
     Attributes: `resolved` (None when made by `of`), `config`, `mode` ("hybrid", "thinking", "instruct", "base"),
     `template` (a name, or a SandboxTemplate where it is not one of Qwen's), `tokenizer`, `context`, `warnings` (seen
@@ -161,6 +163,8 @@ class LLM:
         prefix_cache: bool = True,
         invariant: bool = False,
         prefill_ahead: bool = True,
+        speculation: str | None = None,
+        draft_tokens: int | None = None,
     ) -> None:
         where, number_type = check_options(model, device, dtype, weights)
         resolved = resolve(model)
@@ -173,12 +177,14 @@ class LLM:
         warnings = [warning for warning in (untold, unclear) if warning]
         with catch_warnings(record=True) as seen:
             simplefilter("always", UserWarning)
+            guess = guesser(speculation, draft_tokens, where, number_type, tokenizer)
             network = load_model(resolved.path, where, number_type, quantization=weights)
             prepare_cpu(network)  # before the engine takes what is left of the memory
         warnings += [str(item.message) for item in seen]
         self._build(
             network, tokenizer, mode, template, context, prefill_ahead,
             max_batch=max_batch, max_queue=max_queue, kv_dtype=kv_dtype, prefix_cache=prefix_cache, invariant=invariant,
+            speculation=guess, draft_tokens=draft_tokens,
         )  # fmt: skip
         self.resolved: Resolved | None = resolved
         self.warnings += warnings

@@ -8,10 +8,14 @@ from typing import Any
 import torch
 
 from qwen3 import family
-from qwen3.checkpoint import check_fits
+from qwen3.checkpoint import check_fits, resolve
+from qwen3.checkpoint.mode import find_tokenizer
 from qwen3.config import ModelConfig
+from qwen3.engine.draft import DraftModel
 from qwen3.errors import UsageError
+from qwen3.model import load_model
 from qwen3.model.load import as_dtype, best_device, default_dtype
+from qwen3.model.threads import prepare_cpu
 from qwen3.tokenizer import Tokenizer
 
 
@@ -54,6 +58,30 @@ def _device(device: str | torch.device | None) -> torch.device | None:
             f"device={device!r} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices; use 'cpu'"
         )
     return found
+
+
+def guesser(
+    speculation: str | None, draft_tokens: int | None, device: torch.device | None, dtype: torch.dtype | None,
+    tokenizer: Tokenizer,
+) -> str | DraftModel | None:  # fmt: skip
+    """What guesses tokens ahead: None, "ngram", or a draft model by its name, loaded for a model with `tokenizer`.
+    Raises UsageError if the two do not belong together, and what loading raises."""
+    if speculation is None and draft_tokens is not None:
+        raise UsageError(
+            f"draft_tokens={draft_tokens} has no effect without speculation: give that, too, or leave it out"
+        )
+    if speculation is None or speculation == "ngram":
+        return speculation
+    if not isinstance(speculation, str):
+        raise UsageError(f"speculation={speculation!r} must be 'ngram' or a model's name; LLM.of takes a DraftModel")
+    found = resolve(speculation)
+    own, _ = find_tokenizer(found, ModelConfig.from_pretrained(found.path))
+    draft = DraftModel(load_model(found.path, device, dtype), own)
+    draft.check(draft.model.device, tokenizer.vocab_size, tokenizer)
+    threads = torch.get_num_threads()
+    prepare_cpu(draft.model)
+    torch.set_num_threads(threads)  # the model's own size decides, not the draft's
+    return draft
 
 
 def context_length(context: int | None, config: ModelConfig) -> int:

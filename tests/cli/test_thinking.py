@@ -65,6 +65,7 @@ def test_answers_of_a_form(qwen3: Command, model: Path, tmp_path: Path, tools: P
     assert re.fullmatch("[ab]{5}\n", qwen3(*run, "--regex", "[ab]{5}").out)
     assert re.fullmatch("x[yz]{2}\n", qwen3(*run, "--grammar", grammar).out)
     assert re.fullmatch("[ab]{5}\n", qwen3("run", "--raw", model, "hi", "--regex", "[ab]{5}").out)
+    assert re.fullmatch("[ab]{5}\n", qwen3(*run, "--regex", "[ab]{5}", "--speculation", "ngram").out)
     call = json.loads(qwen3(*run, "--tools", tools, "--tool-choice", "drop").out)
     assert (call["name"], list(call["arguments"])) == ("drop", ["a"])
     assert "reasoning" not in call
@@ -98,6 +99,7 @@ def test_answers_of_a_form(qwen3: Command, model: Path, tmp_path: Path, tools: P
         (("--regex", "a", "--schema", "true"), "schema and regex are given"),
         (("--grammar", "/no/such"), "/no/such: No such file"),
         (("--tool-choice", "required"), "tool_choice 'required' needs tools"),
+        (("--speculation", "embedded"), "the draft model has another tokenizer"),
     ],
 )
 def test_bad_values_are_one_line_and_exit_code_2(

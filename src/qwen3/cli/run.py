@@ -142,6 +142,7 @@ def _run(words: list[str], model: str | None, prompt: str | None, options: Optio
         hide_thinking=options.hide_thinking,
         quiet=options.as_json,
         prefill_ahead=talk,
+        speculation=options.speculation,
     )
     if talk:
         from qwen3.cli.repl import Repl
