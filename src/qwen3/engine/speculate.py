@@ -82,6 +82,7 @@ def _hashes(tokens: Sequence[int], end: int) -> list[int]:
 # How many guesses pay
 
 _HOPE = 0.85  # acceptance that is expected before anything is known
+_FIRST = 2  # guesses of a step, at first
 _MEMORY = 1 / 32  # weight of the newest guess in a sample's acceptance, once there were many
 _WAIT = 16, 512  # steps until a sample's guesses are tried again, at first and at last
 _LEAST = 1.02  # speed, in plain steps, that guessing must bring
@@ -97,13 +98,14 @@ _CPU_PRIOR = (0.25, 0.1)
 
 
 class Track:
-    """One sample's acceptance. rates[j]: chance that its guess number j is right, those before being right."""
+    """One sample's acceptance. rates[j]: chance that its guess number j is right, those before being right. most:
+    guesses of a step, few until as many were right at once."""
 
-    __slots__ = ("_epoch", "_idle", "_seen", "_wait", "rates")
+    __slots__ = ("_epoch", "_idle", "_seen", "_wait", "most", "rates")
 
     def __init__(self, rates: Sequence[float], epoch: int = 0) -> None:
         self.rates = [*rates]
-        self._seen = 0
+        self.most, self._seen = _FIRST, 0
         self._idle, self._wait, self._epoch = 0, _WAIT[0], epoch
 
     def saw(self, drafted: int, accepted: int) -> None:
@@ -116,6 +118,8 @@ class Track:
         self._idle = 0
         if accepted:
             self._wait = _WAIT[0]
+        if accepted >= self.most:
+            self.most *= 2
 
     def idle(self) -> None:
         """A step in which guesses were at hand, and none was tried. After many the sample gets another chance."""
@@ -126,14 +130,14 @@ class Track:
 
     def hope(self, epoch: int) -> None:
         self.rates = [max(rate, _HOPE) for rate in self.rates]
-        self._seen = self._idle = 0
+        self.most, self._seen, self._idle = _FIRST, 0, 0
         self._epoch = epoch
 
     def chances(self, epoch: int, count: int) -> list[float]:
         """That guesses 1 … count are right, all before them included."""
         if self._epoch != epoch:
             self.hope(epoch)
-        return [*itertools.accumulate(self.rates[:count], operator.mul)]
+        return [*itertools.accumulate(self.rates[: min(count, self.most)], operator.mul)]
 
 
 class _Cost:
