@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from qwen3 import ThinkingPolicy
 from qwen3.cli.session import Keyboard
+from qwen3.engine.trial import SPAN, THRESHOLD, WINDOW
 from tests.cli.conftest import Command
 
 ASK = ("--seed", "3", "--json")
@@ -117,6 +119,18 @@ def test_a_tool_that_is_not_there_and_a_grammar_that_is_no_text(qwen3: Command, 
     (tmp_path / "grammar").write_bytes(b"\xff\xfe")
     ran = qwen3("run", "hi", "--grammar", tmp_path / "grammar")
     assert (ran.code, ran.error) == (2, f"{tmp_path / 'grammar'}: not UTF-8 text")
+
+
+def test_the_page_says_what_there_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "thinking.md").read_text(encoding="utf-8")
+    for name in vars(ThinkingPolicy()):
+        assert f"`{name}=" in page or f"**{name}**" in page, name
+    assert all(f"| `{name}` |" in page for name in REPORT)
+    for cause in ("natural", "budget", "steps", "time", "client", "loop", "eos", "length", "stop", "cancelled"):
+        assert f'"{cause}"' in page.partition("| `ended_by` |")[2], cause
+    assert f"mean over {SPAN} tokens" in page
+    assert f"after {WINDOW} tokens" in page
+    assert f"{THRESHOLD:g} unless you say" in page
 
 
 def test_lines_typed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
