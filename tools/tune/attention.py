@@ -2,7 +2,8 @@
 
 Sections: check (against float32, shapes of all eight models; bits of the invariant mode), decode (configurations, in
 graphs of dependent launches that walk over more cache than L2 holds), mixed (the same for 16 to 256 rows of very
-different lengths, checked first; the fastest also between products of the model's sizes), prefill (tiles; cuDNN and
+different lengths, checked first; the fastest also between products of the model's sizes), few (8 and 16 short rows),
+prefill (tiles; cuDNN and
 torch's flash beside them; what cuDNN's first call of a shape costs), chunks (small ones behind a long context, whose
 keys are divided), step (whole `attend` calls, RoPE, host time of a call). Tables go to stdout, the best of each case
 last; all figures to $OUT/attention.json.
@@ -17,7 +18,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
@@ -281,13 +282,13 @@ def short(config: DecodeConfig) -> str:
     return f"{c.splits}/{c.chunk}/{c.tile}/{c.warps}/{c.stages}{'e' if c.early else ''}"
 
 
-def mixed() -> None:
+def mixed(sizes: Sequence[int] = (16, 32, 64, 96, 128, 192, 256), low: int = 300, high: int = 1800) -> None:
     """Rows sorted by length, longest first, as the engine has them."""
     draw = random.Random(2)
-    work = [(m, n) for n in (16, 32, 64, 96, 128, 192, 256) for m in HIDDEN]
-    lengths = {n: sorted((draw.randint(300, 1800) for _ in range(n)), reverse=True) for _, n in work}
+    work = [(m, n) for n in sizes for m in HIDDEN]
+    lengths = {n: sorted((draw.randint(low, high) for _ in range(n)), reverse=True) for _, n in work}
     began = time.perf_counter()
-    edges = sorted([1, 2, 16, 17, 64, 65, 128, 129, 256, 257, 1024, *lengths[16]], reverse=True)
+    edges = sorted([1, 2, 16, 17, 64, 65, 128, 129, 256, 257, 1024, *lengths[sizes[0]]], reverse=True)
     tested = [Case(m, edges, kv=kv, poison=True) for m in HIDDEN for kv in (BF16, FP8)]
     layers = {m: Layer(m) for m in HIDDEN}
     jobs = [partial(c.decode, f) for c in tested for f in MIXED if c.k.dtype == BF16 or f.chunk == 128]
@@ -330,7 +331,7 @@ def mixed() -> None:
         ))  # fmt: skip
         print("\n".join(table[-2:]), flush=True)
         shares.setdefault(rows * case.kv_heads, []).append({f: s / found[order[0]] for f, s in found.items()})
-        figures[f"mixed {name}"] = {
+        figures[f"mixed {low}-{high} {name}"] = {
             "alone": [{"us": s * 1e6, **asdict(f)} for f, s in found.items()],
             "between products": [{"us": s * 1e6, **asdict(f)} for f, s in whole.items()], "best": asdict(best),
         }  # fmt: skip

@@ -135,7 +135,7 @@ class Engine(Steering):
                 draft.attach(self.runner, self.vocab_size, tokenizer, on_device=isinstance(self.picker, DevicePicker))
             if isinstance(self.picker, DevicePicker):
                 self.graphs = Graphs(self.runner, self.picker.sampler)
-                self.graphs.warm()
+                self.graphs.warm(self.prefill_chunk)
         self.overlap = isinstance(self.picker, DevicePicker)
         self.stall = stall
         self._cost = StepCost(config, kind)

@@ -413,8 +413,7 @@ class Scheduler:
             del self.waiting[seq.arrival], seq.share.queue[seq.arrival]
             seq.slot, seq.status = self._slots.pop(), Status.PREFILL
             self.running[seq.slot] = seq
-            while len(seq.blocks) < self._blocks(seq.frozen_total):
-                seq.blocks.append(self.pool.take())
+            seq.blocks += [self.pool.take() for _ in range(self._blocks(seq.frozen_total) - len(seq.blocks))]
             self._draft.new_blocks.extend((seq.slot, i, block) for i, block in enumerate(seq.blocks))
             self._prefill.append(seq)
             self._draft.admitted.append(seq)

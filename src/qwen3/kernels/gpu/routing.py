@@ -62,25 +62,30 @@ def _mix(x):
     return x ^ (x >> 16)
 
 
-@triton.jit(do_not_specialize=["layer"])
-def _uniform(ids, positions, out, layer, E: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr):
-    token = tl.program_id(0)
-    wait(PDL)
+@triton.jit(do_not_specialize=["layer", "tokens"])
+def _uniform(
+    ids, positions, out, layer, tokens, E: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, WIDTH)
-    seed = _mix(tl.load(ids + token).to(tl.uint32) + 0x9E3779B9)
-    seed = _mix(seed ^ tl.load(positions + token).to(tl.uint32))
+    columns = _mix(lane.to(tl.uint32) + 0x7F4A7C15)
+    wait(PDL)
+    live = token < tokens
+    seed = _mix(tl.load(ids + token, mask=live, other=0).to(tl.uint32) + 0x9E3779B9)
+    seed = _mix(seed ^ tl.load(positions + token, mask=live, other=0).to(tl.uint32))
     seed = _mix(seed + layer.to(tl.uint32))
-    noise = _mix(seed ^ _mix(lane.to(tl.uint32) + 0x7F4A7C15))
+    noise = _mix(seed[:, None] ^ columns[None, :])
     value = ((noise >> 9).to(tl.float32) + 0.5) * (2.0**-23)
-    tl.store(out + token * E + lane, value, mask=lane < E)
+    tl.store(out + token[:, None] * E + lane[None, :], value, mask=live[:, None] & (lane < E)[None, :])
 
 
 def uniform_logits(ids: Tensor, positions: Tensor, layer: int, experts: int) -> Tensor:
     """As `reference_engine.uniform_logits`: noise in (0, 1), float32 [N, experts], by id, position and layer."""
     out = torch.empty(len(ids), experts, dtype=torch.float32, device=ids.device)
     if len(ids):
-        launch(_uniform, (len(ids),), ids, positions, out, layer, E=experts, WIDTH=next_power_of_2(experts),
-               num_warps=1, **EARLY)  # fmt: skip
+        rows = 1 if len(ids) <= 1024 else 16
+        launch(_uniform, (cdiv(len(ids), rows),), ids, positions, out, layer, len(ids), E=experts,
+               WIDTH=next_power_of_2(experts), ROWS=rows, num_warps=1 if rows == 1 else 4, **EARLY)  # fmt: skip
     return out
 
 
