@@ -7,7 +7,7 @@ import pytest
 from tests.test_floors import CHECKOUT, ROOT
 
 LIMIT = 6000
-PARTS = ("engine", "model", "kernels", "llm.py", "options.py")
+PARTS = ("engine", "model", "kernels", "llm.py", "asking.py", "options.py")
 SOURCE = '''"""Of a module,
 on two lines."""
 

@@ -40,9 +40,9 @@ class IdleWork:
         self._jobs.append((make, experts))
         with self._own:
             if not self._runs and self._engine is not None:
-                self._runs = True
                 self._thread = threading.Thread(target=self._run, name="qwen3-idle", daemon=True)
                 self._thread.start()
+                self._runs = True  # it looks at this under the same lock
 
     @contextmanager
     def kept_off(self) -> Iterator[None]:
