@@ -7,9 +7,8 @@ own token behind each guess, and goes on for as long as the guess is that token:
 from __future__ import annotations
 
 import itertools
+import math
 import operator
-import statistics
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,8 +18,7 @@ from qwen3.errors import UsageError
 
 _LONGEST, _SHORTEST = 4, 2  # tokens that must have occurred before
 _BITS = 16
-_ODD = 0x9E3779B97F4A7C15
-_MASK64 = (1 << 64) - 1
+_ODD, _ADD = 0x9E3779B1, 0x7F4A7C15
 
 
 class NGram:
@@ -36,47 +34,50 @@ class NGram:
         self.tokens = tokens
         self._entered = 0  # places before this one are in the table
         self._table = np.zeros(1 << _BITS, np.int32).data  # where a continuation begins; 0: none
+        self._asked, self._hashes = -1, _hashes((), 0)  # the place that was asked about last
 
     def propose(self, count: int) -> list[int]:
         """Up to `count` tokens that may come next; [] if the last two are a new pair. What repeats itself right up to
         the end is taken to go on so."""
-        self._enter()
-        tokens, end = self.tokens, len(self.tokens)
-        places = _hashes(tokens, end)
-        for n in range(min(_LONGEST, end - 1), _SHORTEST - 1, -1):
-            start = self._table[places[n - _SHORTEST]]
+        tokens, table, end = self.tokens, self._table, len(self.tokens)
+        if self._entered != end:
+            self._enter(min(self._entered, end), end)
+        self._asked, self._hashes = end, _hashes(tokens, end)
+        n = len(self._hashes) + 1
+        for place in reversed(self._hashes):
+            start = table[place]
             if n <= start < end and tokens[start - n : start] == tokens[end - n :]:
                 found = tokens[start : start + count]
                 return (found * -(-count // len(found)))[:count]
+            n -= 1
         return []
 
-    def _enter(self) -> None:
+    def _enter(self, begin: int, end: int) -> None:
         """Let n-grams be found whose continuation is known by now."""
-        tokens, begin, self._entered = self.tokens, min(self._entered, len(self.tokens)), len(self.tokens)
-        first = len(tokens) if len(tokens) - begin <= 64 else max(begin, _LONGEST)
+        tokens, table, self._entered = self.tokens, self._table, end
+        first = end if end - begin <= 64 else max(begin, _LONGEST)
         for start in range(begin, first):
-            for place in _hashes(tokens, start):
-                self._table[place] = start
-        if first == len(tokens):
+            for place in self._hashes if start == self._asked else _hashes(tokens, start):
+                table[place] = start
+        if first == end:
             return
-        ids, value = np.asarray(tokens, dtype=np.uint64), np.zeros(len(tokens) - first, np.uint64)
-        starts, table = np.arange(first, len(tokens)), np.asarray(self._table)
+        ids, value = np.asarray(tokens, dtype=np.uint64), np.zeros(end - first, np.uint64)
+        starts, places = np.arange(first, end), np.asarray(table)
         for n in range(1, _LONGEST + 1):
-            value = (value ^ (ids[first - n : len(tokens) - n] + np.uint64(1))) * np.uint64(_ODD)
-            value ^= value >> np.uint64(29)
+            value = (value ^ ids[first - n : end - n]) * np.uint64(_ODD) + np.uint64(_ADD) & np.uint64(0xFFFFFFFF)
+            value ^= value >> np.uint64(15)
             if n >= _SHORTEST:
-                table[value >> np.uint64(64 - _BITS)] = starts  # of equal places the last assignment stays
+                places[value >> np.uint64(32 - _BITS)] = starts  # of equal places the last assignment stays
 
 
 def _hashes(tokens: Sequence[int], end: int) -> list[int]:
     """Places in the table of the last 2, 3 and 4 tokens before `end`, as far as there are so many."""
     value, found = 0, []
-    for n in range(1, min(_LONGEST, end) + 1):
-        value = ((value ^ (tokens[end - n] + 1)) * _ODD) & _MASK64
-        value ^= value >> 29
-        if n >= _SHORTEST:
-            found.append(value >> (64 - _BITS))
-    return found
+    for token in reversed(tokens[max(end - _LONGEST, 0) : end]):
+        value = (value ^ token) * _ODD + _ADD & 0xFFFFFFFF
+        value ^= value >> 15
+        found.append(value >> (32 - _BITS))
+    return found[_SHORTEST - 1 :]
 
 
 # How many guesses pay
@@ -148,7 +149,7 @@ class _Cost:
         self.fixed, self.slope = fixed, slope
         self.plain = 0.0  # seconds; 0: not known
         self.since = 0  # steps with guesses since a plain one
-        self._recent: deque[float] = deque(maxlen=16)
+        self._plain, self._least = 0, math.inf  # the first few plain steps, and the fastest of them
         self._prior = np.mean([self._moments(extra, fixed + slope * extra) for extra in (1, 4, 8)], axis=0)
         self._sums = np.zeros(5)
 
@@ -162,10 +163,12 @@ class _Cost:
 
     def measure_plain(self, seconds: float) -> None:
         self.since = 0
-        self._recent.append(seconds)
-        if len(self._recent) >= _KNOWN:
-            most = _OUTLIER * statistics.median(self._recent)
-            self.plain = statistics.fmean(min(value, most) for value in self._recent)
+        if self._plain < _KNOWN:
+            self._plain += 1
+            self._least = min(self._least, seconds)
+            self.plain = self._least if self._plain == _KNOWN else 0.0
+        else:
+            self.plain += (min(seconds, _OUTLIER * self.plain) - self.plain) / 16
 
     def measure(self, extra: int, seconds: float) -> float:
         """The step's time, in plain steps."""
@@ -223,6 +226,8 @@ class Controller:
 
     def lengths(self, tracks: Sequence[Track], available: Sequence[int] | None = None) -> list[int]:
         """For each row, how many guesses to verify. available: how many there are, at most; None: as many as wanted."""
+        if available is not None and not any(available):
+            return [0] * len(tracks)
         rows, cost = max(self._rows, len(tracks)), self._cost(self._rows)
         most = [self.longest] * len(tracks) if available is None else [min(n, self.longest) for n in available]
         chances = [track.chances(self._epoch, n) for track, n in zip(tracks, most, strict=True)]
