@@ -87,7 +87,8 @@ _FIRST = 2  # guesses of a step, at first
 _MEMORY = 1 / 32  # weight of the newest guess in a sample's acceptance, once there were many
 _WAIT = 16, 512  # steps until a sample's guesses are tried again, at first and at last
 _LEAST = 1.02  # speed, in plain steps, that guessing must bring
-_INCOME = 0.012  # of the time of steps without guesses, that may be spent on finding out whether guessing pays
+_INCOME = 0.008  # of the time of steps without guesses, that may be spent on finding out whether guessing pays
+_LOOKS, _PAUSE = 16, 48  # steps in which no guess was tried, and for how many then none is looked for
 _CREDIT, _MOST = 1.0, 8.0  # plain steps' time that may be spent in advance, and that gains may add up to
 _FADE = 0.95  # of the weight of measured steps, for each new one
 _OUTLIER = 3.0  # a step that takes more than so many times what is expected was disturbed, and counts as this
@@ -186,7 +187,7 @@ class Controller:
     acceptance and by measured times; none where that is not 2 % more than plain steps bring.
 
     Beyond what it expects there is an account, in plain steps' time. It begins with one step. The time that guesses
-    take is paid from it, right ones pay into it, and so does 1.2 % of the time without guesses, up to one step. Where
+    take is paid from it, right ones pay into it, and so does 0.8 % of the time without guesses, up to one step. Where
     it is empty no guesses are wanted until one step is there again. So, however wrong the expectations, a stream loses
     less than 3 % and a few steps, and whether guesses have begun to pay is found out within a hundred steps. There is
     no clock and no randomness in it.
@@ -207,6 +208,7 @@ class Controller:
         self._usual = Track([_HOPE] * longest)  # of all samples
         self._costs: dict[int, _Cost] = {}
         self._rows = 1
+        self._idle = 0  # steps in a row in which no guess was tried, or, negative, how long none is looked for
 
     def track(self) -> Track:
         """For a new sample: it begins with what the others have."""
@@ -222,10 +224,14 @@ class Controller:
             self.resting = False
             self._epoch += 1
             self._usual.hope(self._epoch)
+        if self._idle < 0:
+            self._idle += 1
+            return False
         return not self.resting and cost.plain > 0 and cost.since < _STALE
 
     def lengths(self, tracks: Sequence[Track], available: Sequence[int] | None = None) -> list[int]:
         """For each row, how many guesses to verify. available: how many there are, at most; None: as many as wanted."""
+        self._idle = -_PAUSE if self._idle == _LOOKS else self._idle + 1
         if available is not None and not any(available):
             return [0] * len(tracks)
         rows, cost = max(self._rows, len(tracks)), self._cost(self._rows)
@@ -251,7 +257,9 @@ class Controller:
         for track, count, n in zip(tracks, found, most, strict=True):
             if n and not count:
                 track.idle()
-        if any(most) and not any(found):
+        if any(found):
+            self._idle = 0
+        elif any(most):
             self._usual.idle()
         return found
 
