@@ -228,25 +228,27 @@ COPIES = {"type": "array", "minItems": 10, "maxItems": 10, "items": {"enum": LIN
 ANIMALS = ("fox", "bear", "owl", "crow", "turtle", "cat")
 
 
-def workloads(number: int) -> dict[str, tuple[bool, dict[str, Any]]]:
-    """By name: whether the text repeats itself, and what is asked."""
-    animal, off = ANIMALS[number % len(ANIMALS)], ThinkingPolicy(mode="off")
-
-    def params(**more: Any) -> SamplingParams:
-        return SamplingParams(seed=number, **more)
-
-    story, farm = f"Tell me a story about a {animal}.", "List the animals of the farm."
-    asked = {"messages": farm, "thinking": off, "sampling": params(max_tokens=500)}
-    wild = {"temperature": 1.5, "top_p": 1.0, "top_k": 0, "max_tokens": 200, "ignore_eos": True}
+def workloads(number: int) -> dict[str, tuple[bool, list[dict[str, Any]]]]:
+    """By name: whether the text repeats itself, and what is asked, one after the other."""
+    off = ThinkingPolicy(mode="off")
+    farm: dict[str, Any] = {"messages": "List the animals of the farm.", "thinking": off}
+    farm["sampling"] = SamplingParams(seed=number, max_tokens=500)
+    wild = {"temperature": 1.5, "top_p": 1.0, "top_k": 0, "max_tokens": 250, "ignore_eos": True}
+    stories: list[dict[str, Any]] = []
+    for i, animal in enumerate(ANIMALS):
+        told = {"messages": f"Tell me a story about a {animal}.", "thinking": off}
+        stories.append({**told, "sampling": SamplingParams(seed=100 * number + i, max_tokens=200)})
+    sums = [
+        {"messages": f"What is {27 + number} * {14 + i}?", "sampling": SamplingParams(seed=number, max_tokens=200)}
+        for i in range(5)
+    ]
+    noise = [{**stories[i], "sampling": SamplingParams(seed=100 * number + i, **wild)} for i in range(2)]
     return {
-        "JSON array": (True, {**asked, "schema": ARRAY}),
-        "copied lines": (True, {**asked, "schema": COPIES}),
-        "story": (False, {"messages": story, "thinking": off, "sampling": params(max_tokens=200)}),
-        "sum, thought over": (
-            False,
-            {"messages": f"What is {27 + number} * {14 + number}?", "sampling": params(max_tokens=200)},
-        ),
-        "noise": (False, {"messages": story, "thinking": off, "sampling": params(**wild)}),
+        "JSON array": (True, [{**farm, "schema": ARRAY}]),
+        "copied lines": (True, [{**farm, "schema": COPIES}]),
+        "stories": (False, stories),
+        "sums, thought over": (False, sums),
+        "noise": (False, noise),
     }
 
 
@@ -266,13 +268,13 @@ def ngram(pairs: int) -> dict[str, Any]:
             texts = {}
             for llm in (plain, guessing) if number % 2 else (guessing, plain):
                 began = time.perf_counter()
-                result = llm.chat(**asked)
+                results = [llm.chat(**one) for one in asked]
                 taken[id(llm)] = time.perf_counter() - began
-                texts[id(llm)] = result.reasoning_content, result.content, result.usage.completion_tokens
+                texts[id(llm)] = [(result.reasoning_content, result.content) for result in results]
             if number >= 0:
                 differ += texts[id(plain)] != texts[id(guessing)]
                 times.setdefault(name, []).append((taken[id(plain)], taken[id(guessing)]))
-                tokens[name] += result.usage.completion_tokens
+                tokens[name] += sum(result.usage.completion_tokens for result in results)
     rows, good = {}, differ == 0
     for name, (repeats, _) in workloads(0).items():
         ratios = sorted(off / on for off, on in times[name])
