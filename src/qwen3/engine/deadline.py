@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 from collections import deque
 
-_FIRST_GUESS = 96  # tokens of an answer, before any has been seen
+_FIRST_GUESS = 64  # tokens of an answer, before any has been seen
 _ENOUGH = 8  # answers that are worth more than the guess
 _QUANTILE = 0.95
 _MARGIN = 1.2  # on the time that the rest is expected to take
-_STEP_GUESS = 0.01  # seconds, before any step was timed
 _MEMORY = 0.9  # weight of the past in the mean time of a step
 
 
@@ -24,19 +23,16 @@ class Pace:
     def __init__(self) -> None:
         self._answers: deque[int] = deque(maxlen=128)
         self._steps: deque[float] = deque(maxlen=64)
-        self._mean = _STEP_GUESS
+        self._mean = 0.0
         self._last: float | None = None
 
-    def step(self, now: float) -> None:
-        """A step with decoding samples ends at `now`."""
-        if self._last is not None:
+    def step(self, now: float | None) -> None:
+        """A step ends at `now`, and another will follow; None: nothing runs, and the time until then is nobody's."""
+        if self._last is not None and now is not None:
             self._steps.append(now - self._last)
-            self._mean = _MEMORY * self._mean + (1 - _MEMORY) * (now - self._last)
+            weight = max(1 / len(self._steps), 1 - _MEMORY)
+            self._mean += weight * (now - self._last - self._mean)
         self._last = now
-
-    def idle(self) -> None:
-        """Nothing runs: the time until the next step is nobody's."""
-        self._last = None
 
     def answered(self, tokens: int) -> None:
         """An answer ended by itself after so many tokens, its closing text and thought not counted."""
@@ -46,7 +42,7 @@ class Pace:
     def seconds_per_token(self) -> float:
         """The larger of the running mean and the slowest tenth of late: a burst of prompts slows every step."""
         if not self._steps:
-            return self._mean
+            return 0.0
         slow = sorted(self._steps)[math.ceil(0.9 * len(self._steps)) - 1]
         return max(self._mean, slow)
 

@@ -31,7 +31,7 @@ from qwen3.checkpoint.memory import dtype_bytes
 from qwen3.engine.blocks import BlockPool
 from qwen3.engine.cost import StepCost
 from qwen3.engine.deadline import Pace
-from qwen3.engine.draft import DraftModel, kv_bytes_per_block
+from qwen3.engine.draft import DraftModel
 from qwen3.engine.graphs import Graphs
 from qwen3.engine.machine import Machine
 from qwen3.engine.measures import keep_routes, measure, read_prompt
@@ -54,7 +54,8 @@ from qwen3.tokenizer import Tokenizer
 _PREFILL_CHUNK = {"cuda": (32768, 16384, 8192)}
 _SCRATCH_SHARE = 0.05  # of a device's memory that a step may take, where a smaller chunk can avoid it
 _MAX_BATCH = {"cuda": 256}
-_IDLE_CHUNK = {"cuda": 2048}  # prompt tokens of a step that nobody asked for; else 256: who comes next waits for it
+_IDLE_CHUNK = {"cuda": 2048}  # most prompt tokens of a step that nobody asked for, else 256, and its longest time
+_IDLE_SECONDS = 0.25  # by estimate: who comes next waits for it
 KV_DTYPES = {"fp8": torch.float8_e4m3fn, **DTYPES}
 
 
@@ -123,16 +124,15 @@ class Engine(Steering):
             gc.collect()
             torch.cuda.empty_cache()
         self._speculation = None if speculation is None else Speculation(speculation, draft_tokens, model.device)
-        draft = None if self._speculation is None else self._speculation.draft
-        if draft is not None:
-            draft.check(model.device, self.vocab_size, tokenizer)
-        beside = 0 if draft is None else kv_bytes_per_block(draft.model.config, self.kv_dtype)
+        beside = 0
+        if self._speculation is not None:
+            beside = self._speculation.bytes_per_block(model.device, self.vocab_size, tokenizer, self.kv_dtype)
         with torch.inference_mode():
             self.picker = make_picker(self.max_batch, self.vocab_size, model.device, model.dtype, self.max_len)
             self.runner = self._make_runner(blocks, invariant, uniform_routing, beside)
             self.blocks = len(self.runner.k_cache[0])
-            if draft is not None:
-                draft.attach(self.runner, self.vocab_size, tokenizer, on_device=isinstance(self.picker, DevicePicker))
+            if self._speculation is not None:
+                self._speculation.attach(self.runner, self.picker, self.vocab_size)
             if isinstance(self.picker, DevicePicker):
                 self.graphs = Graphs(self.runner, self.picker.sampler)
                 self.graphs.warm(self.prefill_chunk)
@@ -149,6 +149,8 @@ class Engine(Steering):
         self._routed = False  # a request has asked for routes
         self._next_id = 0
         self._chunk_tokens = self.scheduler.chunk_tokens
+        idle = int(_IDLE_SECONDS / self._cost.per_token)
+        self._idle_chunk = max(BLOCK, min(idle // BLOCK * BLOCK, _IDLE_CHUNK.get(kind, 256)))
         self._pace = Pace()
         self._timed: list[Sample] = []
         self._ahead: deque[Request] = deque(maxlen=MOST_AHEAD)
@@ -368,19 +370,18 @@ class Engine(Steering):
             if self._speculation is not None:
                 self._guess(self._speculation)
             before, self._flight = self._flight, self._launch()
+            launched = self._flight is not None
             if self._flight is not None:
                 self._flight.began = began
             if before is not None:
                 self._land(before)
-            if before is None and self._flight is None:
-                self._pace.idle()
-            else:
-                self._pace.step(time.perf_counter())
             if not self.overlap:
                 self._drain()
             if self._ended:
                 self._live = {item.request.id: item for item in self._live.values() if not item.request.done}
                 self._ended = False
+            if launched or not self._live:
+                self._pace.step(time.perf_counter() if self._live else None)
             self._torn = False
 
     def warm_up(self, rows: int | None = None) -> None:
@@ -442,8 +443,7 @@ class Engine(Steering):
     def _launch(self) -> Flight | None:
         """Plan a step and start it; None: there is nothing to do."""
         self.scheduler.work_budget = self._work_budget()
-        idle = _IDLE_CHUNK.get(self.model.device.type, 256)
-        self.scheduler.chunk_tokens = self._chunk_tokens if self.has_work else min(idle, self._chunk_tokens)
+        self.scheduler.chunk_tokens = self._chunk_tokens if self.has_work else min(self._idle_chunk, self._chunk_tokens)
         plan = self.scheduler.plan()
         if plan is None:
             return None
@@ -499,8 +499,8 @@ class Engine(Steering):
         longest = max([item.row.total for item in samples[:1]] + [c.start + c.size for c in chunks])
         routed = self._routed and any(item.request.keep_routes for item in members)
         plain = not routed and all(item.request.params.prompt_logprobs is None for item in owners)
-        plain = plain and not any(item.drafts for item in owners)
-        if isinstance(self.picker, DevicePicker) and plain and not lost and len(chunks) <= 1:
+        guessed = any(item.drafts for item in owners)
+        if isinstance(self.picker, DevicePicker) and plain and not lost and not guessed and len(chunks) <= 1:
             last = bool(chunks) and chunks[0].last and self._ready(owners[0])
             graph = self.graphs.replay(slots, fed[0] if fed else None, last, longest=longest)
             if graph is not None:
@@ -508,6 +508,10 @@ class Engine(Steering):
                 flight = self._flight_of(samples, DevicePicked(graph.out, len(samples)), graph.logits, followed)
                 flight.prompts = bool(chunks)
                 return flight
+        if guessed and plain and not lost and self._speculation is not None:
+            found = self._speculation.round(samples, owners, extras)
+            if found is not None:
+                return Flight([], [], Picked([]), None, found)
         sizes = [1] * len(samples) + [chunk.size for chunk in chunks]
         routes = self.runner.route_record(sum(sizes)) if routed else None
         hidden = self.runner.forward(slots, fed, self.picker, routes, longest=longest)

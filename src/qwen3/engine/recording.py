@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -30,7 +30,7 @@ class Flight:
     followed: list[int]  # places in `samples` of those the host follows token by token
     picked: Picked
     logprobs: tuple[list[int], Tensor, Tensor] | None  # places of those that ask, what `measure` found, logits of all
-    drafted: list[Drafted] = field(default_factory=list)
+    drafted: Iterable[Drafted] = ()
     prompts: bool = False  # it had chunks of prompts
     began: float = 0.0  # `time.perf_counter`
     void: set[Sample] = field(default_factory=set)  # whose tokens were taken back after it was launched
@@ -85,7 +85,7 @@ class Recorder:
         if self._speculation is not None:
             self._speculation.landed(flight, verified, self.picker)
         if isinstance(self.picker, HostPicker):
-            there = (*samples, *(drafted.item for drafted in flight.drafted))
+            there = (*samples, *(item for item, _, _ in verified))
             self.picker.advance([item for item in there if not item.request.done])
 
     def _verify(self, drafted: Drafted) -> int:

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qwen3.engine.draft import DraftModel
+from qwen3.engine.draft import DraftModel, kv_bytes_per_block
 from qwen3.engine.pickers import DevicePicker, HostPicker, Sample
+from qwen3.engine.rounds import Round, Rounds
+from qwen3.engine.runner import Runner
 from qwen3.engine.scheduler import Chunk, Scheduler, Status
 from qwen3.engine.speculate import Controller, NGram, Track
 from qwen3.errors import UsageError
+from qwen3.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from qwen3.engine.recording import Flight
@@ -36,8 +39,25 @@ class Speculation:
         self.longest = longest or _LONGEST["ngram" if self.draft is None else "draft"]
         self.controller = Controller(self.longest, device=device.type, uniform=self.draft is not None)
         self._known: dict[int, tuple[NGram | None, Track]] = {}  # by id of the request
+        self.rounds: Rounds | None = None  # where a device chooses
         self.pays = True  # rows wait for their last token
         self._last = 0.0  # when a step's tokens were last known
+
+    def bytes_per_block(
+        self, device: torch.device, vocab_size: int, tokenizer: Tokenizer | None, kv_dtype: torch.dtype
+    ) -> int:
+        """What a block of the KV pool takes beside the target's. Raises UsageError for a draft that does not fit."""
+        if self.draft is None:
+            return 0
+        self.draft.check(device, vocab_size, tokenizer)
+        return kv_bytes_per_block(self.draft.model.config, kv_dtype)
+
+    def attach(self, runner: Runner, picker: HostPicker | DevicePicker, vocab_size: int) -> None:
+        """Join the engine's runner, when it is there."""
+        if self.draft is not None:
+            self.draft.attach(runner, vocab_size, on_device=isinstance(picker, DevicePicker))
+        if isinstance(picker, DevicePicker):
+            self.rounds = Rounds(runner, picker.sampler, self.draft)
 
     def forget(self, item: Sample) -> None:
         """A sample ended, or its tokens became others."""
@@ -93,15 +113,25 @@ class Speculation:
         self.draft.feed(chunks)
         if on_device:
             self.draft.leave([item.row for item in samples])
-            if drafted:
+            self.draft.sync([owners[i].row for i in drafted])
+            if 0 < len(drafted) < len(owners) + len(samples):  # no round: see there
                 rows = [owners[i].row for i in drafted]
-                self.draft.sync(rows)
-                longest = max(row.total for row in rows)
-                count = max(len(extras[i]) for i in drafted)
+                count, longest = max(len(extras[i]) for i in drafted), max(len(row.tokens) for row in rows)
                 found = self.draft.draft_on_device([row.slot for row in rows], count, longest).tolist()
                 for i, guesses in zip(drafted, found, strict=True):
                     owners[i].drafts = extras[i] = tuple(guesses[: len(extras[i])])
         return extras
+
+    def round(
+        self, samples: Sequence[Sample], owners: Sequence[Sample], extras: Sequence[tuple[int, ...]]
+    ) -> Round | None:
+        """On a device: the whole step in one launch, where all it does is to verify guesses. None: it is another."""
+        if self.rounds is None or samples or not owners or not all(item.drafts for item in owners):
+            return None
+        longest = max(len(item.row.tokens) for item in owners)
+        if self.draft is not None:
+            extras = [(0,) * len(extra) for extra in extras]
+        return self.rounds.replay(owners, extras, longest)
 
     def landed(
         self, flight: Flight, verified: Sequence[tuple[Sample, int, int]], picker: HostPicker | DevicePicker
@@ -110,7 +140,8 @@ class Speculation:
         for item, count, right in verified:
             if item.request.id in self._known:
                 self.controller.saw(self._known[item.request.id][1], count, right)
-        if verified and self.draft is not None and isinstance(picker, DevicePicker):
+        own = isinstance(flight.drafted, Round)  # which has seen to it
+        if verified and not own and self.draft is not None and isinstance(picker, DevicePicker):
             slots = [item.row.slot for item, _, _ in verified if item.bound]
             self.draft.follow(picker.sampler, torch.tensor(slots, dtype=torch.int32, device=picker.device))
         now, rows = time.perf_counter(), len(flight.samples) + len(verified)

@@ -117,6 +117,8 @@ class Steering(Recorder):
         fresh = item.bound != item.row.slot
         there = super()._ready(item)
         if there and fresh:
+            if self.overlap and self._speculation is not None and self._speculation.draft is not None:
+                self._speculation.draft.bind(item)
             item.masked = False
             self._set_mask(item)
         return there
