@@ -90,6 +90,7 @@ _LEAST = 1.02  # speed, in plain steps, that guessing must bring
 _INCOME = 0.008  # of the time of steps without guesses, that may be spent on finding out whether guessing pays
 _LOOKS, _PAUSE = 16, 48  # steps in which no guess was tried, and for how many then none is looked for
 _CREDIT, _MOST = 1.0, 8.0  # plain steps' time that may be spent in advance, and that gains may add up to
+_STAKE = 0.4  # plain steps' time that is there before guesses are tried again: about what a wrong one costs
 _FADE = 0.95  # of the weight of measured steps, for each new one
 _OUTLIER = 3.0  # a step that takes more than so many times what is expected was disturbed, and counts as this
 _KNOWN = 3  # plain steps that are measured before the first with guesses
@@ -188,9 +189,9 @@ class Controller:
 
     Beyond what it expects there is an account, in plain steps' time. It begins with one step. The time that guesses
     take is paid from it, right ones pay into it, and so does 0.8 % of the time without guesses, up to one step. Where
-    it is empty no guesses are wanted until one step is there again. So, however wrong the expectations, a stream loses
-    less than 3 % and a few steps, and whether guesses have begun to pay is found out within a hundred steps. There is
-    no clock and no randomness in it.
+    it is empty no guesses are wanted until a wrong one can be paid again. So, however wrong the expectations, a stream
+    loses less than 3 % and a few steps, and whether guesses have begun to pay is found out within a hundred steps.
+    There is no clock and no randomness in it.
 
     longest: most guesses of a row. device: its type, for the prior. uniform: all rows verify equally many, and each
     costs `draft` of a plain step to make, by estimate (a draft model's). What is measured says better.
@@ -220,7 +221,7 @@ class Controller:
         cost = self._cost(rows)
         if not self.resting and self._balance < 0:
             self.resting = True
-        elif self.resting and self._balance >= _CREDIT:
+        elif self.resting and self._balance >= _STAKE:
             self.resting = False
             self._epoch += 1
             self._usual.hope(self._epoch)
