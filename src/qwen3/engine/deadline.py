@@ -12,7 +12,7 @@ from collections import deque
 
 _FIRST_GUESS = 64  # tokens of an answer, before any has been seen
 _ENOUGH = 8  # answers that are worth more than the guess
-_QUANTILE = 0.95
+_QUANTILE = 0.9
 _MARGIN = 1.2  # on the time that the rest is expected to take
 _MEMORY = 0.9  # weight of the past in the mean time of a step
 
