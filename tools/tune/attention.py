@@ -500,8 +500,8 @@ def step() -> None:
 
 
 SECTIONS = {
-    "check": check, "decode": decode, "mixed": mixed, "few": partial(mixed, (8, 16), 128, 400), "prefill": prefill_section, "chunks": chunks_section,
-    "step": step,
+    "check": check, "decode": decode, "mixed": mixed, "few": partial(mixed, (8, 16), 128, 400),
+    "prefill": prefill_section, "chunks": chunks_section, "step": step,
 }  # fmt: skip
 
 
