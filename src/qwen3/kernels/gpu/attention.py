@@ -55,6 +55,8 @@ def decode_config(rows: int, kv_heads: int, max_length: int) -> DecodeConfig:
     pairs = rows * kv_heads
     if pairs <= 16:
         found = DecodeConfig(64, 32, 32, warps=2, stages=1, early=True)
+    elif 32 < pairs <= 64:
+        found = DecodeConfig(16, 64, 32, warps=2, stages=1, early=True)
     elif pairs <= 128:
         found = DecodeConfig(1024 // next_power_of_2(pairs), 32, 16, warps=1, stages=1, early=True)
     elif pairs <= 256:
