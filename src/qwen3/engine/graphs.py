@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qwen3.engine.runner import Fed, Prompts, Runner, State
 
-_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256, 320, 384, 512, 768, 1024)
+_ROWS = (1, 2, 4, 8, 16, 24, *range(32, 257, 16), 320, 384, 512, 768, 1024)
 _TOKENS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 _MOST_MIXED = 48  # graphs with a chunk; each holds a few megabytes
 _FRESH = 2100  # prompt tokens of a first step, from which on it takes kernels of its own
