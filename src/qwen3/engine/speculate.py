@@ -88,7 +88,8 @@ _MEMORY = 1 / 32  # weight of the newest guess in a sample's acceptance, once th
 _WAIT = 16, 512  # steps until a sample's guesses are tried again, at first and at last
 _LEAST = 1.02  # speed, in plain steps, that guessing must bring
 _INCOME = 0.008  # of the time of steps without guesses, that may be spent on finding out whether guessing pays
-_LOOKS, _PAUSE = 16, 48  # steps in which no guess was tried, and for how many then none is looked for
+_LOOKS = 16  # steps in which no guess was tried, until for some none is looked for
+_PAUSE = 16, 64  # for how many, at first and at last
 _CREDIT, _MOST = 1.0, 8.0  # plain steps' time that may be spent in advance, and that gains may add up to
 _STAKE = 0.4  # plain steps' time that is there before guesses are tried again: about what a wrong one costs
 _FADE = 0.95  # of the weight of measured steps, for each new one
@@ -112,7 +113,7 @@ class Track:
         self._idle, self._wait, self._epoch = 0, _WAIT[0], epoch
 
     def saw(self, drafted: int, accepted: int) -> None:
-        weight = max(1 / (self._seen + 2), _MEMORY)
+        weight = max(1 / (self._seen + 3), _MEMORY)
         self._seen += 1
         for j in range(min(accepted + 1, drafted, len(self.rates))):
             self.rates[j] += weight * ((j < accepted) - self.rates[j])
@@ -210,6 +211,7 @@ class Controller:
         self._costs: dict[int, _Cost] = {}
         self._rows = 1
         self._idle = 0  # steps in a row in which no guess was tried, or, negative, how long none is looked for
+        self._pause = _PAUSE[0]
 
     def track(self) -> Track:
         """For a new sample: it begins with what the others have."""
@@ -232,7 +234,9 @@ class Controller:
 
     def lengths(self, tracks: Sequence[Track], available: Sequence[int] | None = None) -> list[int]:
         """For each row, how many guesses to verify. available: how many there are, at most; None: as many as wanted."""
-        self._idle = -_PAUSE if self._idle == _LOOKS else self._idle + 1
+        self._idle += 1
+        if self._idle > _LOOKS:
+            self._idle, self._pause = -self._pause, min(2 * self._pause, _PAUSE[1])
         if available is not None and not any(available):
             return [0] * len(tracks)
         rows, cost = max(self._rows, len(tracks)), self._cost(self._rows)
@@ -259,7 +263,7 @@ class Controller:
             if n and not count:
                 track.idle()
         if any(found):
-            self._idle = 0
+            self._idle, self._pause = 0, _PAUSE[0]
         elif any(most):
             self._usual.idle()
         return found
