@@ -29,7 +29,7 @@ from qwen3.tokenizer import Tokenizer
 BUDGETS = (0, 1, 7, 64, 512, None)
 GROUPS = (("alone", 1, False, 0.04), ("crowd", 32, False, 0.76), ("preempted", 32, True, 0.2))
 """Name, requests at once, whether the KV pool is too small for them, share of the requests."""
-_SMALL_POOL = 200  # blocks: 3,200 tokens for 32 samples
+_SMALL_POOL = 96  # blocks: 1,536 tokens for 32 samples
 _UNLIMITED = 1500  # tokens of thinking that max_tokens leaves where there is no budget
 _ANSWER = 400
 _OPEN = "<think>\n"
@@ -120,8 +120,9 @@ def faults(case: Case, result: Folded, tokenizer: Tokenizer) -> list[str]:
     return wrong
 
 
-def _variety(llm: LLM, seed: int) -> Iterator[Case]:
-    """Requests of every combination of budget, streaming, grammar and tools, in turn, without end."""
+def _variety(llm: LLM, seed: int, priorities: int = 1) -> Iterator[Case]:
+    """Requests of every combination of budget, streaming, grammar and tools, in turn, without end; of any of so many
+    priorities: higher ones push others aside where there is no room for both."""
     ask, rng = asker(llm), random.Random(seed)
     problems = held_out(tuple(FAMILIES), 240, seed)
     schemas = {name: Form.of(schema=schema) for name, schema in SCHEMAS.items()}
@@ -152,6 +153,7 @@ def _variety(llm: LLM, seed: int) -> Iterator[Case]:
         longest = (_UNLIMITED if budget is None else budget) + len(llm.tokenizer.encode(EARLY_STOP)) + 4 + _ANSWER
         request = ask(messages, form, policy, SamplingParams(seed=seed * 1_000_003 + number, max_tokens=longest))
         what = {"budget": budget, "streamed": streamed, "grammar": name, "tools": tools}
+        request.priority = rng.randrange(priorities)
         yield Case(request, what, budget, name, streamed)
 
 
@@ -178,7 +180,8 @@ def budgets(
         tally: Counter[str] = Counter()
         by_end: Counter[str] = Counter()
         start = time.monotonic()
-        for case, result in drive(llm.engine, itertools.islice(_variety(llm, seed), count), crowd):
+        cases = itertools.islice(_variety(llm, seed, 16 if small else 1), count)
+        for case, result in drive(llm.engine, cases, crowd):
             found = faults(case, result, llm.tokenizer)
             if result.finish_reason == "length" and result.thinking and result.thinking.ended_by == "length":
                 tally["cut"] += 1
