@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from qwen3 import LLM
 from qwen3.chat.events import Finish, TextDelta, ThinkingReport, Usage, fold
@@ -55,6 +56,22 @@ def test_a_curve_rises_if_no_interval_lies_below_an_earlier_one() -> None:
     assert rises((40, 44), (38, 41), (60, 64))
     assert not rises((40, 44), (35, 39), (60, 64))
     assert not rises((40, 44), (60, 64), (43, 47), (61, 65))
+
+
+def test_budgets_that_are_worse_than_no_thinking_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter((45, 20, 44, 90))
+    monkeypatch.setattr(thinking, "answer_all", lambda *given: [])
+    monkeypatch.setattr(thinking, "_point", lambda budget, *given: thinking_point(budget, next(shares)))
+    llm: Any = SimpleNamespace(mode="hybrid", resolved=None, device=torch.device("cpu"))
+    found = thinking.curve(llm, "chain", (0, 4, 32, None), 1)
+    assert found["below_none"] == [4]
+    assert found["monotone"]
+    assert found["rise"] == 45
+    assert found["half_width"] == 2
+
+
+def thinking_point(budget: int | None, percent: float) -> dict[str, Any]:
+    return {"budget": budget, "percent": percent, "interval": (percent - 2, percent + 2)}
 
 
 def test_budgets_and_suites_by_name() -> None:
@@ -215,6 +232,7 @@ def test_the_command_shows_a_curve_that_rises(tmp_path: Path, capsys: pytest.Cap
     assert found["monotone"]
     assert found["machine"]["device"] == "cpu"
     assert found["points"][0]["most_used"] == 0
+    assert found["below_none"] == []
     assert main(["curve", "chess", "--device", "cpu"]) == 2
     assert main(["curve", "--budgets", "-4", "--device", "cpu"]) == 2
     assert main(["curve", "--out", str(tmp_path / "none" / "x.json"), "--device", "cpu"]) == 2

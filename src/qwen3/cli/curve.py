@@ -55,5 +55,7 @@ def _show(result: dict[str, Any]) -> None:
     out(
         f"{len(result['points'])} budgets, {result['settings']['problems']:,} held-out problems each: "
         f"{result['rise']:+.1f} points from first to last, "
-        f"{'no point below an earlier one' if result['monotone'] else 'NOT monotone'} (95 % intervals)"
+        f"{'no budget below a smaller one' if result['monotone'] else 'NOT monotone'} (95 % intervals)"
     )
+    if below := result["below_none"]:
+        out(f"Worse than no thinking at all (budget 0): thoughts cut at {', '.join(map(str, below))} tokens")

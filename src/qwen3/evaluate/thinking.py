@@ -131,8 +131,9 @@ def curve(
 
     Each point: budget (None: unlimited), right, of, percent, interval (Wilson, 95 %), thinking_tokens and
     completion_tokens (means), closed (share of the thoughts that the budget ended) and right by family. Of all: rise
-    (points from the first to the last), half_width (the widest interval's) and monotone: no point's interval lies below
-    that of a smaller budget.
+    (points from the first to the last), half_width (the widest interval's), monotone: no point's interval lies below
+    that of a smaller budget, and below_none: budgets whose interval lies below that of budget 0. These are apart, and
+    budget 0 is not asked to be the lowest, because it is no cut thought but the other mode: an answer without one.
     """
     if llm.mode != "hybrid":
         raise UsageError(f"this model's mode is {llm.mode!r}: a curve needs one that thinks and answers at once")
@@ -159,7 +160,8 @@ def curve(
         "points": points,
         "rise": points[-1]["percent"] - points[0]["percent"],
         "half_width": max((p["interval"][1] - p["interval"][0]) / 2 for p in points),
-        "monotone": rises(points),
+        "monotone": rises([point for point in points if point["budget"] != 0]),
+        "below_none": [p["budget"] for p in points if points[0]["budget"] == 0 and not rises([points[0], p])],
         "seconds": time.monotonic() - progress.start,
     }
 
