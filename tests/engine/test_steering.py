@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import time
 from typing import Any
 
@@ -181,3 +182,15 @@ def test_thoughts_do_not_stay_in_the_cache(make_engine: Any, tokenizer: Any) -> 
     finish(engine, request)
     if request.finish_reason == "stop":
         assert engine.scheduler.pool.cached == len(request.ids) // 16
+
+
+def test_a_stream_with_a_grammar_goes_to_another_process(tokenizer: Any) -> None:
+    constraint = Constraint.regex("(ab|c)+d")
+    stream = TokenStream(tokenizer, PROMPT, ThinkingPolicy("off"), matcher=constraint.matcher(tokenizer))
+    while (forced := stream.forced()) is not None:
+        stream.push(forced)
+    stream.push(tokenizer.encode("c")[0])
+    copy = pickle.loads(pickle.dumps(stream))  # between this package's own processes
+    assert (copy.mask() == stream.mask()).all()
+    copy.push(tokenizer.encode("d")[0])
+    assert (copy.mask() != stream.mask()).any()

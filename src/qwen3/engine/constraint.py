@@ -17,7 +17,7 @@ import threading
 import unicodedata
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -140,6 +140,10 @@ class Matcher:
         self._ended = False
         self._mask: NDArray[np.int32] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process a matcher goes as what it is made of, and the tokens it has seen."""
+        return _replayed, (self._tokenizer, self._constraint, self._ids, self._ended)
+
     def mask(self) -> NDArray[np.int32]:
         """int32 [ceil(vocab_size / 32)]: bit i % 32 of word i // 32 says whether id i may come next. A copy.
 
@@ -223,6 +227,13 @@ class Matcher:
                 reason = _reason(self._inner)
                 raise Qwen3Error(f"{self._constraint.kind}: the grammar failed after {len(self)} tokens: {reason}")
         return answer
+
+
+def _replayed(tokenizer: Tokenizer, constraint: Constraint, ids: Sequence[int], ended: bool) -> Matcher:
+    matcher = constraint.matcher(tokenizer)
+    for id in [*ids, *[*tokenizer.eos_ids][:ended]]:
+        matcher.push(id)
+    return matcher
 
 
 # Checks
