@@ -63,8 +63,8 @@ class ThinkingReport:
     stream, not the model. ended_by: "natural" (the model wrote the closing tag), "budget", "steps", "time", "client",
     "loop", "eos" (it tried to stop inside), "length", "cancelled", "stop", or None (no thinking). source: what settled
     the mode, "explicit", "switch", "default" or "auto" (None: nobody said). steps: paragraphs of the reasoning.
-    discarded_tokens: sampled by mode "auto" for an answer that was thrown away. window: tokens that "auto" looked at
-    before it decided (None: not auto).
+    discarded_tokens: of the answer that mode "auto" began and threw away, the empty think block included. window:
+    tokens that "auto" looked at before it decided (None: not auto).
     """
 
     mode: str
