@@ -8,12 +8,14 @@ Python state machine and the one on the device alike.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qwen3.tokenizer import Tokenizer, byte_level
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 IN_LINE, AFTER_NEWLINE, IN_BREAK = 0, 1, 2
 """States: the line has text; one newline came after text; a blank line came, or nothing yet (where a text begins).
@@ -56,6 +58,8 @@ def pace_table(tokenizer: Tokenizer) -> NDArray[np.uint16]:
     if table is None:
         token_of, added = tokenizer._tok.id_to_token, tokenizer.added_tokens
         tokens = (None if id in added else token_of(id) for id in range(tokenizer.vocab_size))
+        import numpy as np  # a tenth of a second that a client which only renders should not pay
+
         table = np.array([_NO_CHANGE if token is None else _entry(token) for token in tokens], np.uint16)
         table.setflags(write=False)
         _tables[tokenizer] = table

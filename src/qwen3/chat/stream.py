@@ -15,10 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qwen3.chat.events import Event, Finish, ThinkingReport, Usage
 from qwen3.chat.loops import LoopDetector
@@ -28,6 +25,10 @@ from qwen3.chat.template import EMPTY_THINK
 from qwen3.chat.writer import Writer
 from qwen3.errors import UsageError
 from qwen3.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 AFTER_THINK = "\n\n"
 CLOSE_THINK = "\n</think>" + AFTER_THINK
@@ -232,7 +233,8 @@ class TokenStream:
         words = matcher.mask()
         if self.state == "start" and not self._ban_think:
             words = words.copy()
-            words.view(np.uint32)[self._control.think // 32] |= np.uint32(1 << self._control.think % 32)
+            bits = words.view("uint32")
+            bits[self._control.think // 32] |= bits.dtype.type(1 << self._control.think % 32)
         return words
 
     def push(self, id: int) -> list[Event]:
