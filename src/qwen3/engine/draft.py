@@ -227,6 +227,7 @@ class DraftModel:
         sample's own noise, as the target draws, so that the two agree as often as they can."""
         assert self.runner is not None
         books = [self._book(item.row) for item in samples]
+        count = min(count, BLOCK)  # a slot has one block for guesses
         most = [min(count, item.row.max_total - len(item.row.tokens) - 1) for item in samples]
         self._compute([(book, len(book.row.tokens) - 1) for book in books if book.lag > BLOCK])
         # The scheduler gives blocks to what it plans, after this.

@@ -57,14 +57,18 @@ class Rounds:
         self._pool: Any = None
         self._span = torch.arange(MOST_ROWS + 1, dtype=torch.int32, device=runner.device)
 
+    def fits(self, rows: int, count: int, longest: int) -> bool:
+        """Whether there are not too many rows for so many guesses, and none is at the end of its context. longest: keys
+        of a row before the round, the last token's included."""
+        return rows <= MOST_ROWS and longest + count <= self.runner.max_len
+
     def replay(self, items: Sequence[Sample], guesses: Sequence[Sequence[int]], longest: int) -> Round | None:
         """Verify guesses of samples that have blocks for them: the host's, or where there is a draft model as many of
-        its own. longest: of the rows, keys before the round, the last token's included. None: nothing was run, there
-        are too many rows, or a context is at its end."""
+        its own; none is a plain step. None: nothing was run, it does not fit."""
         count = max(map(len, guesses))
-        size = next((size for size in _ROWS if size >= len(items)), None)
-        if size is None or longest + count > self.runner.max_len:
+        if not self.fits(len(items), count, longest):
             return None
+        size = next(size for size in _ROWS if size >= len(items))
         key = size, count, self.runner.custom_experts > 0, self.runner.reach(size, longest + count)
         if key not in self._graphs:
             self._graphs[key] = self._capture(size, count, key[-1])
