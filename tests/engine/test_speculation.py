@@ -19,6 +19,7 @@ pytest.importorskip("triton")
 from qwen3.chat.policy import ThinkingPolicy
 from qwen3.chat.stream import TokenStream
 from qwen3.engine import Engine, Request, SamplingParams, pickers
+from qwen3.engine.constraint import Constraint
 from qwen3.engine.draft import DraftModel
 from qwen3.engine.rounds import Round, Rounds
 from qwen3.engine.speculate import Controller
@@ -49,7 +50,9 @@ def _always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Controller, "lengths", lengths)
 
 
-def requests(count: int, longest: int, tokenizer: Tokenizer | None = None) -> list[Request]:
+def requests(
+    count: int, longest: int, tokenizer: Tokenizer | None = None, constraint: Constraint | None = None
+) -> list[Request]:
     """Prompts of few different tokens, so that prompt lookup finds something; with a tokenizer, a stream each."""
     found = []
     for seed in range(count):
@@ -60,7 +63,8 @@ def requests(count: int, longest: int, tokenizer: Tokenizer | None = None) -> li
         params = SamplingParams(**given, **RULES[seed % 4]).resolved("instruct")
         stream = None
         if tokenizer is not None:
-            stream = TokenStream(tokenizer, ids, ThinkingPolicy(budget=5) if seed % 2 else None)
+            matcher = None if constraint is None else constraint.matcher(tokenizer)
+            stream = TokenStream(tokenizer, ids, ThinkingPolicy(budget=5) if seed % 2 else None, matcher=matcher)
         found.append(Request(ids, params, stream))
     return found
 
@@ -110,10 +114,19 @@ def test_the_host_says_the_same(way: str, blocks: int) -> None:
     assert right > (0.9 if way == "itself" else 0) * guessed
 
 
-@pytest.mark.parametrize("way", ["ngram", "draft", "itself"])
+@pytest.mark.parametrize(
+    ("way", "what"),
+    [("ngram", "text"), ("draft", "text"), ("itself", "text"), ("ngram", "schema"), ("draft", "schema"), ("ngram", "")],
+)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter")
-def test_a_device_says_the_same(way: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_says_the_same(way: str, what: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text, answers bound by a grammar, and samples that the host does not follow."""
     rounds = 0
+    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}
+    constraint = Constraint.json_schema(schema) if what == "schema" else None
+
+    def asked() -> list[Request]:
+        return requests(4, 14, tokenizer if what else None, constraint)
 
     def replay(self: Rounds, items: Sequence[Any], guesses: Sequence[Sequence[int]], longest: int) -> Round | None:
         nonlocal rounds
@@ -134,7 +147,7 @@ def test_a_device_says_the_same(way: str, tokenizer: Tokenizer, monkeypatch: pyt
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self)
     monkeypatch.setattr(pickers.DevicePicked, "__init__", _Picked.__init__)
     model = random_model(tiny_config(), seed=1)
-    expected = run(Engine(model, tokenizer, max_batch=3, blocks=40, max_len=200), requests(4, 14, tokenizer))
+    expected = run(Engine(model, tokenizer, max_batch=3, blocks=40, max_len=200), asked())
     speculation = ways(model)[way]
     engine = overlapped(model, tokenizer, max_batch=3, blocks=40, max_len=200, speculation=speculation, draft_tokens=3)
     assert engine._speculation is not None
@@ -145,6 +158,6 @@ def test_a_device_says_the_same(way: str, tokenizer: Tokenizer, monkeypatch: pyt
                 runner.k_cache.zero_()
                 runner.v_cache.zero_()
     verified = counted(engine)
-    assert run(engine, requests(4, 14, tokenizer)) == expected
-    assert rounds or way == "ngram"
+    assert run(engine, asked()) == expected
+    assert rounds or what != "text"
     assert way != "itself" or sum(right for _, right in verified) > len(verified)

@@ -398,6 +398,8 @@ class Engine(Steering):
         """Cancel what runs and give the memory back. The engine cannot be used afterwards."""
         self.cancel_all()
         self._drain()
+        if self._speculation is not None and self._speculation.draft is not None:
+            self._speculation.draft.detach()
         del self.runner, self.picker
 
     # Coming in
@@ -488,17 +490,17 @@ class Engine(Steering):
         if not members:
             return None
         slots = [item.row.slot for item in samples]
+        routed = self._routed and any(item.request.keep_routes for item in members)
+        plain = not routed and all(item.request.params.prompt_logprobs is None for item in owners)
         extras = [chunk.extra for chunk in chunks]
         if self._speculation is not None:
-            extras = self._speculation.prepare(samples, owners, chunks, self.overlap)
+            extras = self._speculation.prepare(samples, owners, chunks, self.overlap, plain and not lost)
         fed = [
             Fed(c.seq.slot, c.start, [*c.seq.tokens[c.start : c.start + c.size - len(extra)], *extra])
             for c, extra in zip(chunks, extras, strict=True)
         ]
         # Of a row that decodes, with the token it computes; those come longest first.
         longest = max([item.row.total for item in samples[:1]] + [c.start + c.size for c in chunks])
-        routed = self._routed and any(item.request.keep_routes for item in members)
-        plain = not routed and all(item.request.params.prompt_logprobs is None for item in owners)
         guessed = any(item.drafts for item in owners)
         if isinstance(self.picker, DevicePicker) and plain and not lost and not guessed and len(chunks) <= 1:
             last = bool(chunks) and chunks[0].last and self._ready(owners[0])
@@ -508,7 +510,7 @@ class Engine(Steering):
                 flight = self._flight_of(samples, DevicePicked(graph.out, len(samples)), graph.logits, followed)
                 flight.prompts = bool(chunks)
                 return flight
-        if guessed and plain and not lost and self._speculation is not None:
+        if guessed and self._speculation is not None:
             found = self._speculation.round(samples, owners, extras)
             if found is not None:
                 return Flight([], [], Picked([]), None, found)

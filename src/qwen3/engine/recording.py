@@ -107,6 +107,8 @@ class Recorder:
             if len(row.tokens) != known + 1 or row.tokens[-1] != draft:
                 break
             right += 1
+            if row.total == len(row.tokens):  # a rule that the device does not know has taken the others back
+                break
         item.drafts = ()
         if not item.request.done:
             self.scheduler.rollback(row, row.total - len(row.tokens))
@@ -259,7 +261,7 @@ class Recorder:
         item.request.finish_reason = reason
         self._unbind(item)
         if self._speculation is not None:
-            self._speculation.forget(item)
+            self._speculation.ended(item)
         self.scheduler.finish(item.row, self._kept(item, reason))
 
     # In and out of slots

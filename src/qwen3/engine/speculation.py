@@ -41,6 +41,7 @@ class Speculation:
         self._known: dict[int, tuple[NGram | None, Track]] = {}  # by id of the request
         self.rounds: Rounds | None = None  # where a device chooses
         self.pays = True  # rows wait for their last token
+        self.whole = False  # the step that was prepared is a round
         self._last = 0.0  # when a step's tokens were last known
 
     def bytes_per_block(
@@ -59,8 +60,14 @@ class Speculation:
         if isinstance(picker, DevicePicker):
             self.rounds = Rounds(runner, picker.sampler, self.draft)
 
+    def ended(self, item: Sample) -> None:
+        """A sample ended, and still has its blocks."""
+        if self.draft is not None:
+            self.draft.leave([item.row])
+        self.forget(item)
+
     def forget(self, item: Sample) -> None:
-        """A sample ended, or its tokens became others."""
+        """A sample is gone, or its tokens became others."""
         self._known.pop(item.request.id, None)
         if self.draft is not None:
             self.draft.forget(item.row)
@@ -70,6 +77,8 @@ class Speculation:
         if known is None:
             table = NGram(item.row.tokens) if self.draft is None else None
             known = self._known[item.request.id] = table, self.controller.track()
+        if known[0] is not None:
+            known[0].tokens = item.row.tokens  # of another row, after an interrupted step
         return known
 
     def propose(self, samples: Sequence[Sample], scheduler: Scheduler, picker: HostPicker | DevicePicker) -> None:
@@ -98,40 +107,50 @@ class Speculation:
                 scheduler.propose(item.row, item.drafts)
 
     def prepare(
-        self, samples: Sequence[Sample], owners: Sequence[Sample], chunks: Sequence[Chunk], on_device: bool
+        self, samples: Sequence[Sample], owners: Sequence[Sample], chunks: Sequence[Chunk], on_device: bool, plain: bool
     ) -> list[tuple[int, ...]]:
         """Before a planned step runs: what each chunk carries beyond the tokens that are known. Guesses for which there
-        was no room are forgotten; a draft model computes the prompts' chunks too, and on a device it guesses now."""
+        was no room are forgotten; a draft model computes the prompts' chunks too, and on a device it guesses now, if
+        the step is no round. plain: it may be one."""
         for item in samples:
             item.drafts = ()
         extras = [chunk.extra for chunk in chunks]
         drafted = [i for i, item in enumerate(owners) if item.drafts and extras[i]]
         for i, item in enumerate(owners):
             item.drafts = extras[i] if i in drafted else ()
+        self.whole = plain and self._is_round(samples, owners, extras)
         if self.draft is None:
             return extras
         self.draft.feed(chunks)
         if on_device:
             self.draft.leave([item.row for item in samples])
             self.draft.sync([owners[i].row for i in drafted])
-            if 0 < len(drafted) < len(owners) + len(samples):  # no round: see there
+            if drafted and not self.whole:
                 rows = [owners[i].row for i in drafted]
                 count, longest = max(len(extras[i]) for i in drafted), max(len(row.tokens) for row in rows)
                 found = self.draft.draft_on_device([row.slot for row in rows], count, longest).tolist()
                 for i, guesses in zip(drafted, found, strict=True):
-                    owners[i].drafts = extras[i] = tuple(guesses[: len(extras[i])])
+                    owners[i].drafts = extras[i] = tuple(max(0, guess) for guess in guesses[: len(extras[i])])
         return extras
+
+    def _is_round(self, samples: Sequence[Sample], owners: Sequence[Sample], extras: Sequence[tuple[int, ...]]) -> bool:
+        """Whether all that a step does is to verify guesses, on a device; rows without any go with those that have."""
+        if self.rounds is None or not owners or not all(item.drafts for item in owners):
+            return False
+        longest = max(len(item.row.tokens) for item in (*samples, *owners))
+        known = all(item.observed and item.row.total == len(item.row.tokens) + 1 for item in samples)
+        return known and self.rounds.fits(len(samples) + len(owners), max(map(len, extras)), longest)
 
     def round(
         self, samples: Sequence[Sample], owners: Sequence[Sample], extras: Sequence[tuple[int, ...]]
     ) -> Round | None:
-        """On a device: the whole step in one launch, where all it does is to verify guesses. None: it is another."""
-        if self.rounds is None or samples or not owners or not all(item.drafts for item in owners):
+        """The whole step in one launch, if it is a round."""
+        if not self.whole or self.rounds is None:
             return None
-        longest = max(len(item.row.tokens) for item in owners)
         if self.draft is not None:
             extras = [(0,) * len(extra) for extra in extras]
-        return self.rounds.replay(owners, extras, longest)
+        items = [*samples, *owners]
+        return self.rounds.replay(items, [*[()] * len(samples), *extras], max(len(item.row.tokens) for item in items))
 
     def landed(
         self, flight: Flight, verified: Sequence[tuple[Sample, int, int]], picker: HostPicker | DevicePicker
@@ -156,4 +175,4 @@ def _free(item: Sample) -> bool:
     """Whether its next token is to be sampled, behind tokens that are all known."""
     row = item.row
     known = row.status is Status.DECODE and not row.lagging
-    return known and not item.request.done and item.trial is None and not item.reader.queued
+    return known and not (item.request.done or item.trial is not None or item.reader.queued or item.masked)

@@ -150,6 +150,8 @@ class Steering(Recorder):
     def _guess(self, speculation: Speculation) -> None:
         """Tokens to verify in the next step. Where the host is late, rows wait for their last token while that pays."""
         rows = [self._live[row.id] for row in self.scheduler.running.values() if row.status is not Status.PREFILL]
+        if self.overlap:  # of others the host learns nothing before they end
+            rows = [item for item in rows if item.observed]
         speculation.propose(rows, self.scheduler, self.picker)
         for item in rows if self.overlap else ():
             if speculation.pays and not item.row.lockstep:
