@@ -142,8 +142,7 @@ class Engine(Steering):
         self._live: dict[int, Sample] = {}  # not done, or done since the last step
         self.scheduler = self._fresh_scheduler()
         self._flight: Flight | None = None
-        # Of the last plan: samples, and the places of those that are followed.
-        self._decoding: tuple[list[Sample], list[int] | None] = [], []
+        self._decoding: tuple[list[Sample], list[int] | None] = [], []  # of the last plan: samples, places followed
         self._torn = False
         self._ended = False
         self._routed = False  # a request has asked for routes
