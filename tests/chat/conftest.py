@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from qwen3.chat import encode
 from qwen3.tokenizer import Tokenizer
 from qwen3.tokenizer.files import packaged
 
@@ -14,6 +15,17 @@ from qwen3.tokenizer.files import packaged
 @pytest.fixture(scope="session")
 def tok() -> Tokenizer:
     return Tokenizer.from_pretrained()
+
+
+@pytest.fixture(scope="session")
+def prompts(tok: Tokenizer) -> dict[str, list[int]]:
+    """Prompt ids by the state they start."""
+    user = [{"role": "user", "content": "Q"}]
+    return {
+        "start": encode(user, tokenizer=tok).ids,
+        "answer": encode(user, tokenizer=tok, enable_thinking=False).ids,
+        "thinking": encode(user, tokenizer=tok, template="thinking-2507").ids,
+    }
 
 
 @pytest.fixture(scope="session")

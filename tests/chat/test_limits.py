@@ -9,23 +9,13 @@ from itertools import chain, cycle, repeat
 import numpy as np
 import pytest
 
-from qwen3.chat import ThinkingPolicy, TokenStream, encode, fold
+from qwen3.chat import ThinkingPolicy, TokenStream, fold
 from qwen3.chat.stream import CLOSE_THINK, EARLY_STOP
 from qwen3.engine.constraint import Constraint
 from qwen3.errors import UsageError
 from tests.chat.test_stream import drive
 
-USER = [{"role": "user", "content": "Q"}]
 ANSWER = "\n</think>\n\nA<|im_end|>"
-
-
-@pytest.fixture(scope="module")
-def prompts(tok) -> dict[str, list[int]]:
-    return {
-        "start": encode(USER, tokenizer=tok).ids,
-        "answer": encode(USER, tokenizer=tok, enable_thinking=False).ids,
-        "thinking": encode(USER, tokenizer=tok, template="thinking-2507").ids,
-    }
 
 
 def stopped(thought: str) -> str:

@@ -27,16 +27,6 @@ from qwen3.errors import UsageError
 USER = [{"role": "user", "content": "Q"}]
 
 
-@pytest.fixture(scope="module")
-def prompts(tok) -> dict[str, list[int]]:
-    """Prompt ids by the state they start."""
-    return {
-        "start": encode(USER, tokenizer=tok).ids,
-        "answer": encode(USER, tokenizer=tok, enable_thinking=False).ids,
-        "thinking": encode(USER, tokenizer=tok, template="thinking-2507").ids,
-    }
-
-
 def drive(stream: TokenStream, model, limit: int = 10_000) -> list:
     """What an engine does: forced tokens first, else the model's next; "length" when it has no more."""
     events, model = [], iter(model)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import select
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,3 +88,14 @@ def copy(model: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def plain_copy(plain_model: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(plain_model, tmp_path / "plain"))
+
+
+def terminal_until(terminal: int, text: str) -> str:
+    """What a program writes to its terminal, of which we have the other end, up to the part with `text`."""
+    seen = b""
+    end = time.monotonic() + 60
+    while text.encode() not in seen:
+        assert time.monotonic() < end, seen
+        if select.select([terminal], [], [], 0.1)[0]:
+            seen += os.read(terminal, 4096)
+    return seen.decode(errors="replace")

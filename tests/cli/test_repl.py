@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from qwen3 import LLM, SamplingParams, ThinkingPolicy
 from qwen3.cli.repl import Repl, _command
 from qwen3.cli.session import Session
 from qwen3.errors import UsageError
+from tests.cli.conftest import terminal_until
 
 
 class Typist:
@@ -178,15 +179,7 @@ def test_on_a_terminal(model: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
 
-    def read_until(text: str) -> str:
-        seen = b""
-        end = time.monotonic() + 60
-        while text.encode() not in seen:
-            assert time.monotonic() < end, seen
-            if select.select([ours], [], [], 0.1)[0]:
-                seen += os.read(ours, 4096)
-        return seen.decode(errors="replace")
-
+    read_until = partial(terminal_until, ours)
     start = read_until(">>> ")
     assert "\x1b[2mmodel: " in start
     os.write(ours, b"/no_think\n")

@@ -6,10 +6,10 @@ import json
 import os
 import pty
 import re
-import select
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 from qwen3 import ThinkingPolicy
 from qwen3.cli.session import Keyboard
 from qwen3.engine.trial import SPAN, THRESHOLD, WINDOW
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, terminal_until
 
 ASK = ("--seed", "3", "--json")
 REPORT = ["mode", "budget", "used", "forced_tokens", "ended_by", "source", "steps", "discarded_tokens", "window"]
@@ -169,15 +169,7 @@ def test_enter_means_answer_now(model: Path) -> None:
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
 
-    def read_until(text: str) -> str:
-        seen = b""
-        end = time.monotonic() + 60
-        while text.encode() not in seen:
-            assert time.monotonic() < end, seen
-            if select.select([ours], [], [], 0.1)[0]:
-                seen += os.read(ours, 4096)
-        return seen.decode(errors="replace")
-
+    read_until = partial(terminal_until, ours)
     read_until(">>> ")
     os.write(ours, b"hello\n")
     read_until("hello\r\n")

@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
 from qwen3.engine import Engine
 from qwen3.engine.device_sampler import DeviceSampler
 from qwen3.engine.pickers import DevicePicked, DevicePicker, Sample
+from qwen3.engine.runner import Runner
 from qwen3.tokenizer import Tokenizer
 
 
@@ -38,9 +39,6 @@ class InterpretedPicker(DevicePicker):
         self.sampler.sample(logits, torch.tensor([item.row.slot for item in samples], dtype=torch.int32), out)
         return _Picked(out, len(samples))
 
-    def picked(self, out: Tensor, count: int) -> Any:
-        return _Picked(out, count)
-
     def fetch(self, item: Sample, picked: Any) -> Any:
         return self.sampler.snapshot(item.row.slot)
 
@@ -50,10 +48,18 @@ class _NoGraphs:
         return None
 
 
+@torch.inference_mode()
+def blank(runner: Runner) -> None:
+    """A device's caches begin as zeros (see `Runner`); a round reads places that no token was written to."""
+    runner.k_cache.zero_()
+    runner.v_cache.zero_()
+
+
 def overlapped(model: Any, tokenizer: Tokenizer, **options: Any) -> Engine:
     """An engine that launches a step before it has read the last one."""
     engine = Engine(model, tokenizer, **({"max_batch": 4, "max_len": 600} | options))
     engine.picker = InterpretedPicker(engine.max_batch, engine.vocab_size, engine.max_len)
     engine.graphs = _NoGraphs()  # type: ignore[assignment]
     engine.overlap = True
+    blank(engine.runner)
     return engine

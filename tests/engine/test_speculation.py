@@ -25,7 +25,7 @@ from qwen3.engine.rounds import Round, Rounds
 from qwen3.engine.speculate import Controller
 from qwen3.model import Qwen3
 from qwen3.tokenizer import Tokenizer
-from tests.engine.overlapped import _Done, _Picked, overlapped
+from tests.engine.overlapped import _Done, _Picked, blank, overlapped
 from tests.fixtures import random_model, tiny_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
@@ -154,9 +154,8 @@ def test_a_device_says_the_same(way: str, what: str, tokenizer: Tokenizer, monke
     with torch.inference_mode():
         engine._speculation.attach(engine.runner, engine.picker, engine.vocab_size)
         for runner in (engine.runner, getattr(speculation, "runner", None)):
-            if runner is not None:  # as on a GPU: a slot that was never written holds no NaN
-                runner.k_cache.zero_()
-                runner.v_cache.zero_()
+            if runner is not None:
+                blank(runner)
     verified = counted(engine)
     assert run(engine, asked()) == expected
     assert rounds or what != "text"
