@@ -151,7 +151,7 @@ class Engine(Steering):
         idle = int(_IDLE_SECONDS / self._cost.per_token)
         self._idle_chunk = max(BLOCK, min(idle // BLOCK * BLOCK, _IDLE_CHUNK.get(kind, 256)))
         self._pace = Pace()
-        self._timed: list[Sample] = []
+        self._timed: list[tuple[Sample, int]] = []
         self._ahead: deque[Request] = deque(maxlen=MOST_AHEAD)
 
     def _usual_chunk(self) -> int:
@@ -237,7 +237,7 @@ class Engine(Steering):
         self.scheduler.add(row)
         self._live[request.id] = item = Sample(request, row, sampler, reader, trial=request.trial)
         if request.time_limit is not None:
-            self._timed.append(item)
+            self._watch(item)
         return row
 
     def _machine(self, request: Request) -> Machine:
@@ -297,9 +297,7 @@ class Engine(Steering):
         del item.request.tokens[len(item.request.tokens) - count :]
         item.reader = self._machine(item.request).replay(item.request.tokens)
         self.scheduler.rollback(item.row, count)
-        if item.bound:
-            item.bound = 0
-            self._ready(item)
+        self._bind_again(item)
 
     def update_weights(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
         """Write new values into the model's parameters, in place, under the names `model.named_parameters()` has.

@@ -149,11 +149,10 @@ class DevicePicked(Picked):
         return self._host.numpy()[: self._count]
 
     def read(self) -> list[tuple[int | Qwen3Error, int]]:
-        return [(failure() if code & 3 == FAILED else token, code) for token, code in self._rows().tolist()]
+        return [outcome(token, code) for token, code in self._rows().tolist()]
 
     def read_one(self, start: int, place: int) -> tuple[int | Qwen3Error, int]:
-        token, code = self._rows()[start + place].tolist()
-        return (failure() if code & 3 == FAILED else token, code)
+        return outcome(*self._rows()[start + place].tolist())
 
     def ended(self) -> list[tuple[int, int]]:
         codes = self._rows()[:, 1] & 3
@@ -225,6 +224,11 @@ def make_picker(
     if device.type == "cuda" and dtype != torch.float32 and kernels.chosen("cuda")["decode_inputs"] == "gpu":
         return DevicePicker(slots, vocab_size, device, max_len)
     return HostPicker(slots, device)
+
+
+def outcome(token: int, code: int) -> tuple[int | Qwen3Error, int]:
+    """What the device says of a row: its token, or why it has none, and the code."""
+    return failure() if code & 3 == FAILED else token, code
 
 
 def failure() -> Qwen3Error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -36,7 +37,7 @@ class Flight:
     void: set[Sample] = field(default_factory=set)  # whose tokens were taken back after it was launched
 
 
-class Recorder:
+class Recorder(ABC):
     """What `Engine` is built on. The engine makes these; see there for what they are."""
 
     picker: HostPicker | DevicePicker
@@ -98,10 +99,7 @@ class Recorder:
                 return right
             (token, code), logits, known = drafted.read(j), drafted.logits[j : j + 1], len(row.tokens)
             if item.alternatives is not None and not isinstance(token, Qwen3Error):
-                top = item.alternatives
-                ids = torch.tensor([token], device=logits.device)
-                entry = read_logprobs(measure(logits, ids, top, self.vocab_size), [top])[0]
-                self._record(item, token, code, entry, logits)
+                self._record(item, token, code, self._entry(token, logits, item.alternatives), logits)
             else:
                 self._record(item, token, code)
             if len(row.tokens) != known + 1 or row.tokens[-1] != draft:
@@ -150,25 +148,29 @@ class Recorder:
         if not self.overlap and item.alternatives is None and (following := item.reader.queued):
             self.scheduler.propose(item.row, following)
 
+    @abstractmethod
     def _heed(self, item: Sample) -> None:
         """A sample with a stream has a token more, and the scheduler knows it: see `steering.py`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _kept(self, item: Sample, reason: str) -> int | None:
         """How many tokens of a sample that ends are worth keeping in the cache; None: all."""
-        raise NotImplementedError
 
     def _note(self, item: Sample, token: int, entry: TokenLogprob, logits: Tensor) -> None:
         """A token's log-probability: of the recorded one, which may stand in the place of an end that was sampled."""
-        recorded, top = item.request.output[-1], item.alternatives or 0
+        recorded = item.request.output[-1]
         if recorded != entry.id:
-            ids = torch.tensor([recorded], device=logits.device)
-            entry = read_logprobs(measure(logits, ids, top, self.vocab_size), [top])[0]
+            entry = self._entry(recorded, logits, item.alternatives or 0)
         entry.forced = item.forced or recorded != token
         if item.trial is not None and not entry.forced:
             item.trial.observe(entry)
         if (asked := item.request.params.logprobs) is not None:
             item.request.logprobs.append(replace(entry, top=entry.top[:asked]))
+
+    def _entry(self, token: int, logits: Tensor, top: int) -> TokenLogprob:
+        """One token's log-probability, and the `top` best, in logits [1, rows of the head]."""
+        ids = torch.tensor([token], device=logits.device)
+        return read_logprobs(measure(logits, ids, top, self.vocab_size), [top])[0]
 
     @staticmethod
     def _first_token(item: Sample) -> None:

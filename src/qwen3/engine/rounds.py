@@ -17,7 +17,7 @@ from torch import Tensor
 from qwen3.engine.device_sampler import DeviceSampler
 from qwen3.engine.draft import DraftModel
 from qwen3.engine.graphs import Graph
-from qwen3.engine.pickers import FAILED, DevicePicked, Drafted, Sample, failure
+from qwen3.engine.pickers import DevicePicked, Drafted, Sample, outcome
 from qwen3.engine.runner import Prompts, Runner
 from qwen3.errors import Qwen3Error
 
@@ -44,8 +44,7 @@ class Round(DevicePicked):
 
     @staticmethod
     def read_pair(row: list[int], place: int) -> tuple[int | Qwen3Error, int]:
-        token, code = row[2 * place : 2 * place + 2]
-        return (failure() if code & 3 == FAILED else token, code)
+        return outcome(*row[2 * place : 2 * place + 2])
 
 
 class Rounds:

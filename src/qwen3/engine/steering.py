@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,7 +37,7 @@ class Steering(Recorder):
 
     _live: dict[int, Sample]
     _pace: Pace
-    _timed: list[Sample]  # with a time limit
+    _timed: list[tuple[Sample, int]]  # with a time limit; tokens that closing its thought takes
     _ahead: deque[Request]  # background work that has not begun, or was pushed aside
 
     def answer_now(self, request_id: int) -> bool:
@@ -159,9 +160,9 @@ class Steering(Recorder):
             elif not speculation.pays and item.mask() is None:
                 item.row.lockstep = False
 
+    @abstractmethod
     def check(self, request: Request) -> None:
         """See the engine."""
-        raise NotImplementedError
 
     def prefill_ahead(
         self, ids: Sequence[int], *, tenant: str = "", adapter: str | None = None, experts: int = 0
@@ -177,6 +178,9 @@ class Steering(Recorder):
             self._ahead.append(request)
 
     def _set_aside(self) -> None:
+        """Idle work makes room. It is live only where nothing else is."""
+        if self.has_work:
+            return
         for item in list(self._live.values()):
             if item.request.background and not item.request.done:
                 self._finish(item, "cancelled")
@@ -197,7 +201,7 @@ class Steering(Recorder):
     def _keep_time(self) -> None:
         """Close the thinking of those whose time is nearly up, end those whose time is up."""
         now = time.perf_counter()
-        for item in self._timed:
+        for item, forced in self._timed:
             request, stream = item.request, item.request.stream
             if request.done or stream is None or request.time_limit is None:
                 continue
@@ -206,11 +210,16 @@ class Steering(Recorder):
                 request.warnings.append(f"the time limit of {request.time_limit:g} s ended it")
                 self._finish(item, "length")
             elif stream.state in ("start", "thinking"):
-                forced = 1 if not self.overlap else len(stream.tokenizer.encode(EARLY_STOP))
                 limit = request.max_tokens - len(request.output)
                 if self._pace.must_close(left, forced, limit):
                     self._close_thinking(item, "time")
-        self._timed = [item for item in self._timed if not item.request.done]
+        self._timed = [(item, forced) for item, forced in self._timed if not item.request.done]
+
+    def _watch(self, item: Sample) -> None:
+        """A sample with a time limit. Forced tokens take one step where the host chooses, else one each."""
+        stream = item.request.stream
+        assert stream is not None
+        self._timed.append((item, len(stream.tokenizer.encode(EARLY_STOP)) if self.overlap else 1))
 
     def _kept(self, item: Sample, reason: str) -> int | None:
         stream = item.request.stream
