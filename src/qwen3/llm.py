@@ -399,7 +399,9 @@ class LLM:
     def _expect_next(self, asked: Asked, reply: Message | Sequence[Event]) -> None:
         """An answer has ended by itself: most likely the conversation goes on from it. reply: it, or its events."""
         request = asked.requests[0]
-        if self._idle is None or asked.messages is None or len(asked.requests) > 1 or request.finish_reason != "stop":
+        if self._idle is None or asked.messages is None or len(asked.requests) > 1:
+            return
+        if request.finish_reason not in ("stop", "tool_calls"):
             return
         asking = self._asking
 

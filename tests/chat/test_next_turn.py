@@ -26,10 +26,12 @@ def test_the_next_prompt_begins_with_it(seed: int, template: str) -> None:
     if tools and r.random() < 0.5:
         messages.append(Message("assistant", "", random_text(r), (ToolCall("look", "{}", "call_1"),)))
         messages.append({"role": "tool", "content": random_text(r)})
-    reply = Message("assistant", random_text(r) or "x", random_text(r))
+    calls = (ToolCall("look", '{ "a":  1}', "call_2"),) if tools and r.random() < 0.5 else ()
+    reply = Message("assistant", random_text(r) or "x", random_text(r), calls)
     predicted = next_turn_ids(messages, reply, tools=tools, template=template)
     old = encode(messages, tools=tools, template=template).ids
-    later = encode([*messages, reply, {"role": "user", "content": random_text(r)}], tools=tools, template=template).ids
+    follows = {"role": "tool" if calls else "user", "content": random_text(r)}
+    later = encode([*messages, reply, follows], tools=tools, template=template).ids
     assert len(predicted) > 0
     assert later[: len(predicted)] == predicted
     shared = next((i for i, (a, b) in enumerate(zip(old, predicted, strict=False)) if a != b), len(old))
