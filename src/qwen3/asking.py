@@ -141,18 +141,24 @@ class Asking:
         thinking: ThinkingPolicy | None,
         sampling: SamplingParams | None,
         check: Callable[[Request], None],
+        split: bool = True,
     ) -> Asked:
-        """The requests of a prompt that is there as ids. Whether it thinks is read off its end."""
+        """The requests of a prompt that is there as ids. Whether it thinks is read off its end. split=False: thinking
+        and tool calls stay in the text, tags included, and `thinking` has nothing to bound."""
         params = checked(sampling, SamplingParams, "sampling") or SamplingParams()
         policy = checked(thinking, ThinkingPolicy, "thinking") or ThinkingPolicy()
-        open_still = TokenStream(self.tokenizer, ids).state != "answer"
+        state = TokenStream(self.tokenizer, ids).state
+        open_still = state != "answer" if split else state == "thinking"
         if policy.mode == "auto":
             if not open_still:
                 raise UsageError("thinking.mode 'auto' is impossible: the prompt has closed its think block already")
             resolve_mode([{"role": "user", "content": ""}], policy, self.mode, self.template)  # may refuse, too
         thinks = open_still and not policy.off
         source = "explicit" if policy.mode or policy.off else "default"
-        return Asked(self._requests(ids, params, policy, thinks, source, form, [], check, include_tools=True), form)
+        requests = self._requests(
+            ids, params, policy, thinks, source, form, [], check, include_tools=split, split=split
+        )
+        return Asked(requests, form)
 
     def next_ids(self, asked: Asked, reply: Message) -> list[int]:
         """What the prompt of the conversation's next turn begins with, if the answer was `reply`."""
@@ -172,6 +178,7 @@ class Asking:
         warnings: list[str],
         check: Callable[[Request], None],
         include_tools: bool = False,
+        split: bool = True,
     ) -> list[Request]:
         params = params.resolved(family.sampling_key(self.mode, thinks))
         if params.seed is None:
@@ -199,6 +206,7 @@ class Asking:
                     include_tools=include_tools or bool(form.tools),
                     matcher=form.constraint.matcher(self.tokenizer) if form.constraint else None,
                     source=source,
+                    split=split,
                 ),
                 index,
                 warnings=list(warnings),

@@ -402,6 +402,16 @@ def test_first_state_is_read_off_the_prompt(tok, prompts):
     assert TokenStream(tok, typed).state == "start"
 
 
+@pytest.mark.parametrize("state", ["start", "thinking", "answer"])
+def test_nothing_is_split_off_where_the_text_is_wanted_as_it_is(tok, prompts, state):
+    text = "\n<think>\na b\n</think>\n\nc <tool_call>\n{}\n</tool_call>"
+    stream = TokenStream(tok, prompts[state], split=False, include_tools=False, stop=["}"])
+    events = drive(stream, iter(tok.encode(text)))
+    assert (fold(events).content, fold(events).matched) == (text[: text.index("}")], "}")
+    again = stream.fresh(stop=())
+    assert fold(drive(again, iter(tok.encode(text)))).content == text
+
+
 def test_going_on_with_a_started_answer(tok, prompts):
     """An answer or a thought that the prompt began keeps the newlines that come next."""
     begun = TokenStream(tok, [*prompts["answer"], *tok.encode("First line")])

@@ -113,6 +113,7 @@ class TokenStream:
         matcher: Matcher | None = None,
         forbid_think: bool | None = None,
         source: str | None = None,
+        split: bool = True,
     ):
         """`prompt_ids` as rendered: their end decides the first state.
 
@@ -120,7 +121,8 @@ class TokenStream:
         the tokenizer's. ignore_eos: end-of-turn tokens are ordinary, and nothing looks for loops. min_tokens: before
         that many tokens nothing ends the generation. include_tools=False: tool-call tags are ordinary text. matcher:
         the grammar of the answer, at its beginning. forbid_think: whether `<think>` must not be sampled; None: where
-        the policy is off. source: what settled the mode, for the report.
+        the policy is off. source: what settled the mode, for the report. split=False: think tags are text, too; all is
+        answer, wherever the prompt ends.
 
         Raises UsageError for a policy with answer_reserve (see `ThinkingPolicy.limited`) and for bad stop strings.
         """
@@ -141,7 +143,7 @@ class TokenStream:
         self._options = {
             "policy": policy, "stop": stop, "stop_token_ids": self._stop_ids, "eos_ids": self._eos,
             "ignore_eos": ignore_eos, "min_tokens": min_tokens, "include_tools": include_tools, "matcher": matcher,
-            "forbid_think": forbid_think, "source": source,
+            "forbid_think": forbid_think, "source": source, "split": split,
         }  # fmt: skip
         self.cached_tokens = 0
         self.source = source
@@ -164,7 +166,7 @@ class TokenStream:
         self._force_cause: str | None = None
         self._ended_by: str | None = None
         self._matched: int | None = None
-        self.state, after = self._first_state(prompt_ids)
+        self.state, after = self._first_state(prompt_ids) if split else ("answer", None)
         self._opened = self.state == "thinking"
         self._writer = Writer(
             tokenizer, stop, state=self.state, fresh=after is not None and not tokenizer.decode(after).strip("\n")
