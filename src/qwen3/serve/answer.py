@@ -1,0 +1,321 @@
+"""How an answer gets from the engine's process to the client, whole or streamed, in whatever dialect.
+
+Here lives what all dialects share: whose prefix cache and priority a call has, reasoning memory, warnings, metrics,
+cancelling for a client that has gone, keep-alives, and what happens to a reader that does not read.
+
+What `server` must have: settings.write_timeout (seconds), memory (`serve.memory.ReasoningMemory`), streams (dict of
+running streams, id -> (stream, caller's id)) and metrics with
+    observe_items(model, items, elapsed, gap)   news of a stream. elapsed: s since the call came in; gap: s since the
+                                                stream's last news, None for the first (elapsed is then the TTFT)
+    observe_answer(model, elapsed)              once a stream: its first text or tool-call delta
+    observe_end(model, reason, usage, thinking, timing)   a sample has ended. timing: s, by the names of `Clock.timing`
+    observe_cut(model, why)                     a call ended early: "disconnected", "slow_reader" or "error"
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any, Protocol, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from qwen3.chat import Event, Finish, ReasoningDelta, TextDelta, ToolCallDelta, fold
+from qwen3.serve.calls import Call, Item, Sample
+from qwen3.serve.errors import ApiError
+
+T = TypeVar("T")
+_log = logging.getLogger("qwen3.serve")
+KEEP_ALIVE = 15.0
+FIRST_NEWS = 2.0
+"""Seconds that the response's head waits for the first news: what fails before then fails as a plain HTTP error, which
+clients know how to retry."""
+
+
+@dataclass
+class Clock:
+    """When what happened to a call, in seconds of `time.perf_counter`; None: not yet."""
+
+    started: float = field(default_factory=time.perf_counter)
+    opened: float | None = None
+    first: float | None = None
+    answer: float | None = None
+    last: float | None = None
+
+    def timing(self) -> dict[str, float | None]:
+        """Seconds since the start: opened, first_token, first_answer, total (up to the last news)."""
+        marks = {"opened": self.opened, "first_token": self.first, "first_answer": self.answer, "total": self.last}
+        return {name: None if mark is None else mark - self.started for name, mark in marks.items()}
+
+
+class Writer(Protocol):
+    """Items to a dialect's bytes, for one stream. Each method gives bytes to send, b"" for none.
+
+    clock is set before `begin`; `feed` gets items of any samples, neighbours of one kind already made one, every
+    sample's last one a Finish, whose warnings are complete; `end` comes after the last Finish, or else `error` (which
+    ends the response too).
+    """
+
+    media_type: str
+    clock: Clock
+
+    def begin(self, stream: Any) -> bytes: ...
+    def feed(self, items: list[Item]) -> bytes: ...
+    def end(self) -> bytes: ...
+    def error(self, error: ApiError) -> bytes: ...
+    def keep_alive(self) -> bytes: ...
+
+
+class _Gone(Exception):
+    """The client has closed the connection."""
+
+
+async def collect(server: Any, request: Request, backend: Any, call: Call, notes: Sequence[str] = ()) -> list[Sample]:
+    """All samples of a call, `notes` before their own warnings. Raises ApiError; a call whose client has gone is
+    cancelled and ends with status 499, which nobody reads."""
+    call, notes = await _prepared(server, request, call, notes)
+
+    async def work() -> list[Sample]:
+        stream = await backend.open(call)
+        try:
+            found: list[Sample] = await stream.collect()
+        except BaseException:
+            stream.cancel()
+            raise
+        return found
+
+    try:
+        samples = await _while_here(request.receive, work())
+    except _Gone:
+        server.metrics.observe_cut(backend.name, "disconnected")
+        raise ApiError(499, "the client has closed the connection", code="client_closed") from None
+    except ApiError:
+        server.metrics.observe_cut(backend.name, "error")
+        raise
+    for sample in samples:
+        result = sample.result
+        server.metrics.observe_end(backend.name, result.finish_reason, result.usage, result.thinking, sample.timing)
+        server.memory.keep(caller_id(request), call, result.message)
+    return [replace(s, result=replace(s.result, warnings=_union(notes, s.result.warnings))) for s in samples]
+
+
+async def stream_response(
+    server: Any, request: Request, backend: Any, call: Call, writer: Writer, notes: Sequence[str] = ()
+) -> Response:
+    """The response that streams a call's answer through `writer`. Raises ApiError while nothing has been sent."""
+    writer.clock = clock = Clock()
+    call, notes = await _prepared(server, request, call, notes)
+
+    opened: list[Any] = []
+
+    async def first() -> list[Item] | None:
+        opened.append(await backend.open(call))
+        clock.opened = time.perf_counter()
+        return await _news(opened[0], FIRST_NEWS)
+
+    try:
+        items = await _while_here(request.receive, first())
+    except BaseException as error:
+        for stream in opened:
+            stream.cancel()
+        if not isinstance(error, _Gone):
+            raise
+        server.metrics.observe_cut(backend.name, "disconnected")
+        raise ApiError(499, "the client has closed the connection", code="client_closed") from None
+    return _Streamed(server, caller_id(request), backend.name, call, writer, tuple(notes), opened[0], items)
+
+
+def caller_id(request: Request) -> str:
+    """Who asks; "" for all where no keys are set."""
+    caller = getattr(request.state, "caller", None)
+    return "" if caller is None else str(caller.id)
+
+
+async def _prepared(server: Any, request: Request, call: Call, notes: Sequence[str]) -> tuple[Call, Sequence[str]]:
+    """The call as its caller may have it: in the caller's own prefix cache (where the dialect's `tenant` is a salt of
+    its own), never ahead of the caller's priority, and with the reasoning that the client dropped."""
+    if caller := getattr(request.state, "caller", None):
+        tenant = f"{caller.tenant}\0{call.tenant}" if call.tenant else caller.tenant
+        call = replace(call, tenant=tenant, priority=caller.priority + max(0, call.priority))
+    if call.messages is not None:
+        messages, count = await server.memory.restore(caller_id(request), call.messages)
+        if count:
+            turns = "turn" if count == 1 else "turns"
+            note = f"messages: the reasoning of {count} tool-calling {turns}, which the request left out, was put back"
+            call, notes = replace(call, messages=messages), (*notes, note)
+    return call, notes
+
+
+async def _while_here(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` comes to. It is cancelled when the client goes first, which raises _Gone."""
+    tasks = (asyncio.ensure_future(work), asyncio.ensure_future(_departure(receive)))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            return tasks[0].result()
+        raise _Gone
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _departure(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _news(stream: Any, seconds: float) -> list[Item] | None:
+    """The next items of a stream, None after so many seconds without any, [] after the last."""
+    try:
+        async with asyncio.timeout(seconds):
+            items: list[Item] = await anext(stream)
+            return items
+    except TimeoutError:
+        return None
+    except StopAsyncIteration:
+        return []
+
+
+class _Streamed(Response):
+    """Writes a stream to its client, as fast as that one reads: what comes meanwhile waits in the stream and is then
+    sent at once."""
+
+    def __init__(
+        self,
+        server: Any,
+        caller: str,
+        model: str,
+        call: Call,
+        writer: Writer,
+        notes: tuple[str, ...],
+        stream: Any,
+        items: list[Item] | None,
+    ) -> None:
+        self.status_code, self.background = 200, None  # and no body: its length is not known
+        self.init_headers({"content-type": writer.media_type, "cache-control": "no-cache", "x-accel-buffering": "no"})
+        self.server, self.caller, self.model, self.call, self.writer = server, caller, model, call, writer
+        self.notes, self.stream, self.items = notes, stream, items
+        self.left = call.sampling.get("n") or 1
+        # What reasoning memory needs; nothing else has a use for it.
+        self.events: dict[int, list[Event]] | None = {} if call.tools else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        streams, metrics = self.server.streams, self.server.metrics
+        streams[self.stream.id] = (self.stream, self.caller)
+        try:
+            await _while_here(receive, self._run(send))
+        except (_Gone, OSError) as error:  # TimeoutError, an OSError, is the slow reader's
+            slow = isinstance(error, TimeoutError)
+            metrics.observe_cut(self.model, "slow_reader" if slow else "disconnected")
+            if slow and (abort := scope.get("extensions", {}).get("qwen3.abort")):
+                abort()  # closing would wait for the reader to take what the transport still holds
+        finally:
+            streams.pop(self.stream.id, None)
+            if self.left:
+                self.stream.cancel()
+
+    async def _run(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        writer, items = self.writer, self.items
+        data = writer.begin(self.stream)
+        while True:
+            try:
+                if items:
+                    data += self._feed(items)
+                elif items is None:
+                    data += writer.keep_alive()
+                elif self.left:
+                    raise ApiError(500, "the answer ended before it was complete")
+                if not self.left:
+                    data += writer.end()
+            except Exception as error:
+                data += self._failed(error)
+                break
+            if not self.left:
+                break
+            if data:
+                await self._send(send, data, True)
+            try:
+                data, items = b"", await _news(self.stream, KEEP_ALIVE)
+            except Exception as error:
+                data = self._failed(error)
+                break
+        await self._send(send, data, False)
+
+    def _failed(self, error: Exception) -> bytes:
+        self.server.metrics.observe_cut(self.model, "error")
+        if not isinstance(error, ApiError):
+            _log.exception("a stream failed", exc_info=error)
+        return self.writer.error(ApiError.of(error))
+
+    async def _send(self, send: Callable[[Any], Awaitable[None]], data: bytes, more: bool) -> None:
+        async with asyncio.timeout(self.server.settings.write_timeout):
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+    def _feed(self, items: list[Item]) -> bytes:
+        clock, metrics = self.writer.clock, self.server.metrics
+        now = time.perf_counter()
+        elapsed = now - clock.started
+        metrics.observe_items(self.model, items, elapsed, None if clock.last is None else now - clock.last)
+        clock.last = now
+        if clock.first is None:
+            clock.first = now
+        if clock.answer is None and any(type(item.event) in (TextDelta, ToolCallDelta) for item in items):
+            clock.answer = now
+            metrics.observe_answer(self.model, elapsed)
+        if self.events is not None:
+            for item in items:
+                self.events.setdefault(item.index, []).append(item.event)
+        return self.writer.feed([self._ended(i) if type(i.event) is Finish else i for i in merged(items)])
+
+    def _ended(self, item: Item) -> Item:
+        finish = item.event
+        assert isinstance(finish, Finish)
+        self.left -= 1
+        self.server.metrics.observe_end(
+            self.model, finish.reason, finish.usage, finish.thinking, self.writer.clock.timing()
+        )
+        if self.events is not None:
+            message = fold(self.events.pop(item.index)).message
+            self.server.memory.keep(self.caller, self.call, message)
+        return replace(item, event=replace(finish, warnings=_union(self.notes, finish.warnings)))
+
+
+def merged(items: list[Item]) -> list[Item]:
+    """The same news in fewer items: of each sample, neighbouring texts are one, and so are reasonings and a tool call's
+    arguments. Samples do not wait for each other, so that those of one stand together."""
+    if len(items) == 1:
+        return items
+    found: list[Item] = []
+    for (index, kind, _), group in groupby(sorted(items, key=lambda item: item.index), _kind):
+        same = list(group)
+        if len(same) == 1 or kind not in (TextDelta, ReasoningDelta, ToolCallDelta):
+            found += same
+            continue
+        events: list[Any] = [item.event for item in same]
+        event: Event
+        if kind is ToolCallDelta:
+            event = ToolCallDelta(events[0].index, None, None, "".join(e.arguments_delta for e in events))
+        else:
+            made = TextDelta if kind is TextDelta else ReasoningDelta
+            event = made("".join(e.text for e in events), tuple(id for e in events for id in e.ids))
+        found.append(Item(index, event, tuple(logprob for item in same for logprob in item.logprobs)))
+    return found
+
+
+def _kind(item: Item) -> tuple[int, type, Any]:
+    event = item.event
+    if type(event) is ToolCallDelta:
+        return item.index, ToolCallDelta, (event.index, event.name)  # a call's first delta, with its name, stays apart
+    return item.index, type(event), None
+
+
+def _union(*lists: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for texts in lists for text in texts))
