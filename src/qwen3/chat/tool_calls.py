@@ -31,7 +31,7 @@ def parse_tool_call(text: str) -> ToolCall:
 
 def new_id() -> str:
     """A fresh id, by which a client ties the tool's result to the call."""
-    return f"call_{secrets.token_hex(12)}"
+    return f"call_{secrets.token_hex(16)}"
 
 
 class ToolCallReader:
