@@ -117,12 +117,19 @@ class Asking:
         thinking: ThinkingPolicy | None,
         sampling: SamplingParams | None,
         check: Callable[[Request], None],
+        continue_last: bool = False,
     ) -> Asked:
-        """The requests of a conversation, one for each of the `n` samples. check: `Engine.check`."""
+        """The requests of a conversation, one for each of the `n` samples. check: `Engine.check`. continue_last: the
+        last message is the assistant's and goes on where it ends, in its thought where it has no content."""
         params = checked(sampling, SamplingParams, "sampling") or SamplingParams()
         policy = checked(thinking, ThinkingPolicy, "thinking")
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         found = resolve_mode(turns, policy, self.mode, self.template)
+        if continue_last:
+            encoded = encode(
+                found.messages, tokenizer=self.tokenizer, tools=form.tools, template=self.template, continue_last=True
+            )
+            return self.raw(encoded.ids, form, policy, params, check, warnings=encoded.warnings)
         encoded = encode(
             found.messages,
             tokenizer=self.tokenizer,
@@ -142,6 +149,7 @@ class Asking:
         sampling: SamplingParams | None,
         check: Callable[[Request], None],
         split: bool = True,
+        warnings: Sequence[str] = (),
     ) -> Asked:
         """The requests of a prompt that is there as ids. Whether it thinks is read off its end. split=False: thinking
         and tool calls stay in the text, tags included, and `thinking` has nothing to bound."""
@@ -156,7 +164,7 @@ class Asking:
         thinks = open_still and not policy.off
         source = "explicit" if policy.mode or policy.off else "default"
         requests = self._requests(
-            ids, params, policy, thinks, source, form, [], check, include_tools=split, split=split
+            ids, params, policy, thinks, source, form, [*warnings], check, include_tools=split, split=split
         )
         return Asked(requests, form)
 

@@ -51,6 +51,23 @@ class Timing:
     prompt_tokens_per_second: float
     decode_tokens_per_second: float  # tokens after the first over the time they took; 0 for a single token
 
+    @classmethod
+    def of(cls, request: Request) -> Timing | None:
+        """Of a request that has ended; None if it had no token."""
+        clock = request.clock
+        if not (clock.first_token and clock.finished):
+            return None
+        prompt, decode = clock.first_token - clock.started, clock.finished - clock.first_token
+        return cls(
+            queued=clock.started - clock.added,
+            prompt=prompt,
+            first_token=clock.first_token - clock.added,
+            first_answer=clock.first_answer - clock.added if clock.first_answer else None,
+            total=clock.finished - clock.added,
+            prompt_tokens_per_second=len(request.ids) / prompt if prompt > 0 else 0.0,
+            decode_tokens_per_second=(len(request.output) - 1) / decode if decode > 0 else 0.0,
+        )
+
 
 @dataclass(frozen=True)
 class Generation(Result):
@@ -457,7 +474,7 @@ class LLM:
 
     def _generation(self, request: Request, events: Sequence[Event]) -> Generation:
         base = fold(events)
-        params, clock = request.params, request.clock
+        params = request.params
         return Generation(
             **{name: getattr(base, name) for name in base.__dataclass_fields__},
             ids=tuple(request.output),
@@ -466,22 +483,8 @@ class LLM:
             logprobs=None if params.logprobs is None else list(request.logprobs),
             prompt_logprobs=None if params.prompt_logprobs is None else list(request.prompt_logprobs),
             seed=request.params.seed,
-            timing=_timing(request) if clock.first_token and clock.finished else None,
+            timing=Timing.of(request),
         )
-
-
-def _timing(request: Request) -> Timing:
-    clock = request.clock
-    prompt, decode = clock.first_token - clock.started, clock.finished - clock.first_token
-    return Timing(
-        queued=clock.started - clock.added,
-        prompt=prompt,
-        first_token=clock.first_token - clock.added,
-        first_answer=clock.first_answer - clock.added if clock.first_answer else None,
-        total=clock.finished - clock.added,
-        prompt_tokens_per_second=len(request.ids) / prompt if prompt > 0 else 0.0,
-        decode_tokens_per_second=(len(request.output) - 1) / decode if decode > 0 else 0.0,
-    )
 
 
 __all__ = ["LLM", "ChatStream", "Generation", "Timing", "check_options"]

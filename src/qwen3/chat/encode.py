@@ -17,6 +17,7 @@ from typing import Any
 
 from qwen3.chat.messages import plain_messages
 from qwen3.chat.template import CustomTemplate, Piece, apart, pieces, plain_tools
+from qwen3.errors import UsageError
 from qwen3.tokenizer import Tokenizer, check_unicode
 
 
@@ -42,24 +43,41 @@ def encode(
     add_generation_prompt: bool = True,
     enable_thinking: bool | None = None,
     template: str | CustomTemplate = "qwen3",
+    continue_last: bool = False,
 ) -> Encoded:
-    """Prompt ids of the messages. Arguments as in `render`; `tokenizer` None means the packaged one.
+    """Prompt ids of the messages. Arguments as in `render`; `tokenizer` None means the packaged one. continue_last: the
+    last message is the assistant's, and the prompt ends where its text does: in its thought where it has no content.
 
-    Raises UsageError as `render` does, and for text that is not valid Unicode; CorruptFileError if the tokenizer lacks
-    a control token.
+    Raises UsageError as `render` does, for text that is not valid Unicode, and for a last message that cannot be
+    continued; CorruptFileError if the tokenizer lacks a control token.
     """
     tok = tokenizer or default_tokenizer()
     options: dict[str, Any] = {
         "tools": tools,
-        "add_generation_prompt": add_generation_prompt,
+        "add_generation_prompt": add_generation_prompt and not continue_last,
         "enable_thinking": enable_thinking,
     }
+    if continue_last and not isinstance(template, str):
+        raise UsageError("continue_last is impossible: this model has a chat template of its own")
     if isinstance(template, str):
         tok.control.as_tuple()  # without these tokens the template's own tags would be text
-        return encode_pieces(pieces(messages, template=template, **options), tok)
+        made = pieces(messages, template=template, **options)
+        return encode_pieces(_left_open(made, messages) if continue_last else made, tok)
     control = tuple(tok.added_tokens.values())
     encoded = encode_pieces(template.pieces(messages, control=control, **options), tok)
     return Encoded(encoded.ids, _control_warnings(messages, tools, control_pattern(control)))
+
+
+def _left_open(made: list[Piece], messages: Any) -> list[Piece]:
+    """Without what the template writes behind the text of the last message."""
+    last = plain_messages(messages)[-1]
+    if last.get("role") != "assistant" or last.get("tool_calls") or not made:
+        raise UsageError("continue_last needs an assistant message without tool calls at the end of messages")
+    if not (last.get("content") or last.get("reasoning_content")):
+        raise UsageError("continue_last: the last message is empty, there is nothing to continue")
+    while made[-1].source is None or not made[-1].text:
+        made.pop()
+    return made
 
 
 def _control_warnings(messages: Any, tools: Any, pattern: re.Pattern[str]) -> tuple[str, ...]:

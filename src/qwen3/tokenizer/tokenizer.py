@@ -18,6 +18,8 @@ from qwen3.errors import CorruptFileError, UsageError
 from qwen3.tokenizer import byte_level, files
 from qwen3.tokenizer.control import ControlIds
 
+_LONG = 4096  # characters; above, a batch of one is encoded: only that lets other threads of Python run meanwhile
+
 
 class Tokenizer:
     """Byte-level BPE of the Qwen3 family. Ids are plain Python ints. Safe to share between threads."""
@@ -70,7 +72,11 @@ class Tokenizer:
     @staticmethod
     def _encode(tok: tokenizers.Tokenizer, text: str) -> list[int]:
         _check_text(text)
-        ids: list[int] = tok.encode(text, add_special_tokens=False).ids
+        if len(text) > _LONG:
+            encoding = tok.encode_batch_fast([text], add_special_tokens=False)[0]
+        else:
+            encoding = tok.encode(text, add_special_tokens=False)
+        ids: list[int] = encoding.ids
         return ids
 
     @cached_property

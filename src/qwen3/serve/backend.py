@@ -1,0 +1,537 @@
+"""One model as the server sees it: calls go to the engine's process, items come back.
+
+The process is started when the model is first asked for, and again, after a pause that grows, when it dies. Nothing
+here imports torch. All of it runs in one event loop, and nothing of it blocks: what is written lies in the transport's
+buffer (bounded by how many calls may be open, and by the length of each), what is read goes to the streams undecoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from qwen3.chat import fold
+from qwen3.engine.params import SamplingParams
+from qwen3.errors import Qwen3Error
+from qwen3.serve import wire
+from qwen3.serve.calls import Call, Item, ModelInfo, Sample
+from qwen3.serve.errors import ApiError
+
+STATS = ("running", "queued", "used_blocks", "blocks", "steps", "max_batch", "max_len", "tokens")
+MAX_TOKEN_BYTES = 32
+"""A text of more bytes for each token of the context is refused before anybody counts its tokens."""
+
+_COMPACT = 256  # pieces of news that wait in a stream before they are joined
+_PAUSES = 0.5, 30.0  # seconds before the first and later restarts; doubled each time
+_STEADY = 60.0  # seconds after which a process is held to be in order
+_LAST_WORDS = 5.0  # seconds that a process whose line is closed has left
+_FIELDS = {field.name for kind in (Call, SamplingParams) for field in fields(kind)}
+_PARAM = re.compile(r"([a-z_]+)(?:\.\w+|\[\d+\])*")
+_BOTH = re.compile(r"([a-z_]+) and ([a-z_]+) (?:are given|contradict)")
+_log = logging.getLogger("qwen3.serve")
+
+
+class _Feed:
+    """What has come for one call. Held by the backend while the call runs; the `Stream` around it may be dropped."""
+
+    __slots__ = ("error", "left", "n", "news", "waiter", "whole")
+
+    def __init__(self, n: int) -> None:
+        self.n = self.left = n  # samples; those that have not ended
+        self.news: list[list[Any]] = []
+        self.error: ApiError | None = None
+        self.waiter: asyncio.Future[None] | None = None
+        self.whole = False  # wake the reader at the end only
+
+    def wake(self) -> None:
+        waiter, self.waiter = self.waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def wait(self) -> list[list[Any]]:
+        """All that has come since the last time; [] at the end. Raises ApiError."""
+        while not self.news or (self.whole and self.left and self.error is None):
+            if self.error is not None:
+                raise self.error
+            if not self.left:
+                return []
+            self.waiter = asyncio.get_running_loop().create_future()
+            await self.waiter
+        news, self.news = self.news, []
+        return news
+
+
+class Stream:
+    """The answers to one call, as they come: an asynchronous iterator over lists of items. Dropping it cancels.
+
+    id: of the request, 128 random bits. opened: prompt_tokens, warnings, seed, and prompt_ids of a raw prompt. ends: of
+    the samples that have ended, by index: ids, timing (see `qwen3.llm.Timing`), logprobs, prompt_logprobs.
+    """
+
+    def __init__(self, backend: Backend, key: int, feed: _Feed, opened: dict[str, Any]) -> None:
+        self.id = f"req-{secrets.token_hex(16)}"
+        self.opened = opened
+        self.ends: dict[int, dict[str, Any]] = {}
+        self._backend, self._key, self._feed = backend, key, feed
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> list[Item]:
+        """All that has come since the last time, one or more: deltas of a sample that waited are one delta. Raises
+        ApiError if the engine fails, StopAsyncIteration after the last Finish."""
+        news = await self._feed.wait()
+        if not news:
+            raise StopAsyncIteration
+        if len(news) > 1:
+            news = wire.merged(news)
+        for piece in news:
+            if piece[2] == wire.FINISH:
+                self.ends[piece[1]] = piece[4]
+        return [wire.item_of(piece) for piece in news]
+
+    async def collect(self) -> list[Sample]:
+        """The whole answers, of what was not iterated over yet. Raises ApiError."""
+        feed = self._feed
+        feed.whole = True
+        found: list[list[list[Any]]] = [[] for _ in range(feed.n)]
+        try:
+            while news := await feed.wait():
+                for piece in news:
+                    found[piece[1]].append(piece)
+        finally:
+            feed.whole = False
+        return [self._sample(index, news) for index, news in enumerate(found)]
+
+    def _sample(self, index: int, news: list[list[Any]]) -> Sample:
+        end = news[-1][4]
+        logprobs = prompt_logprobs = None
+        if "logprobs" in end:
+            entries = [entry for piece in news if len(piece) == 7 for part in piece[5:] for entry in part]
+            logprobs = tuple(map(wire.logprob_of, entries + end["logprobs"]))
+        if "prompt_logprobs" in end:
+            prompt_logprobs = tuple(entry and wire.logprob_of(entry) for entry in end["prompt_logprobs"])
+        return Sample(
+            index=index,
+            result=fold(map(wire.event_of, news)),
+            ids=tuple(end["ids"]),
+            prompt_ids=tuple(self.opened["prompt_ids"]),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            timing=end["timing"],
+            seed=self.opened["seed"],
+        )
+
+    @property
+    def buffered(self) -> int:
+        """Pieces of news that wait to be read."""
+        return len(self._feed.news)
+
+    @property
+    def done(self) -> bool:
+        """Whether all samples have ended; what they said may wait to be read still."""
+        return not self._feed.left or self._feed.error is not None
+
+    def cancel(self) -> None:
+        """Stop what runs: with the engine's next step Finish("cancelled") comes. Afterwards: no effect."""
+        if not self.done:
+            self._backend._tell("cancel", self._key)
+
+    def answer_now(self) -> None:
+        """Close the thinking, so that the answer follows. Afterwards: no effect."""
+        if not self.done:
+            self._backend._tell("answer_now", self._key)
+
+    def __del__(self) -> None:
+        if not self.done:
+            self._backend._drop(self._key)
+
+
+class _Link(asyncio.Protocol):
+    """The server's end of the socket."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend, self._frames = backend, wire.Frames()
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        for (stats, replies, news), _ in self._frames.feed(data):
+            self._backend._hear(stats, replies, news)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+
+class Backend:
+    """One model, in one process that holds the engine.
+
+    name: what clients call it. model, options: what `LLM` is given; options are JSON. max_queue: most samples that wait
+    while `max_batch` run.
+
+    state: "unloaded", "loading", "ready", "restarting" (its process has died) or "failed" (it could not be loaded; the
+    next one who asks, after a while, tries again). info: known from the first load on. stats: running, queued,
+    used_blocks, blocks, steps, max_batch, max_len, tokens (generated so far), as of the last step; {} before. draining:
+    it takes no more calls.
+    """
+
+    def __init__(
+        self, name: str, model: str | None = None, options: dict[str, Any] | None = None, *, max_queue: int = 256
+    ) -> None:
+        self.name, self.model, self.options, self.max_queue = name, model, options or {}, max_queue
+        self.state = "unloaded"
+        self.info: ModelInfo | None = None
+        self.stats: dict[str, int] = {}
+        self.draining = False
+        self.used = time.monotonic()  # when it was last asked for something
+        self.restarts = 0
+        self.error: Exception | None = None  # why it could not be loaded
+        self._feeds: dict[int, _Feed] = {}
+        self._replies: dict[int, asyncio.Future[Any]] = {}
+        self._open = 0  # samples of calls that have not ended
+        self._next = 0
+        self._ended: deque[float] = deque(maxlen=64)  # when samples did
+        self._retry_at = 0.0
+        self._seconds = 0.0  # that loading took
+        self._process: subprocess.Popen[bytes] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._loaded: asyncio.Future[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the engine's process, while there is one."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._feeds or self._replies)
+
+    # What callers use
+
+    async def load(self) -> None:
+        """Returns when the model is ready. Raises what `LLM` raised: an error of `qwen3.errors`."""
+        self.used = time.monotonic()
+        if self.state == "failed" and self.error is not None and time.monotonic() < self._retry_at:
+            raise self.error
+        if self._keeper is None or self._keeper.done():
+            self._loaded = asyncio.get_running_loop().create_future()
+            self.state, self.draining = "loading", False
+            self._keeper = asyncio.create_task(self._keep(self._loaded))
+        assert self._loaded is not None
+        await asyncio.shield(self._loaded)
+
+    async def open(self, call: Call) -> Stream:
+        """Send a call; returns when it has been checked and waits for its turn. Raises ApiError: 400 for what is wrong
+        with it, 503 for what will be different later (see `retry_after`)."""
+        await self._ready()
+        n = call.sampling.get("n", 1)
+        n = n if isinstance(n, int) and 1 <= n <= 128 else 1  # else it is refused there
+        room = self.stats["max_batch"] + self.max_queue
+        if self._open + n > room:
+            raise ApiError(
+                503,
+                f"{self.name} has {self._open:,} answers under way or waiting, more than {room:,} are not taken: "
+                "try again later",
+                code="queue_full",
+                retry_after=self._wait_for(n),
+            )
+        given = wire.call_to_wire(call)
+        self._next += 1
+        key, feed = self._next, _Feed(n)
+        frame = self._packed("open", key, given)
+        self._fits(len(frame), call.messages, call.tools, call.prompt)
+        self._feeds[key] = feed
+        self._open += n
+        try:
+            opened = await self._reply(key, frame)
+        except BaseException as error:
+            if self._feeds.pop(key, None) is not None:
+                self._open -= feed.left
+                if not isinstance(error, ApiError):
+                    self._tell("cancel", key)
+            raise
+        return Stream(self, key, feed, opened)
+
+    async def ask(self, what: str, **given: Any) -> Any:
+        """An answer without generation: tokenize(text, plain | call) -> ids, pieces; detokenize(ids) -> text;
+        count(call) -> prompt_tokens; embed(inputs, dimensions) -> vectors, tokens; rerank(query, documents,
+        instruction) -> scores, tokens. Raises ApiError as `open` does."""
+        await self._ready()
+        if len(self._replies) >= self.max_queue:
+            raise ApiError(503, f"{self.name} is busy: try again later", code="queue_full", retry_after=1.0)
+        given = {name: wire.call_to_wire(v) if isinstance(v, Call) else v for name, v in given.items()}
+        self._next += 1
+        key = self._next
+        frame = self._packed("ask", key, what, given)
+        self._fits(len(frame), *given.values(), apart=what in ("embed", "rerank"))
+        try:
+            return await self._reply(key, frame)
+        except asyncio.CancelledError:
+            self._tell("cancel", key)
+            raise
+
+    async def close(self, drain: float = 0.0) -> None:
+        """Take no more calls, give those that run `drain` seconds, and end the process. `load` starts another."""
+        self.draining = True
+        end = time.monotonic() + drain
+        while self.busy and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+        self.state, self.stats = "unloaded", {}
+
+    # Talking to the process
+
+    async def _ready(self) -> None:
+        self.used = time.monotonic()
+        if self.draining:
+            raise ApiError(503, f"{self.name} is shutting down", code="shutting_down", retry_after=5.0)
+        if self.state == "restarting":
+            wait = max(0.5, self._retry_at + self._seconds - time.monotonic())
+            raise ApiError(
+                503, f"{self.name} is starting again after a fault", code="model_restarting", retry_after=wait
+            )
+        if self.state != "ready":
+            try:
+                await self.load()
+            except Qwen3Error as error:
+                raise ApiError(
+                    503, f"{self.name} cannot be loaded: {error}", "model", "model_not_loaded", 30.0
+                ) from None
+
+    @staticmethod
+    def _packed(*message: Any) -> bytes:
+        try:
+            return wire.pack(message)
+        except Qwen3Error as error:
+            raise ApiError.of(error) from None
+
+    async def _reply(self, key: int, frame: bytes) -> Any:
+        future = self._replies[key] = asyncio.get_running_loop().create_future()
+        assert self._transport is not None
+        self._transport.write(frame)
+        try:
+            return await future
+        finally:
+            self._replies.pop(key, None)
+
+    def _tell(self, what: str, key: int) -> None:
+        if self._transport is not None and self.state == "ready":
+            self._transport.write(wire.pack([what, key]))
+
+    def _drop(self, key: int) -> None:
+        """Nobody holds the stream any more; perhaps in another thread, where the garbage collector runs."""
+        feed = self._feeds.pop(key, None)
+        if feed is not None:
+            self._open -= feed.left
+            feed.left = 0
+            loop = self._keeper.get_loop() if self._keeper is not None else None
+            if loop is not None and not loop.is_closed():
+                loop.call_soon_threadsafe(self._tell, "cancel", key)
+
+    def _hear(self, stats: list[int] | None, replies: list[Any], news: list[list[Any]]) -> None:
+        if stats is not None:
+            self.stats = dict(zip(STATS, stats, strict=True))
+        for key, value, error in replies:
+            future = self._replies.get(key)
+            if future is not None and not future.done():
+                if error is None:
+                    future.set_result(value)
+                else:
+                    future.set_exception(api_error(wire.error_of(error)) if key else wire.error_of(error))
+        feeds = self._feeds
+        for piece in news:
+            feed = feeds.get(piece[0])
+            if feed is None:
+                continue
+            if piece[2] >= wire.FINISH:
+                self._end(piece, feed)
+            else:
+                feed.news.append(piece)
+                if len(feed.news) % _COMPACT == 0:
+                    feed.news = wire.merged(feed.news)
+            if feed.waiter is not None and not feed.whole:
+                feed.wake()
+
+    def _end(self, piece: list[Any], feed: _Feed) -> None:
+        """A sample has ended, or failed, which is the end of its call."""
+        self.used = time.monotonic()
+        if piece[2] == wire.FINISH:
+            self._ended.append(self.used)
+            feed.news.append(piece)
+            feed.left -= 1
+            self._open -= 1
+        else:
+            self._tell("cancel", piece[0])
+            feed.error = api_error(wire.error_of(piece[3]))
+            self._open -= feed.left
+            feed.left = 0
+        if not feed.left:
+            del self._feeds[piece[0]]
+            feed.wake()
+
+    def _fits(self, size: int, *values: Any, apart: bool = False) -> None:
+        """Raises ApiError for texts that cannot fit into the context, whatever their tokens are. size: of the frame.
+        apart: each text for itself."""
+        assert self.info is not None
+        room = MAX_TOKEN_BYTES * self.info.context
+        if size > room:
+            sizes = [len(text.encode("utf-8", "surrogatepass")) for text in _texts(values)]
+            found = max(sizes, default=0) if apart else sum(sizes)
+            if found > room:
+                raise ApiError(
+                    400,
+                    f"the text has {found:,} bytes, which cannot fit into this model's context of "
+                    f"{self.info.context:,} tokens: shorten it",
+                    code="context_length_exceeded",
+                )
+
+    def _wait_for(self, n: int) -> float:
+        """Seconds until so many samples have probably ended, 1 to 60."""
+        if len(self._ended) < 2 or (span := time.monotonic() - self._ended[0]) <= 0:
+            return 1.0
+        return min(60.0, max(1.0, n * span / len(self._ended)))
+
+    # Keeping the process
+
+    async def _keep(self, loaded: asyncio.Future[None]) -> None:
+        """Start the process, and again whenever it dies, until cancelled."""
+        pause = _PAUSES[0]
+        try:
+            while True:
+                began = time.monotonic()
+                try:
+                    link = await self._start()
+                except Qwen3Error as error:
+                    await self._stop()
+                    if not loaded.done():
+                        self.state, self.error, self._retry_at = "failed", error, time.monotonic() + 10
+                        loaded.set_exception(error)
+                        loaded.exception()  # somebody may have stopped waiting
+                        return
+                    _log.error("%s cannot be loaded again: %s", self.name, error)
+                else:
+                    self._seconds = time.monotonic() - began
+                    self.state, self.error = "ready", None
+                    if not loaded.done():
+                        loaded.set_result(None)
+                    began = time.monotonic()
+                    await link.lost
+                    self.state = "restarting"
+                    how = await self._stop()
+                    _log.error("the engine's process of %s has ended (%s); starting another", self.name, how)
+                    self._fail_all(f"the engine's process has ended ({how}): the request is lost, send it again", pause)
+                    if time.monotonic() - began > _STEADY:
+                        pause = _PAUSES[0]
+                self.restarts += 1
+                self._retry_at = time.monotonic() + pause
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _PAUSES[1])
+        finally:
+            await self._stop()
+            self._fail_all(f"{self.name} is shutting down", 5.0)
+            if not loaded.done():
+                loaded.cancel()
+
+    async def _start(self) -> _Link:
+        """A process with the model loaded. Raises Qwen3Error."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "qwen3.serve.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # nothing is expected there
+                start_new_session=True,  # a terminal's Ctrl-C is for the server
+            )
+        finally:
+            theirs.close()
+        transport, link = await loop.create_unix_connection(lambda: _Link(self), sock=ours)
+        self._transport = transport
+        first = self._replies[0] = loop.create_future()
+        transport.write(wire.pack({**self.options, "model": self.model, "name": self.name}))
+        try:
+            await asyncio.wait([first, link.lost], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            del self._replies[0]
+        if not first.done():
+            raise Qwen3Error(f"the engine's process has ended while {self.name} was loaded ({await self._stop()})")
+        try:
+            self.info = ModelInfo(**first.result())
+        except Qwen3Error:
+            raise
+        except Exception as error:
+            raise Qwen3Error(f"{self.name} cannot be loaded: {error}") from None
+        return link
+
+    async def _stop(self) -> str:
+        """End the process, if there is one; how it ended."""
+        transport, self._transport = self._transport, None
+        process, self._process = self._process, None
+        if transport is not None:
+            transport.abort()
+        if process is None:
+            return "never started"
+        for _ in range(2):
+            try:
+                code = await asyncio.shield(asyncio.to_thread(process.wait, _LAST_WORDS))
+                return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            except subprocess.TimeoutExpired:
+                process.kill()
+        return "it does not end"
+
+    def _fail_all(self, message: str, retry_after: float) -> None:
+        """Nothing that is open will be answered."""
+        retry_after += self._seconds
+        error = ApiError(503, message, code="engine_lost", retry_after=retry_after)
+        for feed in self._feeds.values():
+            feed.error, feed.left = error, 0
+            feed.wake()
+        for future in self._replies.values():
+            if not future.done():
+                future.set_exception(error)
+        self._feeds.clear()
+        self._open = 0
+
+
+def api_error(error: Exception) -> ApiError:
+    """`ApiError.of`, with the field that the message begins with."""
+    found, text = ApiError.of(error), str(error)
+    if found.status == 400 and found.param is None:
+        both, one = _BOTH.match(text), _PARAM.match(text)
+        if both and {*both.groups()} <= _FIELDS:
+            found.param = ", ".join(both.groups())
+        elif one and one[1] in _FIELDS:
+            found.param = one[0]
+        elif re.match(r"the prompt has [\d,]+ tokens, but", text):
+            found.code = "context_length_exceeded"
+    return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in there."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
