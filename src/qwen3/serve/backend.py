@@ -8,6 +8,7 @@ buffer (bounded by how many calls may be open, and by the length of each), what 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import secrets
@@ -17,13 +18,13 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
 from qwen3.chat import fold
-from qwen3.engine.params import SamplingParams
-from qwen3.errors import Qwen3Error
+from qwen3.engine.params import MAX_N, SamplingParams
+from qwen3.errors import OutOfMemoryError, Qwen3Error
 from qwen3.serve import wire
 from qwen3.serve.calls import Call, Item, ModelInfo, Sample
 from qwen3.serve.errors import ApiError
@@ -35,6 +36,7 @@ MAX_TOKEN_BYTES = 32
 _COMPACT = 256  # pieces of news that wait in a stream before they are joined
 _PAUSES = 0.5, 30.0  # seconds before the first and later restarts; doubled each time
 _STEADY = 60.0  # seconds after which a process is held to be in order
+_RETRY_LOAD = 10.0  # seconds before a model that could not be loaded is tried again
 _LAST_WORDS = 5.0  # seconds that a process whose line is closed has left
 _FIELDS = {field.name for kind in (Call, SamplingParams) for field in fields(kind)}
 _PARAM = re.compile(r"([a-z_]+)(?:\.\w+|\[\d+\])*")
@@ -178,28 +180,36 @@ class Backend:
     """One model, in one process that holds the engine.
 
     name: what clients call it. model, options: what `LLM` is given; options are JSON. max_queue: most samples that wait
-    while `max_batch` run.
+    while `max_batch` run. make_room: called before the model is loaded, and with True where there was no memory for it;
+    then whether there may be more now.
 
     state: "unloaded", "loading", "ready", "restarting" (its process has died) or "failed" (it could not be loaded; the
     next one who asks, after a while, tries again). info: known from the first load on. stats: running, queued,
-    used_blocks, blocks, steps, max_batch, max_len, tokens (generated so far), as of the last step; {} before. draining:
-    it takes no more calls.
+    used_blocks, blocks, steps, max_batch, max_len, tokens (generated so far), as of the last step; {} before. used:
+    when somebody last wanted it, on `time.monotonic`.
     """
 
     def __init__(
-        self, name: str, model: str | None = None, options: dict[str, Any] | None = None, *, max_queue: int = 256
+        self,
+        name: str,
+        model: str | None = None,
+        options: dict[str, Any] | None = None,
+        *,
+        max_queue: int = 256,
+        make_room: Callable[[Backend, bool], Awaitable[bool]] | None = None,
     ) -> None:
         self.name, self.model, self.options, self.max_queue = name, model, options or {}, max_queue
         self.state = "unloaded"
         self.info: ModelInfo | None = None
         self.stats: dict[str, int] = {}
-        self.draining = False
-        self.used = time.monotonic()  # when it was last asked for something
+        self.used = time.monotonic()
         self.restarts = 0
         self.error: Exception | None = None  # why it could not be loaded
+        self._make_room = make_room
+        self._closed = False
         self._feeds: dict[int, _Feed] = {}
         self._replies: dict[int, asyncio.Future[Any]] = {}
-        self._open = 0  # samples of calls that have not ended
+        self._count = 0  # samples of calls that have not ended
         self._next = 0
         self._ended: deque[float] = deque(maxlen=64)  # when samples did
         self._retry_at = 0.0
@@ -215,34 +225,43 @@ class Backend:
         return self._process.pid if self._process is not None else None
 
     @property
+    def loaded(self) -> bool:
+        """Whether it takes memory, or soon will again."""
+        return self._process is not None or self.state == "restarting"
+
+    @property
     def busy(self) -> bool:
         return bool(self._feeds or self._replies)
 
     # What callers use
 
-    async def load(self) -> None:
-        """Returns when the model is ready. Raises what `LLM` raised: an error of `qwen3.errors`."""
+    async def load(self) -> ModelInfo:
+        """Returns when the model has been loaded. Raises what `LLM` raised: an error of `qwen3.errors`."""
         self.used = time.monotonic()
+        if self._closed:
+            raise ApiError(503, f"{self.name} is shutting down", code="shutting_down", retry_after=5.0)
         if self.state == "failed" and self.error is not None and time.monotonic() < self._retry_at:
             raise self.error
         if self._keeper is None or self._keeper.done():
             self._loaded = asyncio.get_running_loop().create_future()
-            self.state, self.draining = "loading", False
+            self.state = "loading"
             self._keeper = asyncio.create_task(self._keep(self._loaded))
         assert self._loaded is not None
         await asyncio.shield(self._loaded)
+        assert self.info is not None
+        return self.info
 
     async def open(self, call: Call) -> Stream:
         """Send a call; returns when it has been checked and waits for its turn. Raises ApiError: 400 for what is wrong
         with it, 503 for what will be different later (see `retry_after`)."""
         await self._ready()
         n = call.sampling.get("n", 1)
-        n = n if isinstance(n, int) and 1 <= n <= 128 else 1  # else it is refused there
+        n = n if isinstance(n, int) and 1 <= n <= MAX_N else 1  # else it is refused there
         room = self.stats["max_batch"] + self.max_queue
-        if self._open + n > room:
+        if self._count + n > room:
             raise ApiError(
                 503,
-                f"{self.name} has {self._open:,} answers under way or waiting, more than {room:,} are not taken: "
+                f"{self.name} has {self._count:,} answers under way or waiting, more than {room:,} are not taken: "
                 "try again later",
                 code="queue_full",
                 retry_after=self._wait_for(n),
@@ -253,14 +272,11 @@ class Backend:
         frame = self._packed("open", key, given)
         self._fits(len(frame), call.messages, call.tools, call.prompt)
         self._feeds[key] = feed
-        self._open += n
+        self._count += n
         try:
             opened = await self._reply(key, frame)
-        except BaseException as error:
-            if self._feeds.pop(key, None) is not None:
-                self._open -= feed.left
-                if not isinstance(error, ApiError):
-                    self._tell("cancel", key)
+        except BaseException:
+            self._forget(key)
             raise
         return Stream(self, key, feed, opened)
 
@@ -282,36 +298,36 @@ class Backend:
             self._tell("cancel", key)
             raise
 
-    async def close(self, drain: float = 0.0) -> None:
-        """Take no more calls, give those that run `drain` seconds, and end the process. `load` starts another."""
-        self.draining = True
-        end = time.monotonic() + drain
-        while self.busy and time.monotonic() < end:
-            await asyncio.sleep(0.02)
+    async def unload(self) -> None:
+        """End the process. Who asks next starts another."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
         self.state, self.stats = "unloaded", {}
 
+    async def close(self, drain: float = 0.0) -> None:
+        """Take no more calls, give those that run `drain` seconds, and end the process for good."""
+        self._closed = True
+        end = time.monotonic() + drain
+        while self.busy and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        await self.unload()
+
     # Talking to the process
 
     async def _ready(self) -> None:
         self.used = time.monotonic()
-        if self.draining:
-            raise ApiError(503, f"{self.name} is shutting down", code="shutting_down", retry_after=5.0)
-        if self.state == "restarting":
-            wait = max(0.5, self._retry_at + self._seconds - time.monotonic())
-            raise ApiError(
-                503, f"{self.name} is starting again after a fault", code="model_restarting", retry_after=wait
-            )
-        if self.state != "ready":
+        while self.state != "ready" or self._closed:
+            if self.state == "restarting" and not self._closed:
+                wait = max(0.5, self._retry_at + self._seconds - time.monotonic())
+                message = f"{self.name} is starting again after a fault"
+                raise ApiError(503, message, code="model_restarting", retry_after=wait)
             try:
                 await self.load()
             except Qwen3Error as error:
-                raise ApiError(
-                    503, f"{self.name} cannot be loaded: {error}", "model", "model_not_loaded", 30.0
-                ) from None
+                message = f"{self.name} cannot be loaded: {error}"
+                raise ApiError(503, message, "model", "model_not_loaded", _RETRY_LOAD) from None
 
     @staticmethod
     def _packed(*message: Any) -> bytes:
@@ -334,14 +350,16 @@ class Backend:
             self._transport.write(wire.pack([what, key]))
 
     def _drop(self, key: int) -> None:
-        """Nobody holds the stream any more; perhaps in another thread, where the garbage collector runs."""
+        """Nobody holds the stream any more. Called wherever the garbage collector runs, in whatever thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the process
+            if self._keeper is not None:
+                self._keeper.get_loop().call_soon_threadsafe(self._forget, key)
+
+    def _forget(self, key: int) -> None:
         feed = self._feeds.pop(key, None)
         if feed is not None:
-            self._open -= feed.left
-            feed.left = 0
-            loop = self._keeper.get_loop() if self._keeper is not None else None
-            if loop is not None and not loop.is_closed():
-                loop.call_soon_threadsafe(self._tell, "cancel", key)
+            self._count -= feed.left
+            self._tell("cancel", key)
 
     def _hear(self, stats: list[int] | None, replies: list[Any], news: list[list[Any]]) -> None:
         if stats is not None:
@@ -374,11 +392,11 @@ class Backend:
             self._ended.append(self.used)
             feed.news.append(piece)
             feed.left -= 1
-            self._open -= 1
+            self._count -= 1
         else:
             self._tell("cancel", piece[0])
             feed.error = api_error(wire.error_of(piece[3]))
-            self._open -= feed.left
+            self._count -= feed.left
             feed.left = 0
         if not feed.left:
             del self._feeds[piece[0]]
@@ -415,13 +433,12 @@ class Backend:
             while True:
                 began = time.monotonic()
                 try:
-                    link = await self._start()
-                except Qwen3Error as error:
-                    await self._stop()
+                    link = await self._start_with_room()
+                except (Qwen3Error, OSError) as error:
                     if not loaded.done():
-                        self.state, self.error, self._retry_at = "failed", error, time.monotonic() + 10
+                        self.state, self.error, self._retry_at = "failed", error, time.monotonic() + _RETRY_LOAD
                         loaded.set_exception(error)
-                        loaded.exception()  # somebody may have stopped waiting
+                        loaded.exception()  # perhaps nobody waits
                         return
                     _log.error("%s cannot be loaded again: %s", self.name, error)
                 else:
@@ -443,9 +460,24 @@ class Backend:
                 pause = min(2 * pause, _PAUSES[1])
         finally:
             await self._stop()
-            self._fail_all(f"{self.name} is shutting down", 5.0)
+            unloaded = self._fail_all(f"{self.name} has been unloaded", 1.0)
             if not loaded.done():
-                loaded.cancel()
+                loaded.set_exception(unloaded)
+                loaded.exception()  # perhaps nobody waits
+
+    async def _start_with_room(self) -> _Link:
+        if self._make_room is not None:
+            await self._make_room(self, False)
+        while True:
+            try:
+                return await self._start()
+            except OutOfMemoryError:
+                await self._stop()
+                if self._make_room is None or not await self._make_room(self, True):
+                    raise
+            except Exception:
+                await self._stop()
+                raise
 
     async def _start(self) -> _Link:
         """A process with the model loaded. Raises Qwen3Error."""
@@ -497,8 +529,8 @@ class Backend:
                 process.kill()
         return "it does not end"
 
-    def _fail_all(self, message: str, retry_after: float) -> None:
-        """Nothing that is open will be answered."""
+    def _fail_all(self, message: str, retry_after: float) -> ApiError:
+        """Nothing that is open will be answered; the error it ends with."""
         retry_after += self._seconds
         error = ApiError(503, message, code="engine_lost", retry_after=retry_after)
         for feed in self._feeds.values():
@@ -508,7 +540,8 @@ class Backend:
             if not future.done():
                 future.set_exception(error)
         self._feeds.clear()
-        self._open = 0
+        self._count = 0
+        return error
 
 
 def api_error(error: Exception) -> ApiError:
