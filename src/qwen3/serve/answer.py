@@ -26,8 +26,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from qwen3.chat import Event, Finish, ReasoningDelta, TextDelta, ToolCallDelta, fold
-from qwen3.serve.calls import Call, Item, Sample
+from qwen3.chat import Event, Finish, ReasoningDelta, Result, TextDelta, ThinkingReport, ToolCallDelta, fold
+from qwen3.serve.body import dumps
+from qwen3.serve.calls import Call, Item, ModelInfo, Sample
 from qwen3.serve.errors import ApiError
 
 T = TypeVar("T")
@@ -102,7 +103,43 @@ async def collect(server: Any, request: Request, backend: Any, call: Call, notes
         result = sample.result
         server.metrics.observe_end(backend.name, result.finish_reason, result.usage, result.thinking, sample.timing)
         server.memory.keep(caller_id(request), call, result.message)
-    return [replace(s, result=replace(s.result, warnings=_union(notes, s.result.warnings))) for s in samples]
+    return [replace(sample, result=_told(sample.result, notes)) for sample in samples]
+
+
+def _told(result: Result, notes: Sequence[str]) -> Result:
+    empty = not (result.content or result.tool_calls)
+    return replace(
+        result, warnings=_union(notes, result.warnings, _at_end(result.finish_reason, result.thinking, empty))
+    )
+
+
+def _at_end(reason: str | None, thinking: ThinkingReport | None, empty: bool) -> list[str]:
+    """What no dialect has words for. empty: nothing but reasoning came."""
+    if reason == "loop":
+        return ["the answer repeated itself without end and was ended"]
+    if reason == "cancelled":
+        return ["the answer was cancelled before it was complete"]
+    if reason == "length" and empty and thinking and thinking.used:
+        return [
+            f"the answer is empty: thinking took all tokens ({thinking.used:,}); allow more tokens, or less thinking"
+        ]
+    return []
+
+
+async def model_info(backend: Any, kind: str = "chat") -> ModelInfo:
+    """What the model is; it is loaded for that where it is not. Raises ApiError 400 if it is of another kind."""
+    if backend.info is None:
+        await backend.load()
+    info: ModelInfo = backend.info
+    if info.kind != kind:
+        raise ApiError(400, f"{backend.name} is an {info.kind} model, this takes one of kind {kind}", "model")
+    return info
+
+
+def plain_response(value: dict[str, Any]) -> Response:
+    """A whole answer as JSON. The header `x-warnings` has the number of its `warnings`, if there are any."""
+    headers = {"x-warnings": str(len(value["warnings"]))} if value.get("warnings") else None
+    return Response(dumps(value), media_type="application/json", headers=headers)
 
 
 async def stream_response(
@@ -202,7 +239,9 @@ class _Streamed(Response):
         self.init_headers({"content-type": writer.media_type, "cache-control": "no-cache", "x-accel-buffering": "no"})
         self.server, self.caller, self.model, self.call, self.writer = server, caller, model, call, writer
         self.notes, self.stream, self.items = notes, stream, items
+        self.sent = time.perf_counter()
         self.left = call.sampling.get("n") or 1
+        self.answered: set[int] = set()  # samples that have more than reasoning
         # What reasoning memory needs; nothing else has a use for it.
         self.events: dict[int, list[Event]] | None = {} if call.tools else None
 
@@ -240,6 +279,8 @@ class _Streamed(Response):
                 break
             if not self.left:
                 break
+            if not data and time.perf_counter() - self.sent > KEEP_ALIVE:  # news that this dialect does not show
+                data = writer.keep_alive()
             if data:
                 await self._send(send, data, True)
             try:
@@ -258,6 +299,7 @@ class _Streamed(Response):
     async def _send(self, send: Callable[[Any], Awaitable[None]], data: bytes, more: bool) -> None:
         async with asyncio.timeout(self.server.settings.write_timeout):
             await send({"type": "http.response.body", "body": data, "more_body": more})
+        self.sent = time.perf_counter()
 
     def _feed(self, items: list[Item]) -> bytes:
         clock, metrics = self.writer.clock, self.server.metrics
@@ -267,12 +309,14 @@ class _Streamed(Response):
         clock.last = now
         if clock.first is None:
             clock.first = now
-        if clock.answer is None and any(type(item.event) in (TextDelta, ToolCallDelta) for item in items):
+        for item in items:
+            if type(item.event) is TextDelta or type(item.event) is ToolCallDelta:
+                self.answered.add(item.index)
+            if self.events is not None:
+                self.events.setdefault(item.index, []).append(item.event)
+        if clock.answer is None and self.answered:
             clock.answer = now
             metrics.observe_answer(self.model, elapsed)
-        if self.events is not None:
-            for item in items:
-                self.events.setdefault(item.index, []).append(item.event)
         return self.writer.feed([self._ended(i) if type(i.event) is Finish else i for i in merged(items)])
 
     def _ended(self, item: Item) -> Item:
@@ -285,7 +329,8 @@ class _Streamed(Response):
         if self.events is not None:
             message = fold(self.events.pop(item.index)).message
             self.server.memory.keep(self.caller, self.call, message)
-        return replace(item, event=replace(finish, warnings=_union(self.notes, finish.warnings)))
+        more = _at_end(finish.reason, finish.thinking, item.index not in self.answered)
+        return replace(item, event=replace(finish, warnings=_union(self.notes, finish.warnings, more)))
 
 
 def merged(items: list[Item]) -> list[Item]:

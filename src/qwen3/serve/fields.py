@@ -143,6 +143,9 @@ Messages = Annotated[
 Tools = Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)]
 """Tools in OpenAI's shape: {"type": "function", "function": {"name", "description", "parameters"}}."""
 
+# Checked by `serve.thinking`: a union's errors would name its branches.
+ThinkingField = Annotated[Any, WithJsonSchema({"type": ["object", "boolean", "string", "null"]})]
+
 
 class Body(BaseModel):
     """A request's JSON. Strict: no "1" for 1, `true` is no number, no NaN; unknown keys are kept and reported.
@@ -203,7 +206,7 @@ class SamplingBody(Body):
 class ThinkingBody(Body):
     """Every spelling of thinking that OpenAI-shaped clients use; `serve.thinking` makes one policy of them."""
 
-    thinking: dict[str, Any] | bool | None = None
+    thinking: ThinkingField = None
     enable_thinking: bool | None = None
     thinking_budget: Budget | None = None
     thinking_token_budget: Budget | None = None

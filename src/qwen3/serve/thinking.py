@@ -177,7 +177,7 @@ class _Settling:
 
     def _impossible(self, spelling: str, what: str) -> ApiError:
         return ApiError(
-            400, f"{spelling} is impossible: this model {what}; leave it out, or ask another model", spelling
+            400, f"{spelling} asks for the impossible: this model {what}; leave it out, or take another model", spelling
         )
 
     def _checked(self, policy: dict[str, Any]) -> dict[str, Any]:
@@ -185,7 +185,8 @@ class _Settling:
         try:
             ThinkingPolicy(**found)
         except UsageError as error:
-            raise ApiError(400, str(error), "thinking") from None
+            field = str(error).partition(" ")[0]
+            raise ApiError(400, str(error), field if field.startswith("thinking.") else "thinking") from None
         return found
 
 
