@@ -336,6 +336,117 @@ def curve(
 
 
 @app.command(
+    help="Serve models over the protocols of OpenAI, Anthropic and Ollama, with a chat page. MODEL: as for the other "
+    "verbs, or NAME=MODEL to serve it as NAME; the first is the default one, and 'embedded' where none is given.",
+    short_help="Serve models over HTTP, with a chat page.",
+    epilog="Example: qwen3 serve qwen3:8b --port 8080. Guide: docs/serving.md",
+)
+def serve(
+    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help=MODEL_HELP)] = None,
+    host: Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="127.0.0.1; others need keys.")] = None,
+    port: Annotated[int | None, typer.Option("--port", metavar="N", help="8000; 0: any that is free.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", metavar="FILE", help="Lines of id:secret or id:sha256=HEX.")
+    ] = None,
+    make_key: Annotated[
+        str | None, typer.Option("--make-key", metavar="NAME", help="Make a key, print it, and end.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let the network in without keys.")] = False,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-hosts", metavar="NAME", help="The server goes by this name, too; may be repeated."),
+    ] = None,
+    allowed_origins: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-origins", metavar="URL", help="Web pages from there may use it; may be repeated."),
+    ] = None,
+    max_queue: Annotated[
+        int | None, typer.Option("--max-queue", metavar="N", help="Most answers that wait, per model (256).")
+    ] = None,
+    max_per_key: Annotated[
+        int | None, typer.Option("--max-per-key", metavar="N", help="Most requests at once of a key (64).")
+    ] = None,
+    max_loaded: Annotated[
+        int | None, typer.Option("--max-loaded", metavar="N", help="Most models in memory; none: all.")
+    ] = None,
+    idle_unload: Annotated[
+        float | None, typer.Option("--idle-unload", metavar="S", help="Unload a model nobody asked for S seconds.")
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option("--max-batch", metavar="N", help="Most sequences computed at once.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option("--context", metavar="N", help="Tokens of a request at most; none: all there are.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 …; none: the best there is.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", metavar="NAME", help="fp8: of the weights.")] = None,
+    kv_dtype: Annotated[str | None, typer.Option("--kv-dtype", metavar="NAME", help="fp8: of the KV cache.")] = None,
+    speculation: Annotated[
+        str | None, typer.Option("--speculation", metavar="NAME", help="Guess tokens ahead: ngram, or a small model.")
+    ] = None,
+    drain: Annotated[
+        float | None, typer.Option("--drain", metavar="S", help="Seconds that running answers get at the end (30).")
+    ] = None,
+    reasoning_field: Annotated[
+        str | None,
+        typer.Option("--reasoning-field", metavar="NAME", help="Thinking goes to: both, content, reasoning or none."),
+    ] = None,
+    reasoning_memory: Annotated[
+        bool, typer.Option("--reasoning-memory/--no-reasoning-memory", help="Put back thinking that clients drop.")
+    ] = True,
+    shared_prefix: Annotated[
+        bool, typer.Option("--shared-prefix", help="One prefix cache for all keys: timing shows what others asked.")
+    ] = False,
+    files_dir: Annotated[
+        Path | None, typer.Option("--files-dir", metavar="DIR", help="Where files and batches live on.")
+    ] = None,
+    max_body: Annotated[int | None, typer.Option("--max-body", metavar="BYTES", help="Of a request (32 MiB).")] = None,
+    max_header: Annotated[
+        int | None, typer.Option("--max-header", metavar="BYTES", help="Of a request's headers (64 KiB).")
+    ] = None,
+    max_file: Annotated[
+        int | None, typer.Option("--max-file", metavar="BYTES", help="Of an uploaded file (256 MiB).")
+    ] = None,
+    max_connections: Annotated[
+        int | None, typer.Option("--max-connections", metavar="N", help="Open at once (1024).")
+    ] = None,
+    header_timeout: Annotated[
+        float | None, typer.Option("--header-timeout", metavar="S", help="For a request's headers (10).")
+    ] = None,
+    body_timeout: Annotated[
+        float | None, typer.Option("--body-timeout", metavar="S", help="For a request's body (60).")
+    ] = None,
+    write_timeout: Annotated[
+        float | None, typer.Option("--write-timeout", metavar="S", help="For a reader that takes nothing (60).")
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option("--log-format", metavar="NAME", help="plain or json, one line per request.")
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", metavar="NAME", help="debug, info, warning or error.")
+    ] = None,
+    trace: Annotated[
+        str | None, typer.Option("--trace", metavar="URL", help="OpenTelemetry spans go there (OTLP over HTTP).")
+    ] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="The chat page and the status page.")] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One line of JSON on stdout when ready: url, port, pid, models.")
+    ] = False,
+) -> int:
+    given = {name: value for name, value in locals().items() if name not in ("models", "make_key", "as_json")}
+    from qwen3.cli import serve as verb
+
+    if make_key is not None:
+        return verb.make_key(make_key, api_key_file, as_json)
+    for name in ("allowed_hosts", "allowed_origins"):
+        given[name] = tuple(given[name] or ())
+    return verb.serve(models or [], as_json, given)
+
+
+@app.command(
     help="Is this machine ready: Python, PyTorch, device, memory, disk, cache, hub, package data. "
     "Exit code 1 if something will not work.",
     short_help="Is this machine ready, and if not, why.",

@@ -23,6 +23,7 @@ from qwen3.serve.logs import event
 from qwen3.serve.metrics import Metrics
 from qwen3.serve.security import Gate
 from qwen3.serve.settings import Settings
+from qwen3.serve.tracing import Tracing
 
 ROUTERS = (
     "health",
@@ -58,10 +59,14 @@ class Server:
             models = found.Models([(name, spec, settings.model_options()) for name, spec in settings.models], settings)
         self.models = models
         self.metrics = Metrics(lambda: self.models.list())
+        self.tracing = Tracing(settings.trace) if settings.trace is not None else None
+        self.metrics.tracing = self.tracing
         self.memory: Any = None
         if find_spec("qwen3.serve.memory"):
             self.memory = import_module("qwen3.serve.memory").ReasoningMemory(enabled=settings.reasoning_memory)
         self.streams: dict[str, tuple[Any, str]] = {}
+        self.files: Any = None  # a FileStore and Batches (`serve.openai`), where there is a folder for them
+        self.batches: Any = None
         self.draining = False
         self.started = asyncio.Event()
         self.failure: BaseException | None = None
@@ -113,6 +118,8 @@ class Server:
             with suppress(asyncio.CancelledError):
                 await job
         await self.models.close(drain)
+        if self.tracing is not None:
+            self.tracing.close()
 
 
 def create_app(settings: Settings | None = None, models: Any = None, keys: Keys | None = None) -> FastAPI:

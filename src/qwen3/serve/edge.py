@@ -73,7 +73,12 @@ class _Exchange:
         state["started"] = started
         state["id"] = self.id = f"req_{secrets.token_hex(12)}"
         try:
-            await self._pass(app, receive)
+            if server.tracing is None:
+                await self._pass(app, receive)
+            else:
+                with server.tracing.request(self.scope["method"], self.path, self.scope["headers"]) as span:
+                    await self._pass(app, receive)
+                    span.set_attribute("http.response.status_code", self.status)
         except ApiError as error:
             await self._fail(error)
         except ConnectionError:
@@ -92,7 +97,7 @@ class _Exchange:
                 method=self.scope["method"][:16],
                 path=self.path[:200],
                 status=self.status or None,
-                code=self.code,
+                code=self.code or state.get("code"),
                 ms=round(seconds * 1000, 1),
                 key=self.caller.id if self.caller and self.caller.id else None,
                 client=(self.scope.get("client") or ("",))[0] or None,

@@ -135,7 +135,7 @@ class Keys:
         return None if found is _NOBODY else found.caller
 
 
-def make_key(name: str) -> tuple[str, str]:
+def new_key(name: str) -> tuple[str, str]:
     """(what the client sends, the line for the file) of a new key of 256 random bits. Raises UsageError."""
     if not _ID.fullmatch(name):
         raise UsageError(f"--make-key {name!r}: a name has letters, digits, _ and - only, at most 64")

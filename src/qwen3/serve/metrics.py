@@ -12,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from qwen3.chat import Finish, ThinkingReport, Usage
 from qwen3.serve.calls import Item
+from qwen3.serve.tracing import Tracing
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
@@ -37,6 +38,7 @@ class Metrics:
     def __init__(self, backends: Callable[[], Iterable[Any]] = tuple) -> None:
         self.registry = CollectorRegistry()
         self._backends = backends
+        self.tracing: Tracing | None = None
         self.in_flight = 0
         self.draining = False
         new: dict[str, Any] = {"registry": self.registry, "namespace": "qwen3"}
@@ -106,7 +108,10 @@ class Metrics:
         report: ThinkingReport | None,
         timing: Mapping[str, float | None],
     ) -> None:
-        """A sample has ended. timing has "queued" where nothing was streamed, and then says when tokens came."""
+        """A sample has ended. timing: seconds since its start; with "queued" where nothing was streamed, and then it
+        says when tokens came."""
+        if self.tracing is not None:
+            self.tracing.sample(model, reason, usage, timing)
         self.finishes.labels(reason if reason in REASONS else "other").inc()
         if (queued := timing.get("queued")) is not None:
             for histogram, name in ((self.first_token, "first_token"), (self.first_answer, "first_answer")):
