@@ -67,15 +67,17 @@ def url_of(settings: Settings, listener: socket.socket) -> str:
 class _Uvicorn(uvicorn.Server):
     """The first SIGTERM or SIGINT lets running answers end, the second ends at once."""
 
-    def __init__(self, config: uvicorn.Config, server: Server, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self.server, self.ready = server, ready
+        self.server: Server = app.state.server
+        self.life = app.router.lifespan_context(app)
+        self.ready = ready
         self.signal: int | None = None
         self.deadline = 0.0
         self.cut = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await self.server.start()
+        await self.life.__aenter__()
         await super().startup(sockets)
         if (keys := self.server.keys) is not None:
 
@@ -121,7 +123,8 @@ class _Uvicorn(uvicorn.Server):
         self.watch.cancel()
         await super().shutdown(sockets)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.server.close(), CLOSING)
+            async with asyncio.timeout(CLOSING):
+                await self.life.__aexit__(None, None, None)
 
 
 def run(app: FastAPI, listener: socket.socket, ready: Callable[[], None]) -> int:
@@ -138,7 +141,7 @@ def run(app: FastAPI, listener: socket.socket, ready: Callable[[], None]) -> int
         app,
         http=protocol(settings),
         ws="none",
-        lifespan="off",  # started and closed here, where errors are seen
+        lifespan="off",  # begun and ended here, where errors are seen
         log_config=None,
         access_log=False,
         server_header=False,
@@ -146,7 +149,7 @@ def run(app: FastAPI, listener: socket.socket, ready: Callable[[], None]) -> int
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=1,
     )
-    uvicorn_server = _Uvicorn(config, server, ready)
+    uvicorn_server = _Uvicorn(config, app, ready)
     uvicorn_server.run(sockets=[listener])
     if server.failure is not None and uvicorn_server.signal is None:
         raise server.failure
