@@ -1,0 +1,1 @@
+"""OpenAI's endpoints, and what their clients expect beside them."""
