@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
     from qwen3.serve.app import Server
 
 RETRY = frozenset({408, 429, 503, 529})
-# Answered while the server ends: operations, and what concerns answers that still run.
-WHILE_DRAINING = frozenset(
-    {"/health", "/ready", "/metrics", "/version", "/status.json", "/v1/chat/completions/control"}
-)
+# Answered however much is under way, and while the server ends: operations, and what concerns answers that run.
+ALWAYS = frozenset({"/health", "/ready", "/metrics", "/version", "/status.json", "/v1/chat/completions/control"})
+ALWAYS_UNDER = "/v1/requests/"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _FIXED = [
     (b"x-content-type-options", b"nosniff"),
@@ -57,6 +57,7 @@ class _Exchange:
         self.scope: dict[str, Any] = {**scope, "state": {**scope.get("state", {})}}
         self.path: str = scope["path"]
         self.dialect = dialect_of(self.path)
+        self.always = self.path in ALWAYS or self.path.startswith(ALWAYS_UNDER)
         self.head = scope["method"] == "HEAD"
         if self.head:
             self.scope["method"] = "GET"
@@ -92,7 +93,7 @@ class _Exchange:
             server.metrics.answered(self.dialect, self.status, seconds)
             event(
                 "request",
-                logging.DEBUG if self.path in WHILE_DRAINING and self.status < 400 else logging.INFO,
+                logging.DEBUG if self.path in ALWAYS and self.status < 400 else logging.INFO,
                 id=self.id,
                 method=self.scope["method"][:16],
                 path=self.path[:200],
@@ -112,7 +113,7 @@ class _Exchange:
         self.extra = server.gate.cors(headers.get("origin"))
         method = self.scope["method"]
         self.caller = state["caller"] = server.gate.check(method, self.path, self.scope["http_version"], headers)
-        if server.draining and self.path not in WHILE_DRAINING:
+        if server.draining and not self.always:
             raise ApiError(503, "the server is about to end", code="draining", retry_after=5.0)
         if method == "OPTIONS" and self.extra and headers.get("access-control-request-method"):
             self.extra += [
@@ -123,10 +124,13 @@ class _Exchange:
             await self._send({"type": "http.response.start", "status": 204, "headers": []})
             await self._send({"type": "http.response.body", "body": b""})
             return
-        if method in ("GET", "OPTIONS") or (self.path in WHILE_DRAINING and method != "POST"):
+        if method in ("GET", "OPTIONS"):
             await app(self.scope, receive, self._send)
             return
-        with server.limits.slot(self.caller), server.limits.memory() as (take, self.release):
+        with (
+            nullcontext() if self.always else server.limits.slot(self.caller),
+            server.limits.memory() as (take, self.release),
+        ):
             kind = self._check_kind(headers)
             limit = settings.max_file if kind == "multipart" else settings.max_body
             length = headers.get("content-length")

@@ -64,7 +64,7 @@ def url_of(settings: Settings, listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _Uvicorn(uvicorn.Server):
+class Process(uvicorn.Server):
     """The first SIGTERM or SIGINT lets running answers end, the second ends at once."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, ready: Callable[[], None]) -> None:
@@ -127,6 +127,23 @@ class _Uvicorn(uvicorn.Server):
                 await self.life.__aexit__(None, None, None)
 
 
+def process(app: FastAPI, ready: Callable[[], None]) -> Process:
+    """What serves `app` once its `run(sockets=[…])` is called."""
+    config = uvicorn.Config(
+        app,
+        http=protocol(app.state.server.settings),
+        ws="none",
+        lifespan="off",  # begun and ended here, where errors are seen
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=1,
+    )
+    return Process(config, app, ready)
+
+
 def run(app: FastAPI, listener: socket.socket, ready: Callable[[], None]) -> int:
     """Serves until a signal comes; returns the exit code: 0, or where answers were cut 130 (SIGINT) or 1. ready: called
     once the models are there. Raises what kept them from loading."""
@@ -137,22 +154,10 @@ def run(app: FastAPI, listener: socket.socket, ready: Callable[[], None]) -> int
         wanted = settings.max_connections + 256
         if soft != resource.RLIM_INFINITY and soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == -1 else min(hard, wanted), hard))
-    config = uvicorn.Config(
-        app,
-        http=protocol(settings),
-        ws="none",
-        lifespan="off",  # begun and ended here, where errors are seen
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=1,
-    )
-    uvicorn_server = _Uvicorn(config, app, ready)
-    uvicorn_server.run(sockets=[listener])
-    if server.failure is not None and uvicorn_server.signal is None:
+    serving = process(app, ready)
+    serving.run(sockets=[listener])
+    if server.failure is not None and serving.signal is None:
         raise server.failure
-    if not uvicorn_server.cut:
+    if not serving.cut:
         return 0
-    return 130 if uvicorn_server.signal == signal.SIGINT else 1
+    return 130 if serving.signal == signal.SIGINT else 1
