@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 THINKING = {"hybrid": ["on", "off", "auto"], "base": ["on", "off", "auto"], "thinking": ["on"], "instruct": ["off"]}
 CAPABILITIES = {
-    "chat": ["chat", "completions", "fill_in_the_middle", "tools", "json_schema", "logprobs", "streaming"],
+    "chat": ["chat", "completions", "tools", "json_schema", "logprobs", "streaming"],
     "embedding": ["embeddings"],
     "reranker": ["rerank", "score"],
 }
