@@ -120,7 +120,7 @@ class Stream:
         end = news[-1][4]
         logprobs = prompt_logprobs = None
         if "logprobs" in end:
-            entries = [entry for piece in news if len(piece) == 7 for part in piece[5:] for entry in part]
+            entries = [entry for piece in news if piece[2] <= wire.REASONING for part in piece[5:] for entry in part]
             logprobs = tuple(map(wire.logprob_of, entries + end["logprobs"]))
         if "prompt_logprobs" in end:
             prompt_logprobs = tuple(entry and wire.logprob_of(entry) for entry in end["prompt_logprobs"])

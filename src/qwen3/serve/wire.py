@@ -107,7 +107,7 @@ def event_of(news: Sequence[Any]) -> Event:
 
 
 def item_of(news: Sequence[Any]) -> Item:
-    logprobs = tuple(map(logprob_of, news[6])) if len(news) > 6 else ()
+    logprobs = tuple(map(logprob_of, news[6])) if news[2] <= REASONING and len(news) > 6 else ()
     return Item(news[1], event_of(news), logprobs)
 
 
