@@ -69,13 +69,16 @@ class Batch:
         self.times[f"{status}_at"] = int(time.time())
 
     def shown(self, paused: str | None = None) -> dict[str, Any]:
-        """OpenAI's object; paused: why nothing moves just now."""
+        """OpenAI's object. paused: why nothing moves just now; an error among others for clients that know no more."""
+        errors = [*(self.errors or ())]
+        if paused:
+            errors.append({"code": "paused", "message": paused, "param": None, "line": None})
         moments = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
         return {
             "id": self.id,
             "object": "batch",
             "endpoint": self.endpoint,
-            "errors": self.errors and {"object": "list", "data": self.errors},
+            "errors": {"object": "list", "data": errors} if errors else None,
             "input_file_id": self.input_file_id,
             "completion_window": "24h",
             "status": self.status,

@@ -19,6 +19,7 @@ from qwen3.serve.fields import (
     Logprobs,
     MaxTokens,
     Name,
+    Seed,
     Temperature,
     Text,
     ThinkingBody,
@@ -100,6 +101,7 @@ class ResponsesBody(ThinkingBody):
     max_tool_calls: Annotated[int, Field(ge=1, le=INT32)] | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
+    seed: Seed | None = None  # not OpenAI's; batches give one to every request
     top_logprobs: Logprobs | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
@@ -141,6 +143,7 @@ def to_call(body: ResponsesBody, info: ModelInfo, seal: Seal, tenant: str = "") 
         "max_tokens": body.max_output_tokens,
         "temperature": body.temperature,
         "top_p": body.top_p,
+        "seed": body.seed,
         "logprobs": (body.top_logprobs or 0) if _wants_logprobs(body) else None,
     }
     call = Call(
