@@ -33,6 +33,7 @@ from qwen3.serve.errors import ApiError
 
 T = TypeVar("T")
 _log = logging.getLogger("qwen3.serve")
+MAX_NOTES = 64
 KEEP_ALIVE = 15.0
 FIRST_NEWS = 2.0
 """Seconds that the response's head waits for the first news: what fails before then fails as a plain HTTP error, which
@@ -177,6 +178,8 @@ def caller_id(request: Request) -> str:
 async def _prepared(server: Any, request: Request, call: Call, notes: Sequence[str]) -> tuple[Call, Sequence[str]]:
     """The call as its caller may have it: in the caller's own prefix cache (where the dialect's `tenant` is a salt of
     its own), never ahead of the caller's priority, and with the reasoning that the client dropped."""
+    if len(notes) > MAX_NOTES:
+        notes = [*notes[:MAX_NOTES], f"{len(notes) - MAX_NOTES} more warnings are left out"]
     if caller := getattr(request.state, "caller", None):
         tenant = f"{caller.tenant}\0{call.tenant}" if call.tenant else caller.tenant
         call = replace(call, tenant=tenant, priority=caller.priority + max(0, call.priority))

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from qwen3.serve.answer import caller_id
 from qwen3.serve.body import Route
 from qwen3.serve.errors import ApiError
-from qwen3.serve.fields import Body, Name
+from qwen3.serve.fields import Body, Name, shown
 
 if TYPE_CHECKING:
     from qwen3.serve.app import Server
@@ -35,8 +35,7 @@ def router(server: Server) -> APIRouter:
         stream, owner = server.streams.get(f"req-{digits[0]}" if digits else "", (None, ""))
         caller = getattr(request.state, "caller", None)
         if stream is None or (owner != caller_id(request) and not (caller and caller.admin)):
-            shown = id[:100].encode(errors="replace").decode()
-            raise ApiError(404, f"no answer {shown!r} is being streamed to you", "id", "not_running")
+            raise ApiError(404, f"no answer {shown(id)!r} is being streamed to you", "id", "not_running")
         return stream
 
     @routes.post("/v1/chat/completions/control")

@@ -143,6 +143,12 @@ Messages = Annotated[
 Tools = Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)]
 """Tools in OpenAI's shape: {"type": "function", "function": {"name", "description", "parameters"}}."""
 
+
+def shown(name: str) -> str:
+    """A key that a client made up, as a message may repeat it: not long, and valid Unicode."""
+    return name[:_MAX_KEY].encode(errors="replace").decode()
+
+
 # Checked by `serve.thinking`: a union's errors would name its branches.
 ThinkingField = Annotated[Any, WithJsonSchema({"type": ["object", "boolean", "string", "null"]})]
 
@@ -163,10 +169,9 @@ class Body(BaseModel):
         known = [field.alias or name for name, field in type(self).model_fields.items()]
         found = []
         for name in self.model_extra or {}:
-            shown = name[:_MAX_KEY].encode(errors="replace").decode()
             near = difflib.get_close_matches(name, known, 1, 0.8) if len(name) <= _MAX_KEY else []
             hint = f" (did you mean {near[0]}?)" if near else ""
-            found.append(f"{shown} is not a field of this request and was ignored{hint}")
+            found.append(f"{shown(name)} is not a field of this request and was ignored{hint}")
             if len(found) == _MAX_WARNINGS:
                 found.append(f"{len(self.model_extra or {}) - _MAX_WARNINGS} more unknown fields were ignored")
                 break

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import WithJsonSchema
 
 from qwen3.serve.errors import ApiError
-from qwen3.serve.fields import Body, Pattern
+from qwen3.serve.fields import Body, Pattern, shown
 
 MAX_CHOICES, MAX_CHOICE_CHARS = 1024, 1024
 _FORMATS = ("text", "json_object", "json_schema", "regex", "grammar", "choice")
@@ -73,8 +73,7 @@ def _found(body: StructuredBody, warnings: list[str]) -> Iterator[tuple[str, str
         elif name in ("structural_tag", "structural_tags"):
             raise ApiError(400, f"{spelling} is not supported: use tools, a schema or a grammar", spelling)
         else:
-            shown = spelling[:60].encode(errors="replace").decode()
-            warnings.append(f"{shown} has no meaning here and was ignored")
+            warnings.append(f"{shown(spelling)} has no meaning here and was ignored")
 
 
 def _response_format(format: dict[str, Any] | None, warnings: list[str]) -> tuple[str, str, Any] | None:
@@ -82,11 +81,7 @@ def _response_format(format: dict[str, Any] | None, warnings: list[str]) -> tupl
         return None
     kind, where = format.get("type"), "response_format"
     known = {"type", "json_schema" if kind == "json_schema" else "schema" if kind == "json_object" else kind}
-    warnings += [
-        f"{where}.{name[:60].encode(errors='replace').decode()} has no meaning here and was ignored"
-        for name in format
-        if name not in known
-    ]
+    warnings += [f"{where}.{shown(name)} has no meaning here and was ignored" for name in format if name not in known]
     match kind:
         case "text":
             return None

@@ -14,7 +14,7 @@ from qwen3.chat import ThinkingPolicy
 from qwen3.errors import UsageError
 from qwen3.serve.calls import ModelInfo
 from qwen3.serve.errors import ApiError
-from qwen3.serve.fields import INT32, ThinkingBody
+from qwen3.serve.fields import INT32, ThinkingBody, shown
 
 EFFORTS: dict[str, int | None] = {
     "none": 0, "minimal": 512, "low": 1024, "medium": 4096, "high": 16_384, "xhigh": None, "max": None,
@@ -46,9 +46,9 @@ def spellings(body: ThinkingBody) -> tuple[dict[str, Any], list[str]]:
         if name not in _TEMPLATE_KEYS:
             raise ApiError(
                 400,
-                f"chat_template_kwargs.{_short(name)} is not a template variable that can be set; only "
+                f"chat_template_kwargs.{shown(name)} is not a template variable that can be set; only "
                 f"{' and '.join(_TEMPLATE_KEYS)} are: leave it out",
-                f"chat_template_kwargs.{_short(name)}",
+                f"chat_template_kwargs.{shown(name)}",
             )
         given[f"chat_template_kwargs.{name}"] = value
     warnings = []
@@ -56,7 +56,7 @@ def spellings(body: ThinkingBody) -> tuple[dict[str, Any], list[str]]:
         if name == "thinking_budget":
             given["custom_params.thinking_budget"] = value
         else:
-            warnings.append(f"custom_params.{_short(name)} has no meaning here and was ignored")
+            warnings.append(f"custom_params.{shown(name)} has no meaning here and was ignored")
     return given, warnings
 
 
@@ -125,7 +125,7 @@ class _Settling:
         elif name not in _SHOWN:
             near = difflib.get_close_matches(name, ("mode", "budget", *_OWN), 1) if inside else []
             hint = f" (did you mean {near[0]}?)" if near else ""
-            self.warnings.append(f"{_short(spelling)} has no meaning here and was ignored{hint}")
+            self.warnings.append(f"{shown(spelling)} has no meaning here and was ignored{hint}")
 
     # What follows from them
 
@@ -208,7 +208,3 @@ def _said(value: Any) -> str:
 
 def _first(values: Mapping[str, Any]) -> tuple[Any, str]:
     return next(((value, name) for name, value in values.items()), (None, ""))
-
-
-def _short(name: str) -> str:
-    return name[:60].encode(errors="replace").decode()

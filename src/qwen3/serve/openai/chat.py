@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, WithJsonSchema
 
 from qwen3.chat import Result
+from qwen3.chat.messages import REASONING_FIELDS
 from qwen3.serve.answer import collect, model_info, plain_response, stream_response
 from qwen3.serve.body import Route
 from qwen3.serve.calls import Call, ModelInfo, Sample
@@ -31,6 +32,7 @@ from qwen3.serve.fields import (
     Text,
     ThinkingBody,
     Tools,
+    shown,
 )
 from qwen3.serve.openai.chat_writer import ChatWriter, logprobs_of, reason_of, stop_reason, usage_of
 from qwen3.serve.openai.completions import prompt_table
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
 ToolChoice = Annotated[
     Any, WithJsonSchema({"anyOf": [{"enum": ["none", "auto", "required"]}, {"type": "object"}, {"type": "null"}]})
 ]
+# What a message may have, and what an assistant's may have beside that.
+_MESSAGE = frozenset({"role", "content", "name", "tool_call_id", "id", "refusal", "annotations", "audio", "warnings"})
+_TURN = frozenset({"tool_calls", "function_call", *REASONING_FIELDS})
 
 
 class StreamOptions(Body):
@@ -129,12 +134,22 @@ class ChatBody(SamplingBody, ThinkingBody, StructuredBody):
 
     @property
     def shows_reasoning(self) -> bool:
-        return self.include_reasoning is not False and not (self.reasoning or {}).get("exclude")
+        omitted = isinstance(self.thinking, dict) and self.thinking.get("display") == "omitted"
+        return self.include_reasoning is not False and not omitted and not (self.reasoning or {}).get("exclude")
 
     def _check(self) -> None:
         for name, instead in (("functions", "tools"), ("function_call", "tool_choice")):
             if getattr(self, name) is not None:
                 raise ApiError(400, f"{name} is OpenAI's old form and not taken here: use {instead}", name)
+        for i, tool in enumerate(self.tools or ()):
+            function = tool.get("function")
+            if tool.get("type") != "function" or not isinstance(function, dict) or not function.get("name"):
+                raise ApiError(
+                    400,
+                    f'tools[{i}] must be {{"type": "function", "function": {{"name": …}}}}: this server has no tools '
+                    "of its own",
+                    f"tools[{i}]",
+                )
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true", "top_logprobs, logprobs")
         if self.audio is not None or (self.modalities or ["text"]) != ["text"]:
@@ -166,6 +181,9 @@ class ChatBody(SamplingBody, ThinkingBody, StructuredBody):
             notes += [f"stream_options.{text}" for text in self.stream_options.ignored()]
         if self.service_tier not in (None, "auto", "default"):
             notes.append("service_tier has no effect: there is one tier here")
+        for name in ("summary", "generate_summary"):
+            if (self.reasoning or {}).get(name):
+                notes.append(f"reasoning.{name} has no effect: the reasoning itself is sent")
         if (self.priority or 0) < 0:
             notes.append("priority below 0 counts as 0: a request can only wait longer than its key has to")
         return notes
@@ -189,7 +207,12 @@ class ChatBody(SamplingBody, ThinkingBody, StructuredBody):
                 raise ApiError(400, f"{where} is OpenAI's old form: use tool_calls, and the role tool", where)
             if message.get("name") is not None and role in ("system", "developer", "user", "assistant"):
                 names.append(i)
-            found.append({**message, "role": "system"} if role == "developer" else message)
+            unknown = [
+                key for key in message if key not in _MESSAGE and key not in (_TURN if role == "assistant" else ())
+            ]
+            notes += [f"messages[{i}].{shown(key)} has no meaning here and was ignored" for key in unknown[:4]]
+            kept = {key: value for key, value in message.items() if key not in unknown} if unknown else message
+            found.append({**kept, "role": "system"} if role == "developer" else kept)
         if names:
             others = f" and of {len(names) - 1} more" if len(names) > 1 else ""
             notes.append(
