@@ -48,9 +48,10 @@ class ReasoningMemory:
         self._clock, self._lock = clock, Lock()
         self._entries: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()  # the oldest first
         if enabled:
+            from cryptography.exceptions import InvalidTag
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-            self._secret, self._cipher = os.urandom(32), AESGCM(AESGCM.generate_key(256))
+            self._secret, self._cipher, self._wrong = os.urandom(32), AESGCM(AESGCM.generate_key(256)), InvalidTag
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -108,8 +109,10 @@ class ReasoningMemory:
         if found is None:
             return None
         sealed = found[1]
-        data: bytes = self._cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], index)
-        return data.decode("utf-8", "surrogatepass")
+        try:
+            return self._cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], index).decode("utf-8", "surrogatepass")
+        except self._wrong:
+            return None
 
     def _expire(self) -> None:
         now = self._clock()
