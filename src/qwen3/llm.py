@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from warnings import catch_warnings, simplefilter
 
 import torch
 
-from qwen3 import family
+from qwen3 import family, vectors
 from qwen3.asking import Asked, Asking, Form
 from qwen3.chat import Event, Finish, Message, Result, SandboxTemplate, ThinkingPolicy, fold
 from qwen3.checkpoint import Resolved, resolve
@@ -371,6 +371,18 @@ class LLM:
             return self._stream(groups)
         return [found if len(found) > 1 else found[0] for found in self._collect(groups)]
 
+    def embed(self, inputs: str | Sequence[str | Sequence[int]], dimensions: int | None = None) -> torch.Tensor:
+        """Vectors of length 1, float32 [inputs, dimensions], for texts or token ids; for Qwen3-Embedding models. A
+        query is "Instruct: what it is for\nQuery:text" there. dimensions: the first so many numbers; None: all."""
+        given = [inputs] if isinstance(inputs, str) else inputs
+        ids = vectors.embedding_ids(self.tokenizer, given, self.context)
+        return torch.stack(self._between_steps(len(ids), vectors.embed(self.model, ids, dimensions)))
+
+    def rerank(self, query: str, documents: Sequence[str], instruction: str | None = None) -> list[float]:
+        """How relevant each document is to the query, 0 to 1; for Qwen3-Reranker models. instruction: what for."""
+        ids = vectors.rerank_ids(self.tokenizer, query, documents, instruction, self.context)
+        return self._between_steps(len(ids), vectors.rerank(self.model, self.tokenizer, ids))
+
     def close(self) -> None:
         """Cancel what runs and free the weights. The LLM cannot be used afterwards; closing twice is no error."""
         if self._idle is not None:
@@ -399,6 +411,17 @@ class LLM:
         with self._idle.kept_off() if self._idle is not None else nullcontext(), self._lock:
             for asked in groups:
                 self._open().add_samples(asked.requests)
+
+    def _between_steps(self, count: int, batches: Iterator[tuple[list[int], Any]]) -> list[Any]:
+        """What the batches say of each of `count` places; requests go on after each batch."""
+        found: list[Any] = [None] * count
+        while True:
+            with self._idle.kept_off() if self._idle is not None else nullcontext(), self._lock:
+                batch = next(batches, None)
+            if batch is None:
+                return found
+            for place, value in zip(*batch, strict=True):
+                found[place] = value
 
     def _advance(self) -> None:
         """One step, by whoever holds the lock."""

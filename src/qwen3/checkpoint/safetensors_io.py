@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from qwen3.checkpoint.folder import Fp8Format, read_headers, stored_format
 from qwen3.checkpoint.fp8 import SCALE, convert, fp8_names, fp8_weights, scale_shape, scales_of
-from qwen3.checkpoint.header import TensorEntry, stamp
+from qwen3.checkpoint.header import Header, TensorEntry, stamp
 from qwen3.checkpoint.journal import finish_interrupted_save
 from qwen3.checkpoint.memory import check_fits
 from qwen3.checkpoint.names import EMBED, HEAD, fused_name, official_views
@@ -88,7 +88,7 @@ def load_weights(
     finish_interrupted_save(folder)
     stored = stored_format(folder)
     headers = read_headers(folder)
-    entries = {name: entry for header in headers for name, entry in header.tensors.items()}
+    entries = official_entries(headers, model.config)
     params, held = dict(model.named_parameters()), fp8_weights(model)
 
     def all_views() -> dict[str, Tensor]:
@@ -144,6 +144,16 @@ def load_weights(
         dtype=next(iter(views.values())).dtype,
         tied_copy=tied_copy,
     )
+
+
+def official_entries(headers: Sequence[Header], config: ModelConfig) -> dict[str, TensorEntry]:
+    """Official name → tensor of a checkpoint. Qwen3-Embedding's files leave out "model." and the head: there the
+    embedding stands for it."""
+    entries = {name: entry for header in headers for name, entry in header.tensors.items()}
+    if EMBED in entries or EMBED.removeprefix("model.") not in entries:
+        return entries
+    found = {name if name == HEAD else f"model.{name}": entry for name, entry in entries.items()}
+    return found if config.tie_word_embeddings else {HEAD: found[EMBED], **found}
 
 
 def check_complete(

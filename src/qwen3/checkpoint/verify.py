@@ -189,12 +189,12 @@ class _Check:
     def tensors(self, config: ModelConfig, stored: Fp8Format | None) -> None:
         from qwen3.checkpoint.folder import read_headers
         from qwen3.checkpoint.names import official_shapes
-        from qwen3.checkpoint.safetensors_io import check_complete, check_tied_copy
+        from qwen3.checkpoint.safetensors_io import check_complete, check_tied_copy, official_entries
 
         headers = self.attempt("tensors", read_headers, self.folder)
         if headers is None:
             return
-        entries = {name: entry for header in headers for name, entry in header.tensors.items()}
+        entries = official_entries(headers, config)
         before = len(self.report.findings)
         self.attempt("tensors", check_complete, self.folder, entries, official_shapes(config), config, stored)
         if len(self.report.findings) == before:

@@ -8,6 +8,7 @@ one frame.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gc
 import os
@@ -18,13 +19,18 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-from qwen3 import family
+import torch
+
+from qwen3 import family, vectors
 from qwen3.asking import Asked, Asking, Form
 from qwen3.chat import Event, ReasoningDelta, TextDelta, ThinkingPolicy, ToolCallDelta, ToolCallDropped, fold
+from qwen3.checkpoint import resolve
 from qwen3.engine.params import SamplingParams
 from qwen3.engine.request import Request
 from qwen3.engine.sampler import TokenLogprob
@@ -77,6 +83,16 @@ class Sample:
         self.told = 0  # log-probabilities that were sent
 
 
+@dataclass
+class _Job:
+    """What is asked of the network beside generation: batches, and what their values come to."""
+
+    key: int
+    found: list[Any]
+    batches: Iterator[tuple[list[int], Any]]
+    answer: Callable[[list[Any]], dict[str, Any]]
+
+
 class Worker:
     """Runs calls on an LLM, for whoever is at the other end of the line."""
 
@@ -90,6 +106,7 @@ class Worker:
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # for the main thread
         self._threads = [ThreadPoolExecutor(2, "qwen3-calls"), ThreadPoolExecutor(2, "qwen3-long-calls")]
         self._replies: list[Any] = []
+        self._jobs: deque[_Job] = deque()
         self._ahead = prefill_ahead and self.engine.prefix_cache
         self._idling = False
         self._said = 0.0
@@ -150,9 +167,12 @@ class Worker:
         answer = getattr(self, f"ask_{what}", None)
         if answer is None:
             raise UsageError(f"nothing called {what!r} can be asked")
-        value = answer(**given)
-        self.pending.discard(key)
-        self.line.reply(key, value)
+        if what in ("embed", "rerank"):
+            answer(key, **given)
+        else:
+            value = answer(**given)
+            self.pending.discard(key)
+            self.line.reply(key, value)
 
     def ask_tokenize(
         self, text: str | None = None, plain: bool = False, call: dict[str, Any] | None = None
@@ -172,6 +192,33 @@ class Worker:
         """Tokens of a call's prompt, whether it fits or not."""
         return {"prompt_tokens": len(self._asked(wire.call_from_wire(call), _unlimited).requests[0].ids)}
 
+    def ask_embed(self, key: int, inputs: list[str | list[int]], dimensions: int | None = None) -> None:
+        """float32 vectors of length 1, one after the other, little endian, in base64."""
+        ids = vectors.embedding_ids(self.llm.tokenizer, inputs, self.llm.context)
+
+        def answer(found: list[Any]) -> dict[str, Any]:
+            data = torch.stack(found).numpy().astype("<f4").tobytes()
+            return {"vectors": base64.b64encode(data).decode(), "tokens": [len(row) for row in ids]}
+
+        self._compute(key, ids, vectors.embed(self.llm.model, ids, dimensions), answer)
+
+    def ask_rerank(self, key: int, query: str, documents: list[str], instruction: str | None = None) -> None:
+        """How relevant each document is, 0 to 1."""
+        llm = self.llm
+        ids = vectors.rerank_ids(llm.tokenizer, query, documents, instruction, llm.context)
+        batches = vectors.rerank(llm.model, llm.tokenizer, ids)
+        self._compute(key, ids, batches, lambda found: {"scores": found, "tokens": [len(row) for row in ids]})
+
+    def _compute(
+        self,
+        key: int,
+        ids: list[list[int]],
+        batches: Iterator[tuple[list[int], Any]],
+        answer: Callable[[list[Any]], dict[str, Any]],
+    ) -> None:
+        """Work for the main thread, a batch between two steps."""
+        self.inbox.put(lambda: self._jobs.append(_Job(key, [None] * len(ids), batches, answer)))
+
     # In the main thread
 
     def run(self) -> None:
@@ -182,14 +229,16 @@ class Worker:
             if engine.has_work:
                 self._idling = False
                 engine.advance()
-            elif self._idling and self.inbox.empty():
+            if self._jobs:
+                self._step(self._jobs[0])
+            elif not engine.has_work and self._idling and self.inbox.empty():
                 engine.advance()
             self._tell()
 
     def _obey(self) -> None:
         """Do what is asked of us, waiting for it where nothing else is to do."""
         engine, inbox = self.engine, self.inbox
-        if not engine.has_work:
+        if not (engine.has_work or self._jobs):
             self._idling = self._idling and engine.has_idle_work
             if not self._idling:
                 try:
@@ -198,6 +247,21 @@ class Worker:
                     self._idling = True
         while not inbox.empty():
             inbox.get_nowait()()
+
+    def _step(self, job: _Job) -> None:
+        """One batch of a job."""
+        try:
+            batch = next(job.batches, None) if job.key in self.pending else None
+            for place, value in zip(*batch, strict=True) if batch is not None else ():
+                job.found[place] = value
+            if batch is not None:
+                return
+            value = job.answer(job.found) if job.key in self.pending else None
+            self._replies.append([job.key, value, None])
+        except Exception as error:
+            self._replies.append([job.key, None, _told(error)])
+        self.pending.discard(job.key)
+        self._jobs.popleft()
 
     def _add(self, key: int, asked: Asked, opened: dict[str, Any]) -> None:
         if key not in self.pending:
@@ -334,7 +398,7 @@ def _told(error: Exception) -> list[str]:
     return wire.error_to_wire(error)
 
 
-def info_of(llm: LLM, name: str) -> ModelInfo:
+def info_of(llm: LLM, name: str, kind: str) -> ModelInfo:
     config, resolved, weights = llm.config, llm.resolved, list(llm.model.parameters())
     modes = {family.sampling_key(llm.mode, thinking) for thinking in (True, False)}
     return ModelInfo(
@@ -342,6 +406,7 @@ def info_of(llm: LLM, name: str) -> ModelInfo:
         context=llm.context,
         vocab_size=llm.tokenizer.vocab_size,
         mode=llm.mode,
+        kind=kind,
         parameters=config.num_parameters(),
         active_parameters=config.num_parameters(active=True),
         size_bytes=sum(weight.numel() * weight.element_size() for weight in weights),
@@ -371,15 +436,19 @@ def main(fd: int) -> None:
     threading.Thread(target=listen, daemon=True, name="qwen3-listen").start()
     name, ahead = options.pop("name"), options.pop("prefill_ahead", True)
     try:
-        llm = LLM(**options, prefill_ahead=False)
-        llm.engine.warm_up()
+        kind = vectors.model_kind(resolve(options["model"]))
+        if kind == "chat":
+            llm = LLM(**options, prefill_ahead=False)
+            llm.engine.warm_up()
+        else:  # nearly all memory is for the network
+            llm = LLM(**options | {"max_batch": 1, "prefix_cache": False}, prefill_ahead=False)
         worker = Worker(llm, line, prefill_ahead=ahead)
     except Exception as error:
         line.reply(0, error=error)
         return
     workers.append(worker)
     gc.freeze()
-    line.send([*(getattr(worker.engine, name) for name in STATS), 0], [[0, vars(info_of(llm, name)), None]], [])
+    line.send([*(getattr(worker.engine, name) for name in STATS), 0], [[0, vars(info_of(llm, name, kind)), None]], [])
     worker.run()
 
 
