@@ -65,7 +65,7 @@ def measure(section: str, llm: Any, options: argparse.Namespace, command: str) -
     if section == "curve":
         return thinking.curve(llm, problems=sized(2400), **common)
     if section == "auto":
-        return thinking_auto.auto(llm, sized(4000), options.threshold, **common)
+        return thinking_auto.auto(llm, sized(4000), threshold=options.threshold, **common)
     if section == "turn":
         return thinking_live.second_turns(llm, sized(20), **common)
     limits = tuple(float(word) for word in options.limits.split(","))
