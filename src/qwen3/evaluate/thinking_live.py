@@ -212,8 +212,9 @@ def time_limits(
 ) -> Result:
     """`requests` with a time limit each, `crowd` there at once of which `max_batch` run, so that all of them queue.
     Half of them never close their thinking. A crowd before them, not counted, meets what an engine does for the first
-    time (some 0.3 s on a GPU), and gives it a notion of its speed. in_time: ended within limit + 5 %; stop: by themselves, of those in time;
-    used: the share of the time after queueing that thinking took, where it would have taken all."""
+    time (some 0.3 s on a GPU), and gives it a notion of its speed. in_time: ended within limit + 5 %; stop: by
+    themselves, of those in time; used: the share of the time after queueing that thinking took, where it would have
+    taken all."""
     llm = LLM.of(
         base.model, base.tokenizer, mode=base.mode, context=base.context,
         max_batch=max_batch, blocks=max_batch * -(-base.context // BLOCK),
