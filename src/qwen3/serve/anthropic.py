@@ -13,13 +13,12 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, WithJsonSchema
 
 from qwen3.chat.policy import soft_switch
-from qwen3.serve.answer import caller_id, collect, stream_response
+from qwen3.serve.answer import caller_id, collect, model_info, plain_response, stream_response
 from qwen3.serve.anthropic_messages import Reader, refuse
 from qwen3.serve.anthropic_writer import Shape, Writer
-from qwen3.serve.body import Route, dumps
+from qwen3.serve.body import Route
 from qwen3.serve.calls import Call, ModelInfo
 from qwen3.serve.fields import MAX_MESSAGES, MAX_TOOLS, MaxTokens, Name, Stop, Temperature, ThinkingBody, TopK, TopP
-from qwen3.serve.runs import loaded
 from qwen3.serve.seal import Seal
 from qwen3.serve.thinking import spellings, thinking_of
 
@@ -174,11 +173,8 @@ def _choice(choice: dict[str, Any]) -> Any:
 def _schema(format: Any) -> Any:
     if format is None:
         return None
-    if (
-        not isinstance(format, dict)
-        or format.get("type") != "json_schema"
-        or not isinstance(format.get("schema"), dict)
-    ):
+    kind, schema = (format.get("type"), format.get("schema")) if isinstance(format, dict) else (None, None)
+    if kind != "json_schema" or not isinstance(schema, dict):
         raise refuse("output_config.format", 'must be {"type": "json_schema", "schema": {…}}')
     return schema
 
@@ -191,20 +187,19 @@ def router(server: Server) -> APIRouter:
     async def messages(body: MessagesBody, request: Request) -> Response:
         backend = await server.models.get(body.model, request.state.caller)
         tenant = caller_id(request)
-        call, notes = to_call(body, await loaded(backend), seal, tenant)
+        call, notes = to_call(body, await model_info(backend), seal, tenant)
         omit = isinstance(body.thinking, dict) and body.thinking.get("display") == "omitted"
         shape = Shape(body.model, seal, tenant, omit)
         if body.stream:
             return await stream_response(server, request, backend, call, Writer(shape), notes)
         (sample,) = await collect(server, request, backend, call, notes)
-        return Response(dumps(shape.message(sample, secrets.token_hex(16))), media_type="application/json")
+        return plain_response(shape.message(sample, secrets.token_hex(16)))
 
     @routes.post("/v1/messages/count_tokens")
     async def count_tokens(body: PromptBody, request: Request) -> Response:
         backend = await server.models.get(body.model, request.state.caller)
-        call, notes = to_call(body, await loaded(backend), seal, caller_id(request))
+        call, notes = to_call(body, await model_info(backend), seal, caller_id(request))
         found = await backend.ask("count", call=call)
-        warnings = {"warnings": notes} if notes else {}
-        return Response(dumps({"input_tokens": found["prompt_tokens"], **warnings}), media_type="application/json")
+        return plain_response({"input_tokens": found["prompt_tokens"], **({"warnings": notes} if notes else {})})
 
     return routes

@@ -86,7 +86,8 @@ class Writer:
         return _event("message_start", message={**message, "usage": usage}) + PING
 
     def feed(self, items: list[Item]) -> bytes:
-        return b"".join([self._write(event) for event, _ in self._runs.feed(items)])
+        data = b"".join([self._write(event) for event, _ in self._runs.feed(items)])
+        return self._runs.said(data, self.keep_alive)
 
     def end(self) -> bytes:
         return _event("message_stop")

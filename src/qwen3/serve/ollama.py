@@ -1,26 +1,18 @@
-"""Ollama's API under /api: chat and generate, the models there are, embeddings.
-
-Models are not managed over HTTP: what is served was named when the server started.
-"""
+"""Ollama's /api/chat and /api/generate. Thinking is on by default there, as it is here."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import hashlib
 import time
-from array import array
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, Field, WithJsonSchema
 
-from qwen3 import __version__
-from qwen3.serve.answer import collect, stream_response
-from qwen3.serve.body import Route, dumps
+from qwen3.serve.answer import collect, model_info, plain_response, stream_response
+from qwen3.serve.body import Route
 from qwen3.serve.calls import Call, ModelInfo
+from qwen3.serve.either import Either
 from qwen3.serve.errors import ApiError
 from qwen3.serve.fields import (
     INT32,
@@ -41,21 +33,17 @@ from qwen3.serve.fields import (
     TopK,
     TopP,
 )
-from qwen3.serve.ollama_writer import Shape, Writer, nanoseconds, now
+from qwen3.serve.ollama_models import STAYS, add_models, lines
+from qwen3.serve.ollama_writer import Shape, Writer
 from qwen3.serve.openai.completions import FIM, middle
-from qwen3.serve.openai.prompts import MAX_PROMPTS
-from qwen3.serve.runs import loaded
 from qwen3.serve.thinking import spellings, thinking_of
 
 if TYPE_CHECKING:
     from qwen3.serve.app import Server
-    from qwen3.serve.backend import Backend
-
-API_VERSION = "0.12.6"
-"""Ollama's release whose API this is: clients compare it with what they need."""
 
 _FIXED = "it is decided when the server starts"
 _OTHER = "this sampler has no such step"
+_THINK = ({"type": "boolean"}, {"type": "string"}, {"type": "integer", "minimum": 0, "maximum": INT32})
 _IMAGES = "Qwen3 reads text only"
 
 
@@ -130,11 +118,11 @@ class PromptBody(ThinkingBody):
     }
 
     model: Name
-    format: str | dict[str, Any] | None = None
+    format: Annotated[Any, Either('"json" or a JSON schema', {"type": "string"}, {"type": "object"})] | None = None
     options: Options | None = None
     stream: bool | None = None
-    keep_alive: float | str | None = None
-    think: bool | str | int | None = None
+    keep_alive: Annotated[Any, Either("a duration", {"type": "string"}, {"type": "number"})] | None = None
+    think: Annotated[Any, Either("true, false, an effort or a number of tokens", *_THINK)] | None = None
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
     truncate: bool | None = None
@@ -156,12 +144,12 @@ class PromptBody(ThinkingBody):
         if self.logprobs:
             sampling["logprobs"] = self.top_logprobs or 0
         given, more = spellings(self)
-        thinking, warnings = thinking_of(
-            {"think": self.think} | given, info=info, max_tokens=sampling.get("max_tokens")
-        )
+        number = type(self.think) is int  # not there: a budget in tokens
+        given = {"think.budget" if number else "think": self.think, **given}
+        thinking, warnings = thinking_of(given, info=info, max_tokens=sampling.get("max_tokens"))
         notes = [*self.ignored(), *options.notes(info.context), *more, *warnings]
         if self.keep_alive is not None:
-            notes.append("keep_alive has no effect: how long models stay is for the server (--idle-unload)")
+            notes.append(f"keep_alive has no effect: {STAYS}")
         return Call(schema=self.form(), thinking=thinking, sampling=sampling, **prompt), notes
 
 
@@ -251,133 +239,28 @@ def generate_call(body: GenerateBody, info: ModelInfo, ids: list[int] | None = N
     return call, [*notes, *more]
 
 
-# Models
-
-
-def size_name(parameters: int) -> str:
-    """As there: 751.6M, 8.2B."""
-    return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M"
-
-
-def details(info: ModelInfo | None) -> dict[str, Any]:
-    found = {"parent_model": "", "format": "", "family": "qwen3", "families": ["qwen3"]}
-    if info is None:
-        return {**found, "parameter_size": "", "quantization_level": ""}
-    kind = "gguf" if "gguf" in info.source.lower() else "safetensors"
-    return {**found, "format": kind, "parameter_size": size_name(info.parameters), "quantization_level": info.dtype}
-
-
-def entry(backend: Any, since: str) -> dict[str, Any]:
-    """One model as /api/tags lists it. digest: of where the weights come from, not of the weights."""
-    info: ModelInfo | None = backend.info
-    source = f"{info.source}@{info.revision}" if info else backend.name
-    return {
-        "name": backend.name,
-        "model": backend.name,
-        "modified_at": since,
-        "size": info.size_bytes if info else 0,
-        "digest": hashlib.sha256(source.encode()).hexdigest(),
-        "details": details(info),
-    }
-
-
-def shown(info: ModelInfo, since: str) -> dict[str, Any]:
-    """The answer of /api/show."""
-    capabilities = {
-        "embedding": ["embedding"],
-        "reranker": [],
-    }.get(info.kind, ["completion"] + ([] if info.mode == "base" else ["tools"]))
-    if info.kind == "chat" and info.mode in ("hybrid", "thinking"):
-        capabilities.append("thinking")
-    architecture = "qwen3moe" if info.active_parameters < info.parameters else "qwen3"
-    sampling = info.sampling.get("thinking") or next(iter(info.sampling.values()), {})
-    return {
-        "modelfile": f"# served by qwen3 {__version__}\nFROM {info.source}\n",
-        "parameters": "\n".join(f"{name} {value:g}" for name, value in sampling.items()),
-        "template": "",
-        "license": "",
-        "details": details(info),
-        "model_info": {
-            "general.architecture": architecture,
-            "general.basename": info.source,
-            "general.parameter_count": info.parameters,
-            f"{architecture}.context_length": info.context,
-            f"{architecture}.embedding_length": info.hidden_size,
-        },
-        "capabilities": capabilities,
-        "modified_at": since,
-    }
-
-
-class NameBody(Body):
-    model: Name | None = None
-    name: Name | None = None
-    stream: bool | None = None
-    insecure: bool | None = None
-    verbose: bool | None = None
-
-    INEFFECTIVE: ClassVar[dict[str, str]] = {
-        "insecure": "nothing is fetched",
-        "verbose": "there is nothing more to show",
-    }
-
-    @property
-    def wanted(self) -> str:
-        if self.model is None and self.name is None:
-            raise ApiError(400, "model is missing: name one of those that /api/tags lists", "model")
-        return self.model or self.name or ""
-
-
-class EmbedBody(Body):
-    INEFFECTIVE: ClassVar[dict[str, str]] = {
-        "truncate": "an input is never cut",
-        "keep_alive": "how long models stay is for the server",
-    }
-
-    model: Name
-    input: Text | Annotated[list[Text], Field(max_length=MAX_PROMPTS)]
-    dimensions: Annotated[int, Field(ge=1, le=INT32)] | None = None
-    truncate: bool | None = None
-    options: Options | None = None
-    keep_alive: float | str | None = None
-
-
-class EmbeddingsBody(Body):
-    """The older form, of one text."""
-
-    INEFFECTIVE: ClassVar[dict[str, str]] = {"keep_alive": "how long models stay is for the server"}
-
-    model: Name
-    prompt: Text
-    options: Options | None = None
-    keep_alive: float | str | None = None
-
-
 def router(server: Server) -> APIRouter:
     routes = APIRouter(prefix="/api", tags=["ollama"], route_class=Route)
-    since = now()
-
-    def plain(value: dict[str, Any], notes: list[str] | None = None) -> Response:
-        return Response(dumps({**value, **({"warnings": notes} if notes else {})}), media_type="application/json")
+    add_models(routes, server)
 
     async def answered(
-        body: ChatBody | GenerateBody, request: Request, make: Callable[[Backend, ModelInfo], Any]
+        body: ChatBody | GenerateBody, request: Request, make: Callable[[Any, ModelInfo], Awaitable[Any]]
     ) -> Response:
-        """make: what gives the call and the notes."""
+        """make: gives the call and the notes."""
         shape = Shape(body.model, isinstance(body, ChatBody))
         backend = await server.models.get(body.model, request.state.caller)
-        streams = body.stream is not False
         if body.empty:
             return await kept(body, request, backend, shape)
-        info = await loaded(backend)
+        await backend.load()
+        info = await model_info(backend)
         shape.loading = time.perf_counter() - shape.started
         call, notes = await make(backend, info)
-        if streams:
+        if body.stream is not False:
             return await stream_response(server, request, backend, call, Writer(shape), notes)
         (sample,) = await collect(server, request, backend, call, notes)
-        return plain(shape.whole(sample))
+        return plain_response(shape.whole(sample))
 
-    async def kept(body: ChatBody | GenerateBody, request: Request, backend: Backend, shape: Shape) -> Response:
+    async def kept(body: ChatBody | GenerateBody, request: Request, backend: Any, shape: Shape) -> Response:
         """Nothing to answer: that is how a model is loaded, or unloaded."""
         unload = body.keep_alive in (0, "0", "0s", "0m")
         if not unload:
@@ -387,31 +270,25 @@ def router(server: Server) -> APIRouter:
         elif backend.busy:
             raise ApiError(409, f"{backend.name} is answering: it cannot be unloaded now", "keep_alive", "busy")
         else:
-            await backend.close()
+            await backend.unload()
         value = {**shape.part(), "done": True, "done_reason": "unload" if unload else "load"}
         return lines(value, body.stream)
 
-    def lines(value: dict[str, Any], stream: bool | None) -> Response:
-        """One object, as the only line of a stream unless that was not wanted."""
-        if stream is False:
-            return plain(value)
-        return Response(dumps(value) + b"\n", media_type=Writer.media_type)
-
     @routes.post("/chat")
     async def chat(body: ChatBody, request: Request) -> Response:
-        async def make(backend: Backend, info: ModelInfo) -> Any:
+        async def make(backend: Any, info: ModelInfo) -> Any:
             return chat_call(body, info)
 
         return await answered(body, request, make)
 
     @routes.post("/generate")
     async def generate(body: GenerateBody, request: Request) -> Response:
-        async def make(backend: Backend, info: ModelInfo) -> Any:
+        async def make(backend: Any, info: ModelInfo) -> Any:
             return generate_call(body, info, await around(backend, body) if body.suffix else None)
 
         return await answered(body, request, make)
 
-    async def around(backend: Backend, body: GenerateBody) -> list[int]:
+    async def around(backend: Any, body: GenerateBody) -> list[int]:
         """Prompt and suffix as texts around Qwen's fill-in-the-middle tokens."""
         control = (await backend.ask("tokenize", text=FIM))["ids"]
         if len(control) != 3:
@@ -419,106 +296,5 @@ def router(server: Server) -> APIRouter:
         texts = (body.prompt or "", body.suffix or "")
         before, after = [(await backend.ask("tokenize", text=text, plain=True))["ids"] for text in texts]
         return middle(before, after, control)
-
-    # Models
-
-    @routes.get("/version")
-    async def version() -> Response:
-        return plain({"version": API_VERSION, "server": f"qwen3 {__version__}"})
-
-    @routes.get("/tags")
-    async def tags() -> Response:
-        return plain({"models": [entry(backend, since) for backend in server.models.list()]})
-
-    @routes.get("/ps")
-    async def ps() -> Response:
-        idle = server.settings.idle_unload
-        expires = (datetime.now(UTC) + timedelta(seconds=idle or 10 * 365 * 86_400)).isoformat()
-        found = []
-        for backend in server.models.list():
-            if backend.state == "ready" and (info := backend.info):
-                video = info.size_bytes if info.device.startswith("cuda") else 0
-                more = {"expires_at": expires, "size_vram": video, "context_length": info.context}
-                found.append({**entry(backend, since), **more})
-        return plain({"models": found})
-
-    @routes.post("/show")
-    async def show(body: NameBody, request: Request) -> Response:
-        backend = await server.models.get(body.wanted, request.state.caller)
-        return plain(shown(await loaded(backend), since), body.ignored())
-
-    @routes.post("/pull")
-    async def pull(body: NameBody, request: Request) -> Response:
-        """Of what is served already, which clients do before they chat."""
-        try:
-            await server.models.get(body.wanted, request.state.caller)
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            raise managed("pulled", "qwen3 pull MODEL, then qwen3 serve MODEL", 404) from None
-        return lines({"status": "success"}, body.stream)
-
-    def managed(what: str, instead: str, status: int = 400) -> ApiError:
-        return ApiError(status, f"models are not {what} over HTTP: use {instead}", "model", "not_supported")
-
-    @routes.post("/create")
-    async def create() -> Response:
-        raise managed("created", "qwen3 convert or qwen3 quantize, then qwen3 serve PATH")
-
-    @routes.post("/copy")
-    async def copy() -> Response:
-        raise managed("copied", "qwen3 serve NAME=MODEL to give a model another name")
-
-    @routes.post("/push")
-    async def push() -> Response:
-        raise managed("pushed", "your hub's own client")
-
-    @routes.delete("/delete")
-    async def delete() -> Response:
-        raise managed("deleted", "the files of the Hugging Face cache, which qwen3 ls shows")
-
-    @routes.api_route("/blobs/{digest}", methods=["GET", "POST"], include_in_schema=False)
-    async def blobs(digest: str) -> Response:
-        raise managed("created", "qwen3 convert", 404)
-
-    # Embeddings
-
-    async def vectors(request: Request, model: str, inputs: list[str], size: int | None) -> tuple[list[Any], int]:
-        """(a vector for each input, tokens of all)."""
-        backend = await server.models.get(model, request.state.caller)
-        if (info := await loaded(backend)).kind != "embedding":
-            raise ApiError(
-                400,
-                f"{backend.name} is a {info.kind} model; embeddings come from one such as Qwen/Qwen3-Embedding-0.6B",
-                "model",
-                "wrong_model_kind",
-            )
-        if not inputs:
-            return [], 0
-        if "" in inputs:
-            raise ApiError(400, "input: an empty text has no embedding", "input")
-        found = await backend.ask("embed", inputs=inputs, dimensions=size)
-        numbers = await asyncio.to_thread(lambda: array("f", base64.b64decode(found["vectors"])).tolist())
-        length = len(numbers) // len(inputs)
-        return [numbers[i * length : (i + 1) * length] for i in range(len(inputs))], sum(found["tokens"])
-
-    @routes.post("/embed")
-    async def embed(body: EmbedBody, request: Request) -> Response:
-        started = time.perf_counter()
-        inputs = [body.input] if isinstance(body.input, str) else body.input
-        found, tokens = await vectors(request, body.model, inputs, body.dimensions)
-        value = {
-            "model": body.model,
-            "embeddings": found,
-            "total_duration": nanoseconds(time.perf_counter() - started),
-            "load_duration": 0,
-            "prompt_eval_count": tokens,
-        }
-        return plain(value, body.ignored())
-
-    @routes.post("/embeddings")
-    async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
-        found, _ = await vectors(request, body.model, [body.prompt] if body.prompt else [], None)
-        return plain({"embedding": found[0] if found else []}, body.ignored())
 
     return routes

@@ -108,7 +108,8 @@ class Writer:
         return b""
 
     def feed(self, items: list[Item]) -> bytes:
-        return b"".join([self._write(event, found) for event, found in self._runs.feed(items)])
+        data = b"".join([self._write(event, found) for event, found in self._runs.feed(items)])
+        return self._runs.said(data, self.keep_alive)
 
     def end(self) -> bytes:
         return b""

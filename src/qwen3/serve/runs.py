@@ -1,14 +1,16 @@
-"""What dialects share: tool calls that are shown only once they are whole, the report, and the model's facts."""
+"""What dialects share: tool calls that are shown only once they are whole, and the report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qwen3.chat import Event, Finish, Result, ToolCallDelta, ToolCallDropped
 from qwen3.chat.messages import ToolCall
-from qwen3.serve.calls import Item, ModelInfo, TokenLogprob
+from qwen3.serve.answer import KEEP_ALIVE
+from qwen3.serve.calls import Item, Sample, TokenLogprob
 
 Part = tuple[Event | ToolCall, tuple[TokenLogprob, ...]]
 
@@ -22,6 +24,7 @@ class Runs:
     _id: str | None = None
     _name: str = ""
     _arguments: list[str] = field(default_factory=list)
+    _said: float = field(default_factory=time.monotonic)
 
     def feed(self, items: Iterable[Item]) -> list[Part]:
         """(event, its tokens' log-probabilities) of the items, a ToolCall in the place of each call's deltas."""
@@ -40,6 +43,15 @@ class Runs:
                 parts.append((event, item.logprobs))
         return parts
 
+    def said(self, data: bytes, keep_alive: Callable[[], bytes]) -> bytes:
+        """What to send of items that gave `data`. A long call is silent until it is whole, and hidden thinking until
+        it ends: a sign of life then, now and then."""
+        now = time.monotonic()
+        if not data and now - self._said < KEEP_ALIVE:
+            return b""
+        self._said = now
+        return data or keep_alive()
+
     def _whole(self) -> list[Part]:
         """The call that has just ended, if there is one."""
         found: list[Part] = [(ToolCall(self._name, "".join(self._arguments), self._id), ())] if self._name else []
@@ -57,8 +69,14 @@ def report(end: Finish | Result) -> dict[str, Any]:
     return {**found, "thinking": asdict(end.thinking)} if end.thinking else found
 
 
-async def loaded(backend: Any) -> ModelInfo:
-    """What the model is; it is loaded for that where it is not. Raises ApiError and the package's errors."""
-    await backend.load()
-    info: ModelInfo = backend.info
-    return info
+def of_the_text(sample: Sample) -> tuple[TokenLogprob, ...]:
+    """Those of the sample's log-probabilities that belong to its content: found by their bytes, after the thinking."""
+    entries, content = sample.logprobs or (), sample.result.content.encode()
+    data = b"".join([entry.data for entry in entries])
+    begin = data.find(content, data.find(b"</think>") + 1)
+    found, place = [], 0
+    for entry in entries:
+        if place < begin + len(content) and place + len(entry.data) > begin >= 0:
+            found.append(entry)
+        place += len(entry.data)
+    return tuple(found)

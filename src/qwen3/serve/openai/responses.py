@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, WithJsonSchema
 
-from qwen3.serve.answer import caller_id, collect, stream_response
-from qwen3.serve.body import Route, dumps
+from qwen3.serve.answer import caller_id, collect, model_info, plain_response, stream_response
+from qwen3.serve.body import Route
 from qwen3.serve.calls import Call, ModelInfo
+from qwen3.serve.either import Either
 from qwen3.serve.errors import ApiError
 from qwen3.serve.fields import (
     INT32,
@@ -27,7 +28,6 @@ from qwen3.serve.fields import (
 )
 from qwen3.serve.openai.responses_items import Reader, choice, functions, refuse
 from qwen3.serve.openai.responses_writer import Shape, Writer
-from qwen3.serve.runs import loaded
 from qwen3.serve.seal import Seal
 from qwen3.serve.thinking import spellings, thinking_of
 
@@ -54,6 +54,12 @@ _TOOL = {
         "parameters": {"type": "object"},
     },
 }
+_CHOICE = {"type": "string", "enum": ["auto", "none", "required"]}
+_NAMED_CHOICE = {
+    "type": "object",
+    "required": ["type", "name"],
+    "properties": {"type": {"const": "function"}, "name": {"type": "string"}},
+}
 _SEALED, _LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
 
 Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
@@ -74,15 +80,11 @@ class ResponsesBody(ThinkingBody):
 
     model: Name | None = None
     input: Annotated[
-        str | list[dict[str, Any]],
-        Field(max_length=32 << 20),
-        WithJsonSchema(
-            {
-                "anyOf": [
-                    {"type": "string"},
-                    {"type": "array", "minItems": 1, "maxItems": MAX_MESSAGES, "items": _MESSAGE},
-                ]
-            }
+        Any,
+        Either(
+            "a text or a list of items",
+            {"type": "string"},
+            {"type": "array", "minItems": 1, "maxItems": MAX_MESSAGES, "items": _MESSAGE},
         ),
     ]
     instructions: Text | None = None
@@ -94,7 +96,7 @@ class ResponsesBody(ThinkingBody):
         ]
         | None
     ) = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: Annotated[Any, Either("a text or an object", _CHOICE, _NAMED_CHOICE)] | None = None
     parallel_tool_calls: bool | None = None
     text: dict[str, Any] | None = None
     max_output_tokens: MaxTokens | None = None
@@ -111,7 +113,7 @@ class ResponsesBody(ThinkingBody):
     store: bool | None = None
     background: bool | None = None
     previous_response_id: Label | None = None
-    conversation: str | dict[str, Any] | None = None
+    conversation: Any = None
     prompt: dict[str, Any] | None = None
     user: Label | None = None
     safety_identifier: Label | None = None
@@ -222,7 +224,7 @@ def router(server: Server) -> APIRouter:
     async def responses(body: ResponsesBody, request: Request) -> Response:
         backend = await server.models.get(body.model, request.state.caller)
         tenant = caller_id(request)
-        call, notes = to_call(body, await loaded(backend), seal, tenant)
+        call, notes = to_call(body, await model_info(backend), seal, tenant)
         shape = Shape(
             echo(body, backend.name),
             seal,
@@ -234,7 +236,7 @@ def router(server: Server) -> APIRouter:
         if body.stream:
             return await stream_response(server, request, backend, call, Writer(shape), notes)
         (sample,) = await collect(server, request, backend, call, notes)
-        return Response(dumps(shape.whole(sample)), media_type="application/json")
+        return plain_response(shape.whole(sample))
 
     @routes.get("/v1/responses/{id}")
     @routes.delete("/v1/responses/{id}", include_in_schema=False)

@@ -14,7 +14,7 @@ from qwen3.chat.messages import ToolCall
 from qwen3.serve.answer import Clock
 from qwen3.serve.calls import Item, Sample, TokenLogprob
 from qwen3.serve.errors import ApiError, shape
-from qwen3.serve.runs import Runs, report
+from qwen3.serve.runs import Runs, of_the_text, report
 from qwen3.serve.seal import Seal
 
 
@@ -44,7 +44,7 @@ class Shape:
         status = _status(result.finish_reason)
         output = [self.reasoning(new_id("rs"), result.reasoning_content)] if result.reasoning_content else []
         if result.content:
-            entries = logprobs(sample.logprobs or ()) if self.logprobs else []
+            entries = logprobs(of_the_text(sample)) if self.logprobs else []
             output.append(self.message(new_id("msg"), result.content, entries))
         output += [call_item(new_id("fc"), call) for call in result.tool_calls]
         if output:
@@ -138,7 +138,8 @@ class Writer:
         )
 
     def feed(self, items: list[Item]) -> bytes:
-        return b"".join([self._write(event, entries) for event, entries in self._runs.feed(items)])
+        data = b"".join([self._write(event, entries) for event, entries in self._runs.feed(items)])
+        return self._runs.said(data, self.keep_alive)
 
     def end(self) -> bytes:
         end = self._end
