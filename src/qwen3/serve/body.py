@@ -15,39 +15,46 @@ from starlette.types import Message, Receive
 from qwen3.serve.errors import ApiError
 
 LARGE = 256 << 10  # from here on, work on a body goes to a thread
-_BRACKETS = bytes.maketrans(b"{}", b"[]")
-_OTHERS = bytes(set(range(256)) - set(b'[]{}"'))
-
-
-def depth(body: bytes, limit: int) -> int:
-    """How deep JSON nests: exact up to `limit`, then limit + 1. Linear in the size, a few passes that run in C.
-
-    Escapes go first, then all that is no bracket or quote, then what stands between quotes; of the rest, each round
-    takes out the innermost pairs.
-    """
-    if body.count(b"[") + body.count(b"{") <= 1:
-        return body.count(b"[") + body.count(b"{")
-    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS)
-    rest = b"".join(plain.split(b'"')[::2]).translate(_BRACKETS)
-    for level in range(limit + 1):
-        if b"[" not in rest:
-            return level
-        shorter = rest.replace(b"[]", b"")
-        if shorter == rest:  # not balanced: the parser will say where
-            return limit + 1 if rest.count(b"[") > limit else rest.count(b"[")
-        rest = shorter
-    return limit + 1
+MAX_VALUES = 1 << 21  # of one body: parsing them takes a fraction of a second, and nothing else runs meanwhile
+_TEXT = bytes(set(range(256)) - set(b'",[{'))
 
 
 def parse(body: bytes, limit: int) -> Any:
-    """The JSON value in `body` (UTF-8). Raises ApiError 400 for what is none, nests deeper than `limit`, holds NaN or
-    Infinity, or half a surrogate pair."""
-    if depth(body, limit) > limit:
-        raise ApiError(400, f"the body nests deeper than {limit} levels", code="too_deep")
+    """The JSON value in `body` (UTF-8). Raises ApiError 400 for what is none, nests deeper than `limit`, has more than
+    MAX_VALUES values, NaN, Infinity, or half a surrogate pair."""
+    if _marks(body) > MAX_VALUES and _values(body) > MAX_VALUES:
+        raise ApiError(400, f"the body holds more than {MAX_VALUES:,} values", code="too_many_values")
     try:
-        return from_json(body, allow_inf_nan=False)
+        value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
+        if "recursion limit" in str(error):  # of the parser, far above ours
+            raise too_deep(limit) from None
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if body.count(b"[") + body.count(b"{") > limit:
+        level = [value]
+        for _ in range(limit):
+            level = [
+                inner
+                for outer in level
+                for inner in (outer.values() if type(outer) is dict else outer)
+                if type(inner) in (dict, list)
+            ]
+            if not level:
+                break
+        else:
+            raise too_deep(limit)
+    return value
+
+
+def _values(body: bytes) -> int:
+    """How many values there are at least: commas and opening brackets, those in texts apart. Escapes go first, then all
+    else but quotes, then texts that hold none of these."""
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _TEXT).replace(b'""', b"")
+    return sum(_marks(piece) for piece in plain.split(b'"')[::2])
+
+
+def _marks(text: bytes) -> int:
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 async def read(receive: Receive, limit: int, timeout: float, take: Callable[[int], None]) -> bytes:
@@ -101,6 +108,10 @@ def counted(receive: Receive, limit: int, timeout: float) -> Receive:
         return message
 
     return count
+
+
+def too_deep(limit: int) -> ApiError:
+    return ApiError(400, f"the body nests deeper than {limit} levels", code="too_deep")
 
 
 def late(timeout: float) -> ApiError:

@@ -48,7 +48,7 @@ _NOBODY = _Key(hashlib.sha256(secrets.token_bytes(32)).digest(), Caller(""))
 
 
 def _digest(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
 class Keys:
@@ -146,10 +146,13 @@ def new_key(name: str) -> tuple[str, str]:
 def add_key(path: Path, line: str) -> None:
     """Appends a line to a file of keys, made for the owner alone where there is none. Raises UsageError or OSError."""
     name = line.partition(":")[0]
-    if path.exists() and name in Keys(path)._keys:
-        raise UsageError(f"--make-key {name}: {path} has a key of that name; remove its line first")
+    before = ""
+    if path.exists():
+        if name in Keys(path)._keys:
+            raise UsageError(f"--make-key {name}: {path} has a key of that name; remove its line first")
+        before = "" if path.read_bytes().endswith(b"\n") else "\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+        file.write(f"{before}{line}\n")
         file.flush()
         os.fsync(file.fileno())
