@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
@@ -242,67 +242,98 @@ class _Streamed(Response):
         self.init_headers({"content-type": writer.media_type, "cache-control": "no-cache", "x-accel-buffering": "no"})
         self.server, self.caller, self.model, self.call, self.writer = server, caller, model, call, writer
         self.notes, self.stream, self.items = notes, stream, items
-        self.sent = time.perf_counter()
         self.left = call.sampling.get("n") or 1
         self.answered: set[int] = set()  # samples that have more than reasoning
         # What reasoning memory needs; nothing else has a use for it.
         self.events: dict[int, list[Event]] | None = {} if call.tools else None
+        self.sent = time.perf_counter()
+        self.sending: float | None = None  # since when a write waits for the reader
+        self.alive: asyncio.Task[None] | None = None
+        self.slow = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        streams, metrics = self.server.streams, self.server.metrics
-        streams[self.stream.id] = (self.stream, self.caller)
+        self.server.streams[self.stream.id] = (self.stream, self.caller)
+        self.send = send
         try:
-            await _while_here(receive, self._run(send))
-        except (_Gone, OSError) as error:  # TimeoutError, an OSError, is the slow reader's
-            slow = isinstance(error, TimeoutError)
-            metrics.observe_cut(self.model, "slow_reader" if slow else "disconnected")
-            if slow and (abort := scope.get("extensions", {}).get("qwen3.abort")):
+            await _while_here(receive, self._run())
+        except (_Gone, OSError):
+            self.server.metrics.observe_cut(self.model, "slow_reader" if self.slow else "disconnected")
+            if self.slow and (abort := scope.get("extensions", {}).get("qwen3.abort")):
                 abort()  # closing would wait for the reader to take what the transport still holds
         finally:
-            streams.pop(self.stream.id, None)
+            self.server.streams.pop(self.stream.id, None)
             if self.left:
                 self.stream.cancel()
 
-    async def _run(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        writer, items = self.writer, self.items
-        data = writer.begin(self.stream)
+    async def _run(self) -> None:
+        """All of the stream. Raises TimeoutError for a reader that takes nothing."""
+        await self.send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        task = asyncio.current_task()
+        assert task is not None
+        watch = asyncio.create_task(self._watch(task))
+        try:
+            data, more = self.writer.begin(self.stream), True
+            if self.items is not None:
+                made, more = self._next(self.items)
+                data += made
+            while True:
+                if self.alive is not None:
+                    await self.alive
+                if data:
+                    await self._send(data, more)
+                if not more:
+                    return
+                try:
+                    items = await anext(self.stream)
+                except StopAsyncIteration:
+                    items = []
+                except Exception as error:
+                    data, more = self._failed(error), False
+                    continue
+                data, more = self._next(items)
+        except asyncio.CancelledError:
+            if self.slow:
+                raise TimeoutError from None
+            raise
+        finally:
+            for other in filter(None, (watch, self.alive)):
+                other.cancel()
+            await asyncio.gather(watch, *filter(None, (self.alive,)), return_exceptions=True)
+
+    async def _watch(self, task: asyncio.Task[Any]) -> None:
+        """One timer for all that can take too long: a timeout around each news would cost more than the news."""
+        limit = self.server.settings.write_timeout
         while True:
-            try:
-                if items:
-                    data += self._feed(items)
-                elif items is None:
-                    data += writer.keep_alive()
-                elif self.left:
-                    raise ApiError(500, "the answer ended before it was complete")
-                if not self.left:
-                    data += writer.end()
-            except Exception as error:
-                data += self._failed(error)
-                break
-            if not self.left:
-                break
-            if not data and time.perf_counter() - self.sent > KEEP_ALIVE:  # news that this dialect does not show
-                data = writer.keep_alive()
-            if data:
-                await self._send(send, data, True)
-            try:
-                data, items = b"", await _news(self.stream, KEEP_ALIVE)
-            except Exception as error:
-                data = self._failed(error)
-                break
-        await self._send(send, data, False)
+            await asyncio.sleep(min(KEEP_ALIVE, limit) / 4)
+            now = time.perf_counter()
+            if self.sending is None:
+                if now - self.sent > KEEP_ALIVE:
+                    self.alive = asyncio.create_task(self._send(self.writer.keep_alive(), True))
+            elif now - self.sending > limit:
+                self.slow = True
+                task.cancel()
+                return
+
+    async def _send(self, data: bytes, more: bool) -> None:
+        self.sending = time.perf_counter()
+        await self.send({"type": "http.response.body", "body": data, "more_body": more})
+        self.sent, self.sending = time.perf_counter(), None
+
+    def _next(self, items: list[Item]) -> tuple[bytes, bool]:
+        """(what news come to, whether the stream goes on)."""
+        try:
+            if not items:
+                raise ApiError(500, "the answer ended before it was complete")
+            data = self._feed(items)
+            return (data, True) if self.left else (data + self.writer.end(), False)
+        except Exception as error:
+            return self._failed(error), False
 
     def _failed(self, error: Exception) -> bytes:
         self.server.metrics.observe_cut(self.model, "error")
         if not isinstance(error, ApiError):
             _log.exception("a stream failed", exc_info=error)
         return self.writer.error(ApiError.of(error))
-
-    async def _send(self, send: Callable[[Any], Awaitable[None]], data: bytes, more: bool) -> None:
-        async with asyncio.timeout(self.server.settings.write_timeout):
-            await send({"type": "http.response.body", "body": data, "more_body": more})
-        self.sent = time.perf_counter()
 
     def _feed(self, items: list[Item]) -> bytes:
         clock, metrics = self.writer.clock, self.server.metrics
@@ -320,7 +351,9 @@ class _Streamed(Response):
         if clock.answer is None and self.answered:
             clock.answer = now
             metrics.observe_answer(self.model, elapsed)
-        return self.writer.feed([self._ended(i) if type(i.event) is Finish else i for i in merged(items)])
+        if len(items) > 1:
+            items = merged(items)
+        return self.writer.feed([self._ended(i) if type(i.event) is Finish else i for i in items])
 
     def _ended(self, item: Item) -> Item:
         finish = item.event
@@ -339,8 +372,6 @@ class _Streamed(Response):
 def merged(items: list[Item]) -> list[Item]:
     """The same news in fewer items: of each sample, neighbouring texts are one, and so are reasonings and a tool call's
     arguments. Samples do not wait for each other, so that those of one stand together."""
-    if len(items) == 1:
-        return items
     found: list[Item] = []
     for (index, kind, _), group in groupby(sorted(items, key=lambda item: item.index), _kind):
         same = list(group)
