@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 MAX_BATCHES = 100
 WINDOW = 86_400
 LOW = 1000  # added to the caller's priority: whoever waits for an answer goes first
-TOGETHER = 16  # requests of all batches under way
+TOGETHER = 128  # requests of all batches under way, and never more than half of what may wait
 LATER = (408, 429, 499, 503)  # statuses that another time may be different
 ENDED = ("completed", "failed", "expired", "cancelled")
 T = TypeVar("T")
@@ -101,9 +102,12 @@ Answer = Callable[[Caller, str, bytes], Awaitable[tuple[int, bytes, float]]]
 
 
 class Batches:
-    """All batches of a server. hold: whether the server is about to end, so that nothing new is begun."""
+    """All batches of a server. hold: whether the server is about to end, so that nothing new is begun. together:
+    requests under way at once."""
 
-    def __init__(self, folder: Path, files: FileStore, answer: Answer, hold: Callable[[], bool]) -> None:
+    def __init__(
+        self, folder: Path, files: FileStore, answer: Answer, hold: Callable[[], bool], together: int = TOGETHER
+    ) -> None:
         self.folder, self._files, self._answer, self._hold = folder / "batches", files, answer, hold
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._batches: dict[str, Batch] = {}
@@ -111,13 +115,19 @@ class Batches:
         self._halted: dict[str, asyncio.Event] = {}
         self._journals: dict[str, Journal] = {}
         self._trouble: dict[str, str] = {}
-        self._room = asyncio.Semaphore(TOGETHER)
-        for path in self.folder.iterdir():
-            if path.suffix == ".partial":
-                path.unlink()
-            elif path.suffix == ".json":
+        self._room = asyncio.Semaphore(together)
+        self._saving = threading.Lock()
+        for path in self.folder.glob("*.json"):
+            try:
                 batch = Batch(**json.loads(path.read_bytes()))
+            except (ValueError, TypeError) as error:
+                event("batch is unreadable", logging.ERROR, file=path.name, error=str(error))
+            else:
                 self._batches[batch.id] = batch
+        ended = {batch.id for batch in self._batches.values() if batch.status in ENDED}
+        for path in list(self.folder.iterdir()):
+            if path.suffix == ".partial" or (path.suffix == ".journal" and path.stem in ended):
+                path.unlink()
 
     def start(self) -> None:
         """Go on with what has not ended."""
@@ -149,8 +159,15 @@ class Batches:
 
     def _launch(self, batch: Batch) -> None:
         self._halted[batch.id] = asyncio.Event()
+
+        def done(task: asyncio.Task[None]) -> None:
+            del self._running[batch.id]
+            if not task.cancelled() and (error := task.exception()):
+                event("batch stopped", logging.ERROR, id=batch.id, error=repr(error))
+                self._trouble[batch.id] = "an internal error; the batch goes on when the server is started again"
+
         task = self._running[batch.id] = asyncio.create_task(self._run(batch))
-        task.add_done_callback(lambda _: self._running.pop(batch.id, None))
+        task.add_done_callback(done)
 
     # What clients ask
 
@@ -200,7 +217,8 @@ class Batches:
     # One batch
 
     def _save(self, batch: Batch) -> None:
-        write_atomic(self.folder / f"{batch.id}.json", [json.dumps(asdict(batch)).encode()])
+        with self._saving:  # so that the last to write knows all
+            write_atomic(self.folder / f"{batch.id}.json", [json.dumps(asdict(batch)).encode()])
 
     async def _lasting(self, batch: Batch, work: Callable[[], T]) -> T:
         """What blocking work gives; tried again for as long as the disk refuses."""
@@ -259,6 +277,8 @@ class Batches:
         try:
             left = max(0.0, batch.expires_at - time.time())
             await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                tasks[0].result()
         finally:
             for task in tasks:
                 task.cancel()
@@ -387,7 +407,8 @@ def router(server: Server) -> APIRouter:
         if server.files is None:
             yield
             return
-        server.batches = Batches(server.files.root, server.files, InProcess(app), lambda: server.draining)
+        together = max(1, min(TOGETHER, server.settings.max_queue // 2))
+        server.batches = Batches(server.files.root, server.files, InProcess(app), lambda: server.draining, together)
         server.batches.start()
         try:
             yield

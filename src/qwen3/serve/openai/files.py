@@ -108,7 +108,7 @@ class FileStore:
                 file = StoredFile(**json.loads(path.read_bytes()))
                 if path.stem == file.id and self.path(file.id).stat().st_size == file.bytes:
                     self._files[file.id] = file
-        for path in self.folder.iterdir():
+        for path in list(self.folder.iterdir()):
             if path.stem not in self._files:
                 path.unlink(missing_ok=True)
 

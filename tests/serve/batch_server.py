@@ -1,0 +1,82 @@
+"""A server in a process that can be killed at any moment: the real application and runner, models that only play.
+
+    python -m tests.serve.batch_server FOLDER LIVES SECONDS SEED
+
+Runs the server on FOLDER as often as LIVES says, each time in a forked child, which is killed after a random time of up
+to SECONDS from when it has started, every fifth from its very beginning; then once more until all its batches have
+ended. Prints how far each life came, as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from qwen3.chat import Finish, TextDelta, ThinkingReport, ToolCallDelta, Usage
+from qwen3.chat.tool_calls import new_id
+from qwen3.serve.app import create_app
+from qwen3.serve.calls import Call
+from qwen3.serve.openai.batches import ENDED
+from qwen3.serve.settings import Settings
+from tests.serve.fakes import FakeBackend, FakeModels, FakeStream
+
+
+class SeededBackend(FakeBackend):
+    """Answers that follow from the call alone, beside what never does: ids, cached tokens, how long it takes."""
+
+    async def open(self, call: Call) -> FakeStream:
+        text = hashlib.sha256(f"{call.messages}{call.sampling['seed']}".encode()).hexdigest()
+        usage = Usage(10, random.randrange(10), 0, 4)
+        finish = Finish("stop", usage, ThinkingReport("off", None, 0, 0, None))
+        tool = ToolCallDelta(0, new_id(), "f", '{"a": 1}')
+        return FakeStream(call, [TextDelta(text[:20]), TextDelta(text[20:]), tool, finish], random.random() * 0.002)
+
+
+def settings(folder: Path) -> Settings:
+    return Settings(models=(("fake", "fake"),), files_dir=folder, max_queue=8)
+
+
+async def serve(folder: Path, started: int) -> None:
+    """Until all batches have ended. started: a pipe's end, closed once they go on."""
+    app = create_app(settings(folder), FakeModels(SeededBackend()))
+    async with app.router.lifespan_context(app):
+        os.close(started)
+        batches: Any = app.state.server.batches
+        while any(batch.status not in ENDED for batch in batches.of("anonymous")):
+            await asyncio.sleep(0.002)
+
+
+def main(folder: Path, lives: int, seconds: float, seed: int) -> None:
+    dice = random.Random(seed)
+    story: list[dict[str, Any]] = []
+    for life in range(lives + 1):
+        waiting, started = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(waiting)
+            asyncio.run(serve(folder, started))
+            os._exit(0)
+        os.close(started)
+        if life % 5:
+            os.read(waiting, 1)  # its end is closed
+        os.close(waiting)
+        if life < lives:
+            time.sleep(dice.random() * seconds)
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        lines = sum(path.read_bytes().count(b"\n") for path in folder.glob("batches/*.journal"))
+        states = [json.loads(path.read_bytes())["status"] for path in folder.glob("batches/*.json")]
+        story.append({"lines": lines, "states": states, "status": status})
+    print(json.dumps(story))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
