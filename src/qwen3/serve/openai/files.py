@@ -130,11 +130,13 @@ class FileStore:
     ) -> StoredFile:
         """Blocks. A file that has the id already is replaced. Raises OSError, and has then stored nothing."""
         id, created = id or f"file-{secrets.token_hex(16)}", created or int(time.time())
-        size = write_atomic(self.path(id), parts)
-        file = StoredFile(id, owner, filename, purpose, size, created, created + kept)
+        record = self.folder / f"{id}.json"
         try:
-            write_atomic(self.folder / f"{id}.json", [json.dumps(asdict(file)).encode()])
+            size = write_atomic(self.path(id), parts)
+            file = StoredFile(id, owner, filename, purpose, size, created, created + kept)
+            write_atomic(record, [json.dumps(asdict(file)).encode()])
         except OSError:
+            record.unlink(missing_ok=True)
             self.path(id).unlink(missing_ok=True)
             raise
         self._files[id] = file
