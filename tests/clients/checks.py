@@ -22,7 +22,7 @@ CHECKS = (
     "bad_field", "unknown_model", "wrong_key", "retry", "disconnect",
 )  # fmt: skip
 
-MODEL = "embedded"
+MODEL, VECTORS = "embedded", "vectors"  # the second one gives embeddings
 PRODUCT, PRODUCT_ANSWER, PRODUCT_STEP = "What is 27 * 14?", "378", "27 * 10"
 LONG = "Count from 1 to 250."  # more than a thousand tokens
 INTRODUCTION, QUESTION, NAME = "My name is Anna.", "What is my name?", "Anna"

@@ -16,7 +16,10 @@ c = q.Checks()
 litellm.suppress_debug_info = True
 OPENAI = {"model": f"openai/{q.MODEL}", "api_base": c.v1, "api_key": c.key, "num_retries": 0, "max_retries": 0}
 VLLM = OPENAI | {"model": f"hosted_vllm/{q.MODEL}"}
-ANTHROPIC = OPENAI | {"model": f"anthropic/{q.MODEL}", "api_base": c.base, "max_tokens": 2000}
+ANTHROPIC = OPENAI | {
+    "model": f"anthropic/{q.MODEL}", "api_base": c.base, "max_tokens": 2000,
+    "allowed_openai_params": ["thinking"],  # it knows by a model's name whether it thinks
+}  # fmt: skip
 
 
 def ask(text: str | list[Any], by: dict[str, Any] = OPENAI, **fields: Any) -> Any:

@@ -168,7 +168,7 @@ def disconnect() -> str:
 @c.check
 def models() -> None:
     listed = command("openai", "endpoint", c.v1, "--models", "--key", c.key)
-    assert listed.stdout.split() == [q.MODEL], listed
+    assert listed.stdout.split() == [q.MODEL, q.VECTORS], listed
 
 
 c.run()

@@ -67,7 +67,7 @@ check("openai_disconnect", async () => {
 });
 
 check("openai_embeddings", async () => {
-  const done = await openai.embeddings.create({ model: q.MODEL, input: ["red", "blue"] });
+  const done = await openai.embeddings.create({ model: q.VECTORS, input: ["red", "blue"] });
   for (const { embedding } of done.data) assert.ok(Math.abs(embedding.reduce((s, x) => s + x * x, 0) - 1) < 1e-3);
 });
 

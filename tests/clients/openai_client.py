@@ -81,7 +81,7 @@ def tools_stream() -> None:
         for event in events:
             pieces += event.type == "tool_calls.function.arguments.delta"
         loop(events.get_final_completion(), messages)
-    assert pieces > 1, "the arguments came in one piece"
+    assert pieces, "no event for the arguments"
 
 
 class Answer(BaseModel):
@@ -202,8 +202,7 @@ def disconnect() -> str:
 
 @c.check
 def models() -> None:
-    (model,) = client.models.list().data
-    assert (model.id, model.object) == (q.MODEL, "model")
+    assert [(model.id, model.object) for model in client.models.list()] == [(q.MODEL, "model"), (q.VECTORS, "model")]
     assert client.models.retrieve(q.MODEL).id == q.MODEL
 
 
@@ -270,13 +269,15 @@ def responses_tools() -> None:
 
 @c.check
 def embeddings() -> None:
-    """The demonstration model has vectors, too: what counts is that both encodings give the same ones."""
-    as_default = client.embeddings.create(model=q.MODEL, input=["red", "blue"])
-    as_floats = client.embeddings.create(model=q.MODEL, input=["red", "blue"], encoding_format="float")
+    """2.x asks for base64 unless told otherwise, 3.x does not: both encodings give the same vectors."""
+    as_default = client.embeddings.create(model=q.VECTORS, input=["red", "blue"])
+    as_floats = client.embeddings.create(model=q.VECTORS, input=["red", "blue"], encoding_format="float")
     for one, other in zip(as_default.data, as_floats.data, strict=True):
         assert max(abs(a - b) for a, b in zip(one.embedding, other.embedding, strict=True)) < 1e-5
         assert abs(sum(a * a for a in one.embedding) - 1) < 1e-3
     assert as_default.usage.prompt_tokens > 0
+    error = q.raised(openai.BadRequestError, lambda: client.embeddings.create(model=q.MODEL, input="red"))
+    assert (error.param, error.code) == ("model", "wrong_model_kind")
 
 
 @c.check

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.clients import checks
+from tests.fixtures import random_checkpoint, tiny_config
 from tests.serve.conftest import Running, start_server
 
 FOLDER = os.environ.get("QWEN3_CLIENTS", "")
@@ -44,17 +45,24 @@ CLIENTS: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
     "ai-sdk": ("node", ["ai_sdk.cjs"], checks.CHECKS),
     "node-clients": ("node", ["node_clients.cjs"], NODE),
 }
-SECRET = "secret-of-a-test-0123456789"
+
+
+def secret(client: str) -> str:
+    return f"secret-of-{client}-0123456789"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """With a key for each client, few requests at once for each key."""
+    """With a key for each client, few requests at once for each key, and a second model for embeddings."""
     folder = tmp_path_factory.mktemp("clients")
+    vectors = random_checkpoint(folder / "tiny-embedding", tiny_config(), tokenizer=True)
     keys = folder / "keys.txt"
     keys.touch(0o600)
-    keys.write_text("".join(f"{name}:{SECRET}\n" for name in CLIENTS))
-    running = start_server(folder, "--api-key-file", str(keys), "--max-per-key", str(checks.PER_KEY))
+    keys.write_text("".join(f"{name}:{secret(name)}\n" for name in CLIENTS))
+    running = start_server(
+        folder, checks.MODEL, f"{checks.VECTORS}={vectors}", "--api-key-file", str(keys),
+        "--max-per-key", str(checks.PER_KEY), "--files-dir", str(folder / "files"),
+    )  # fmt: skip
     yield running
     running.stop()
 
@@ -79,7 +87,7 @@ def report(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Callabl
             name, (script, *more), _ = CLIENTS[client]
             interpreter, env = environment(name, tmp_path_factory.mktemp(client))
             done = subprocess.run(
-                [interpreter, str(HERE / script), server.url, f"{client}.{SECRET}", *more],
+                [interpreter, str(HERE / script), server.url, f"{client}.{secret(client)}", *more],
                 env=env, cwd=env["HOME"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=150,
                 check=False,
             )  # fmt: skip
