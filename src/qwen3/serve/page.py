@@ -5,16 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import mimetypes
-import time
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 
-from qwen3 import __version__
 from qwen3.serve.errors import ApiError
 
 if TYPE_CHECKING:
@@ -90,8 +88,8 @@ def _walk(folder: Traversable, prefix: str) -> list[tuple[str, bytes]]:
 
 
 def router(server: Server) -> APIRouter:
-    """`/`, `/status`, `/assets/*`, which hold nothing secret and need no key, and `/status.json`, which does."""
-    site, since = Site(), time.monotonic()
+    """`/`, `/status`, `/assets/*`: they hold nothing secret and need no key, since what they ask for does."""
+    site = Site()
     routes = APIRouter(include_in_schema=False)
 
     @routes.api_route("/", methods=["GET", "HEAD"])
@@ -115,18 +113,5 @@ def router(server: Server) -> APIRouter:
             raise ApiError(404, f"this version of the page has no file {name[:100]!r}: reload it", code="not_found")
         # A page that was open before an upgrade still asks by the old version for what it loads late.
         return found.answer(request, FOREVER if version == site.version else "no-cache")
-
-    @routes.get("/status.json")
-    async def figures() -> Response:
-        """What the status page draws: counters as they are; the page makes rates of them."""
-        body: dict[str, Any] = {
-            "version": __version__,
-            "uptime": time.monotonic() - since,
-            "draining": server.draining,
-            "models": [
-                {"name": backend.name, "state": backend.state, **backend.stats} for backend in server.models.list()
-            ],
-        }
-        return JSONResponse(body, headers={**HEADERS, "cache-control": "no-store"})
 
     return routes

@@ -136,15 +136,20 @@ class Fake:
         self.refuse: list[ApiError] = []
         self.answer_now = asyncio.Event()
         self.gone = 0
-        self.stats = {"running": 1, "queued": 0, "used_blocks": 3, "blocks": 64, "steps": 0, "max_batch": 8, "tokens": 0}
+        self.stats = {
+            "running": 1,
+            "queued": 0,
+            "used_blocks": 3,
+            "blocks": 64,
+            "steps": 0,
+            "max_batch": 8,
+            "tokens": 0,
+        }
         self.app = self._app()
 
     def _app(self) -> FastAPI:
         app = FastAPI()
-        backend = SimpleNamespace(name="embedded", state="ready", stats=self.stats)
-        server: Any = SimpleNamespace(
-            settings=SimpleNamespace(page=True), draining=False, models=SimpleNamespace(list=lambda: [backend])
-        )
+        server: Any = SimpleNamespace(settings=SimpleNamespace(page=True))
         app.include_router(router(server))
 
         @app.exception_handler(ApiError)
@@ -155,6 +160,21 @@ class Fake:
         def check(request: Request) -> None:
             if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
                 raise ApiError(401, "an API key is missing or wrong", code="invalid_api_key")
+
+        @app.get("/status.json")
+        async def status(request: Request) -> Any:
+            check(request)
+            wave = [0.0] * 180 + [60.0 + 40 * (t % 7) for t in range(120)]
+            history = {
+                "tokens": wave, "prompt": [rate / 4 for rate in wave], "running": [min(rate, 3.0) for rate in wave],
+                "queued": [0.0] * 300, "used_blocks": [rate / 10 for rate in wave],
+            }  # fmt: skip
+            model = {
+                "name": "embedded", "state": "ready", "running": 3, "queued": 0, "used_blocks": 22, "blocks": 64,
+                "max_batch": 8, "tokens": 48_211,
+            }  # fmt: skip
+            body = {"version": "0", "status": "ready", "uptime": 312.0, "draining": False}
+            return {**body, "models": [model], "history": history}
 
         @app.get("/v1/models")
         async def models(request: Request) -> Any:
@@ -219,9 +239,11 @@ class Fake:
             budget = body.get("thinking", {}).get("budget")
             report = {"mode": mode, "budget": budget, "used": thought, "forced_tokens": 0,
                       "ended_by": "client" if self.answer_now.is_set() else "natural"}  # fmt: skip
-            usage = {"prompt_tokens": 20, "completion_tokens": thought + answered, "total_tokens": 20 + thought + answered,
-                     "prompt_tokens_details": {"cached_tokens": 16},
-                     "completion_tokens_details": {"reasoning_tokens": thought}}  # fmt: skip
+            usage = {
+                "prompt_tokens": 20, "completion_tokens": thought + answered,
+                "prompt_tokens_details": {"cached_tokens": 16},
+                "completion_tokens_details": {"reasoning_tokens": thought},
+            }  # fmt: skip
             total = time.monotonic() - started
             timings = {"first_token": first, "first_answer": total, "total": total}
             end = choice({}, "tool_calls" if calls else "stop")

@@ -11,12 +11,13 @@ export function Dialog({ title, close, children, wide }) {
   useEffect(() => {
     const before = document.activeElement;
     dialog.current.showModal();
+    dialog.current.querySelector("h2").focus();
     return () => before?.focus?.();
   }, []);
   const outside = (event) => event.target === dialog.current && close();
   return html`<dialog ref=${dialog} class=${wide ? "wide" : ""} aria-labelledby="dialog-title" onClose=${close} onClick=${outside}>
     <div class="dialog-box">
-      <header><h2 id="dialog-title">${title}</h2><${IconButton} icon="close" label="Close" onClick=${close} /></header>
+      <header><h2 id="dialog-title" tabindex="-1">${title}</h2><${IconButton} icon="close" label="Close" onClick=${close} /></header>
       <div class="dialog-body">${children}</div>
     </div>
   </dialog>`;
@@ -32,6 +33,8 @@ const NUMBERS = [
   ["seed", "Seed", 0, 2 ** 31 - 1, 1, "The same seed gives the same answer"],
 ];
 
+const EMPTY = { min_p: "0", presence_penalty: "0", max_tokens: "to the context’s end", seed: "random" };
+
 function NumberField({ app, name, label, min, max, step, about, usual }) {
   const value = app.chat.settings[name];
   const [wrong, setWrong] = useState("");
@@ -45,7 +48,7 @@ function NumberField({ app, name, label, min, max, step, about, usual }) {
     app.set({ [name]: text === "" ? null : Number(text) });
   };
   return html`<label class="field" title=${about}><span>${label}</span>
-    <input type="number" min=${min} max=${max} step=${step === 1 ? 1 : "any"} value=${value ?? ""} placeholder=${usual ?? "usual"}
+    <input type="number" min=${min} max=${max} step=${step === 1 ? 1 : "any"} value=${value ?? ""} placeholder=${usual ?? EMPTY[name] ?? "usual"}
       aria-invalid=${Boolean(wrong)} onChange=${take} />
     ${wrong && html`<span class="wrong" role="alert">${wrong}</span>`}</label>`;
 }

@@ -1,33 +1,11 @@
-// The status page: asks for the counters every two seconds, makes rates of them, draws five minutes.
+// The status page: the server keeps the figures of the last minutes by second; this draws them.
 
 import { getJson, setApiKey } from "./api.js";
 import { count, html, render, seconds, useEffect, useState } from "./ui.js";
 
 const EVERY_MS = 2000;
-const KEPT = 150;
 const WIDTH = 300;
 const HEIGHT = 88;
-
-/** Points of one model, oldest first. */
-class History {
-  constructor() {
-    this.points = [];
-    this.last = null;
-  }
-
-  add(stats, at) {
-    const { last } = this;
-    this.last = { at, tokens: stats.tokens };
-    const passed = last ? at - last.at : 0;
-    const made = last ? stats.tokens - last.tokens : 0; // below 0: the model was loaded anew
-    this.points.push({
-      rate: passed > 0 && made >= 0 ? made / passed : 0,
-      running: stats.running ?? 0, queued: stats.queued ?? 0,
-      used: stats.blocks ? stats.used_blocks / stats.blocks : 0,
-    });
-    this.points.splice(0, this.points.length - KEPT);
-  }
-}
 
 /** A round number not below `n`, for the top of a chart. */
 export function ceiling(n) {
@@ -36,42 +14,72 @@ export function ceiling(n) {
   return [1, 2, 5, 10].find((step) => step * size >= n) * size;
 }
 
-function line(values, top) {
-  const step = WIDTH / (KEPT - 1);
-  const from = WIDTH - (values.length - 1) * step;
-  return values.map((value, i) => `${(from + i * step).toFixed(1)},${(HEIGHT - (Math.min(value, top) / top) * HEIGHT).toFixed(1)}`);
+function points(values, top) {
+  const step = WIDTH / Math.max(1, values.length - 1);
+  const high = (value) => HEIGHT - (Math.min(value, top) / top) * HEIGHT;
+  return values.map((value, i) => `${(i * step).toFixed(1)},${high(value).toFixed(1)}`).join(" ");
 }
 
-function Chart({ title, values, second, top, now, unit, legend, said }) {
-  const first = line(values, top);
-  const area = first.length > 1 ? `${first[0].split(",")[0]},${HEIGHT} ${first.join(" ")} ${WIDTH},${HEIGHT}` : "";
-  return html`<figure class="chart"><h3>${title}</h3>
+/** Means over a few seconds: tokens come in bursts. */
+export function smoothed(values, width = 3) {
+  return values.map((_, i) => {
+    const part = values.slice(Math.max(0, i - width + 1), i + 1);
+    return part.reduce((sum, value) => sum + value, 0) / part.length;
+  });
+}
+
+function minutes(values) {
+  return values.length < 120 ? `${values.length} s` : `${Math.round(values.length / 60)} minutes`;
+}
+
+/** One or two lines over time. now: the figure in large; names: of the lines. */
+function Chart({ title, now, unit, lines, names, top, most }) {
+  const first = points(lines[0], top);
+  return html`<figure class="chart"><h2>${title}</h2>
     <p class="now figures">${now}<small>${unit}</small></p>
-    <svg viewBox=${`0 0 ${WIDTH} ${HEIGHT}`} preserveAspectRatio="none" role="img" aria-label=${said}>
+    <svg viewBox=${`0 0 ${WIDTH} ${HEIGHT}`} preserveAspectRatio="none" role="img" aria-label=${`${title}: ${now} ${unit}`}>
       <line class="base" x1="0" x2=${WIDTH} y1=${HEIGHT} y2=${HEIGHT} /><line class="base" x1="0" x2=${WIDTH} y1="0" y2="0" />
-      <polygon class="area" points=${area} /><polyline class="line" points=${first.join(" ")} />
-      ${second && html`<polyline class="second" points=${line(second, top).join(" ")} />`}
+      <polygon class="area" points=${`0,${HEIGHT} ${first} ${WIDTH},${HEIGHT}`} /><polyline class="line" points=${first} />
+      ${lines[1] && html`<polyline class="second" points=${points(lines[1], top)} />`}
     </svg>
-    <figcaption class="legend">${legend ?? html`<span>5 minutes</span>`}<span class="figures">up to ${unit === "%" ? "100 %" : count(top)}</span></figcaption>
+    <figcaption class="legend">${names.map((name, i) => html`<span key=${name}><i class=${i ? "two" : ""}></i>${name}</span>`)}
+      <span class="grow"></span><span class="figures">${minutes(lines[0])}, top ${most ?? count(top)}</span></figcaption>
   </figure>`;
 }
 
-function Model({ model, points }) {
-  const of = (name) => points.map((point) => point[name]);
-  const last = points.at(-1) ?? { rate: 0, running: 0, queued: 0, used: 0 };
-  const rate = count(Math.round(last.rate));
-  const used = Math.round(last.used * 100);
-  const most = ceiling(Math.max(1, ...of("running"), ...of("queued")));
-  return html`<section class="model-block"><h2><span class=${`state ${model.state}`}></span>${model.name}<small>${model.state}</small></h2>
-    <div class="charts">
-      <${Chart} title="Throughput" values=${of("rate")} top=${ceiling(Math.max(...of("rate"), 10))} now=${rate} unit="tokens/s"
-        said=${`Throughput: ${rate} tokens per second`} />
-      <${Chart} title="Requests" values=${of("running")} second=${of("queued")} top=${most} now=${count(last.running)}
-        unit=${`running, ${count(last.queued)} waiting`} said=${`${last.running} running, ${last.queued} waiting`}
-        legend=${html`<span><i></i>running</span><span><i class="two"></i>waiting</span>`} />
-      <${Chart} title="KV cache" values=${of("used")} top=${1} now=${used} unit="%" said=${`KV cache: ${used} percent used`}
-        legend=${html`<span>${count(model.used_blocks ?? 0)} of ${count(model.blocks ?? 0)} blocks</span>`} />
-    </div></section>`;
+function Charts({ history, models }) {
+  const made = smoothed(history.tokens);
+  const read = smoothed(history.prompt);
+  const blocks = models.reduce((sum, model) => sum + (model.blocks ?? 0), 0);
+  const used = history.used_blocks.at(-1);
+  const share = (n) => (blocks ? Math.round((100 * n) / blocks) : 0);
+  // The second that is not over would always look like a drop.
+  const settled = (values) => values.slice(0, -1);
+  return html`<div class="charts">
+    <${Chart} title="Throughput" now=${count(Math.round(settled(made).at(-1)))} unit="tokens/s" names=${["out", "prompt"]}
+      lines=${[settled(made), settled(read)]} top=${ceiling(Math.max(10, ...made, ...read))} />
+    <${Chart} title="Requests" now=${count(history.running.at(-1))} unit=${`running, ${count(history.queued.at(-1))} waiting`}
+      names=${["running", "waiting"]} lines=${[history.running, history.queued]} top=${ceiling(Math.max(1, ...history.running, ...history.queued))} />
+    <${Chart} title="KV cache" now=${share(used)} unit="% used" names=${[`${count(used)} of ${count(blocks)} blocks`]}
+      lines=${[history.used_blocks.map(share)]} top=${100} most="100 %" />
+  </div>`;
+}
+
+const COLUMNS = [
+  ["Model", (model) => html`<span class=${`state ${model.state}`}></span>${model.name}`], ["State", (model) => model.state],
+  ["Running", (model) => figure(model.running)], ["Waiting", (model) => figure(model.queued)],
+  ["At once", (model) => figure(model.max_batch)], ["Tokens so far", (model) => figure(model.tokens)],
+];
+
+function figure(n) {
+  return n === undefined ? "–" : count(n);
+}
+
+function Models({ models }) {
+  return html`<div class="table" tabindex="0" role="region" aria-label="Models"><table>
+    <thead><tr>${COLUMNS.map(([name]) => html`<th scope="col" key=${name}>${name}</th>`)}</tr></thead>
+    <tbody>${models.map((model) => html`<tr key=${model.name}>${COLUMNS.map(([name, show]) => html`<td key=${name} class="figures">${show(model)}</td>`)}</tr>`)}</tbody>
+  </table></div>`;
 }
 
 function Problem({ error, again }) {
@@ -86,19 +94,12 @@ function Problem({ error, again }) {
       value=${key} onInput=${(event) => set(event.target.value)} /><button class="primary small" disabled=${!key.trim()}>Use this key</button></form>`}</div>`;
 }
 
-const histories = new Map();
-
 function Board() {
   const [state, set] = useState(null);
   const [error, fail] = useState(null);
   const ask = async () => {
     try {
-      const figures = await getJson("/status.json");
-      for (const model of figures.models) {
-        if (!histories.has(model.name)) histories.set(model.name, new History());
-        if (model.tokens !== undefined) histories.get(model.name).add(model, figures.uptime);
-      }
-      set(figures);
+      set(await getJson("/status.json"));
       fail(null);
     } catch (problem) {
       fail(problem);
@@ -110,16 +111,15 @@ function Board() {
     return () => clearInterval(timer);
   }, []);
   return html`<main class="board"><header><h1>Status</h1>
-      ${state && html`<p class="lead">version ${state.version} · up ${up(state.uptime)}${state.draining ? " · finishing, no new requests" : ""}</p>`}
+      ${state && html`<p class="lead">${state.draining ? "finishing, no new requests" : state.status} · version ${state.version} · up ${up(state.uptime)}</p>`}
       <a class="grow" href="/">To the chat</a></header>
     ${error && html`<${Problem} error=${error} again=${ask} />`}
-    ${state?.models.map((model) => html`<${Model} key=${model.name} model=${model} points=${histories.get(model.name).points} />`)}
+    ${state && html`<${Charts} history=${state.history} models=${state.models} /><${Models} models=${state.models} />`}
   </main>`;
 }
 
 function up(s) {
-  if (s < 120) return seconds(s);
-  return s < 7200 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`;
+  return s < 7200 ? seconds(s) : `${(s / 3600).toFixed(1)} h`;
 }
 
 const root = document.getElementById("status");

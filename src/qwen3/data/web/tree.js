@@ -47,7 +47,7 @@ export function newest(nodes) {
 
 /** A first message as a title. */
 export function titleOf(text) {
-  const line = text.trim().split("\n", 1)[0].trim();
+  const line = text.trim().split("\n", 1)[0].replace(/^[#>*\-\s`]+(?=\S)/, "").trim();
   return line.length > 60 ? `${line.slice(0, 59).trimEnd()}…` : line || "New conversation";
 }
 

@@ -57,8 +57,9 @@ export function plural(n, noun) {
   return `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
 }
 
-/** Seconds as a person says them: "0.42 s", "8.1 s", "74 s", "12 min". */
+/** Seconds as a person says them: "12 ms", "0.42 s", "8.1 s", "74 s", "12 min". */
 export function seconds(s) {
+  if (s < 0.1) return `${Math.round(s * 1000)} ms`;
   if (s < 1) return `${s.toFixed(2)} s`;
   if (s < 10) return `${s.toFixed(1)} s`;
   return s < 120 ? `${Math.round(s)} s` : `${Math.round(s / 60)} min`;
