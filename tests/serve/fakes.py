@@ -105,8 +105,9 @@ class FakeBackend:
                 return {"prompt_tokens": 5}
             case "embed":
                 size = args.get("dimensions") or self.info.hidden_size
-                vector = base64.b64encode(struct.pack(f"<{size}f", *([0.5] * size))).decode()
-                return {"vectors": [vector] * len(args["inputs"]), "tokens": [3] * len(args["inputs"])}
+                count = len(args["inputs"])
+                vectors = struct.pack(f"<{size * count}f", *([0.5] * size * count))
+                return {"vectors": base64.b64encode(vectors).decode(), "tokens": [3] * count}
             case "rerank":
                 count = len(args["documents"])
                 return {"scores": [1 / (i + 1) for i in range(count)], "tokens": [4] * count}

@@ -95,7 +95,9 @@ def test_what_is_no_upload(client: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
-        ("in.jsonl", "in.jsonl"), ("../../etc/passwd", "passwd"), ("..\\..\\x.jsonl", "x.jsonl"), ("a/", "upload.jsonl"), ("..", "upload.jsonl"), ("", "upload.jsonl"),
+        ("in.jsonl", "in.jsonl"), ("../../etc/passwd", "passwd"), ("..\\..\\x.jsonl", "x.jsonl"),
+        ("a/", "upload.jsonl"),
+        ("..", "upload.jsonl"), ("", "upload.jsonl"),
         (None, "upload.jsonl"), ("a\nb", "upload.jsonl"),
         ("n" * 300, "n" * 255), ("é 世界.jsonl", "é 世界.jsonl"), ("\ud800", "?"), ("a\x00b", "upload.jsonl"),
     ],

@@ -311,10 +311,17 @@ class Together:
         self.call = replace(calls[0], sampling={**calls[0].sampling, "n": self.n * len(calls)})
 
     async def open(self, call: Call) -> TogetherStream:
-        """call: `self.call`, with what the caller's rights made of it."""
+        """call: `self.call`, with what the caller's rights made of it. The first few are open when this returns: what
+        is wrong with them is an error before anything is sent."""
         calls = [replace(c, tenant=call.tenant, priority=call.priority) for c in self._calls]
-        first = await self._opened(0, calls[0])
-        return TogetherStream(self, calls, first)
+        tasks = [asyncio.ensure_future(self._opened(k, c)) for k, c in enumerate(calls[:TOGETHER])]
+        try:
+            return TogetherStream(self, calls, await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise  # a stream that is dropped is cancelled
 
     async def _opened(self, k: int, call: Call) -> Stream:
         """Retried where there is no room for more at once: the first of the calls was let in."""
@@ -332,9 +339,10 @@ class Together:
 class TogetherStream:
     """Their streams, read as one or collected."""
 
-    def __init__(self, together: Together, calls: Sequence[Call], first: Stream) -> None:
-        self._together, self._calls, self.id, self.opened = together, calls, first.id, first.opened
-        self._open: dict[int, Stream] = {0: first}
+    def __init__(self, together: Together, calls: Sequence[Call], first: Sequence[Stream]) -> None:
+        self._together, self._calls = together, calls
+        self.id, self.opened = first[0].id, first[0].opened
+        self._open: dict[int, Stream] = dict(enumerate(first))
         self._room = asyncio.Semaphore(TOGETHER)
         self._tasks: list[asyncio.Task[Any]] = []
         self._news: list[Item] = []
