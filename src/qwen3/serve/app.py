@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -21,6 +22,7 @@ from qwen3.serve.keys import Keys
 from qwen3.serve.limits import Limits
 from qwen3.serve.logs import event
 from qwen3.serve.metrics import Metrics
+from qwen3.serve.openapi import document
 from qwen3.serve.security import Gate
 from qwen3.serve.settings import Settings
 from qwen3.serve.tracing import Tracing
@@ -142,6 +144,7 @@ def create_app(settings: Settings | None = None, models: Any = None, keys: Keys 
         redirect_slashes=False,
     )
     app.state.server = server
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
     for name in ROUTERS:
         module = f"qwen3.serve.{name}"
         try:
