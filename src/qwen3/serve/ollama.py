@@ -153,24 +153,20 @@ class PromptBody(ThinkingBody):
         return Call(schema=self.form(), thinking=thinking, sampling=sampling, **prompt), notes
 
 
+_TURN = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {"role": {"enum": ["system", "user", "assistant", "tool"]}, "content": {"type": "string"}},
+}
+Turns = Annotated[
+    list[dict[str, Any]],
+    Field(max_length=MAX_MESSAGES),
+    WithJsonSchema({"type": "array", "maxItems": MAX_MESSAGES, "items": _TURN}),
+]
+
+
 class ChatBody(PromptBody):
-    messages: Annotated[
-        list[dict[str, Any]] | None,
-        Field(max_length=MAX_MESSAGES),
-        WithJsonSchema(
-            {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "required": ["role", "content"],
-                    "properties": {
-                        "role": {"enum": ["system", "user", "assistant", "tool"]},
-                        "content": {"type": "string"},
-                    },
-                },
-            }
-        ),
-    ] = None
+    messages: Turns | None = None
     tools: Tools | None = None
 
     @property
