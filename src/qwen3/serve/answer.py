@@ -371,7 +371,7 @@ class _Streamed(Response):
 
 def merged(items: list[Item]) -> list[Item]:
     """The same news in fewer items: of each sample, neighbouring texts are one, and so are reasonings and a tool call's
-    arguments. Samples do not wait for each other, so that those of one stand together."""
+    arguments, but for those with log-probabilities. Samples do not wait for each other: those of one stand together."""
     found: list[Item] = []
     for (index, kind, _), group in groupby(sorted(items, key=lambda item: item.index), _kind):
         same = list(group)
@@ -385,15 +385,17 @@ def merged(items: list[Item]) -> list[Item]:
         else:
             made = TextDelta if kind is TextDelta else ReasoningDelta
             event = made("".join(e.text for e in events), tuple(id for e in events for id in e.ids))
-        found.append(Item(index, event, tuple(logprob for item in same for logprob in item.logprobs)))
+        found.append(Item(index, event))
     return found
 
 
 def _kind(item: Item) -> tuple[int, type, Any]:
+    """Equal for neighbours that can be one."""
     event = item.event
-    if type(event) is ToolCallDelta:
-        return item.index, ToolCallDelta, (event.index, event.name)  # a call's first delta, with its name, stays apart
-    return item.index, type(event), None
+    own = id(item) if item.logprobs or item.before else None
+    if type(event) is ToolCallDelta:  # a call's first delta, with its name, stays apart
+        return item.index, ToolCallDelta, (event.index, event.name, own)
+    return item.index, type(event), own
 
 
 def _union(*lists: Sequence[str]) -> tuple[str, ...]:

@@ -52,11 +52,13 @@ class TokenLogprob:
 @dataclass(frozen=True)
 class Item:
     """News of one sample. index: which of the n samples. event: a delta, or the Finish that ends it. logprobs: of the
-    tokens that led to the event, where they were asked for."""
+    tokens that led to the event, where they were asked for. before: of those since the last delta of a text that led to
+    none (think tags, tool calls, the end)."""
 
     index: int
     event: Event
     logprobs: tuple[TokenLogprob, ...] = ()
+    before: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)

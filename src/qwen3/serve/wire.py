@@ -107,8 +107,12 @@ def event_of(news: Sequence[Any]) -> Event:
 
 
 def item_of(news: Sequence[Any]) -> Item:
-    logprobs = tuple(map(logprob_of, news[6])) if news[2] <= REASONING and len(news) > 6 else ()
-    return Item(news[1], event_of(news), logprobs)
+    event = event_of(news)
+    if news[2] <= REASONING and len(news) > 6:
+        return Item(news[1], event, tuple(map(logprob_of, news[6])), tuple(map(logprob_of, news[5])))
+    if news[2] == FINISH and "logprobs" in news[4]:
+        return Item(news[1], event, before=tuple(map(logprob_of, news[4]["logprobs"])))
+    return Item(news[1], event)
 
 
 def logprob_of(entry: Sequence[Any]) -> TokenLogprob:

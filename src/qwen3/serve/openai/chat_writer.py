@@ -142,9 +142,10 @@ class ChatWriter:
         return "".join(parts)
 
     def _chunk(self, index: int, delta: str, item: Item) -> str:
-        if not item.logprobs and not self._each:
+        if not (item.logprobs or item.before or self._each):
             return f"{self._heads[index]}{delta}{self._tail}"
-        logprobs = _json(logprobs_of(item.logprobs)) if item.logprobs else "null"
+        entries = item.before + item.logprobs
+        logprobs = _json(logprobs_of(entries)) if entries else "null"
         self._counts[index] += len(getattr(item.event, "ids", ()))
         end = f'}},"logprobs":{logprobs},"finish_reason":null}}]{self._last_field()}}}\n\n'
         return self._heads[index] + delta + end
@@ -168,7 +169,7 @@ class ChatWriter:
         choice: dict[str, Any] = {
             "index": item.index,
             "delta": {},
-            "logprobs": logprobs_of(item.logprobs) if item.logprobs else None,
+            "logprobs": logprobs_of(item.before) if item.before else None,
             "finish_reason": reason_of(finish.reason, self._body.forced),
             "stop_reason": stop_reason(finish.reason, finish.matched),
         }
