@@ -306,10 +306,12 @@ def test_no_room_for_a_later_prompt_is_no_error_and_a_wrong_one_is() -> None:
         backend = CountingBackend({"p2": list(full)})
         samples = await (await _opened(backend)).collect()
         assert [sample.result.content for sample in samples] == [f"p{i}!" for i in range(4)]
-        for how in ("collect", "stream"):
-            backend = CountingBackend({"p2": [ApiError(400, "too long", "prompt")]})
-            stream = await _opened(backend)
-            with pytest.raises(ApiError, match="prompt 2: too long"):
+        wrong = ApiError(400, "too long", "prompt")
+        with pytest.raises(ApiError, match="prompt 2: too long"):
+            await _opened(CountingBackend({"p2": [wrong]}))
+        for how in ("collect", "stream"):  # behind the first few it shows later
+            stream = await _opened(CountingBackend({"p20": [wrong]}), 40)
+            with pytest.raises(ApiError, match="prompt 20: too long"):
                 await (stream.collect() if how == "collect" else _drained(stream))
             stream.cancel()
         with pytest.raises(ApiError, match="full"):
@@ -318,8 +320,8 @@ def test_no_room_for_a_later_prompt_is_no_error_and_a_wrong_one_is() -> None:
     asyncio.run(play())
 
 
-async def _opened(backend: CountingBackend) -> Any:
-    together = Together(backend, several(4))  # type: ignore[arg-type]
+async def _opened(backend: CountingBackend, count: int = 4) -> Any:
+    together = Together(backend, several(count))  # type: ignore[arg-type]
     return await together.open(together.call)
 
 
