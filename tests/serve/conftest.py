@@ -6,11 +6,13 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ pytest.importorskip("fastapi")
 
 from qwen3.serve.app import create_app
 from qwen3.serve.keys import Keys
+from qwen3.serve.run import bind, process
 from qwen3.serve.settings import Settings
 from tests.serve.fakes import FakeBackend, FakeModels
 
@@ -107,6 +110,59 @@ def bearer(name: str) -> dict[str, str]:
 def keyed_client(make_client: Callable[..., AppClient], key_file: Path) -> AppClient:
     """With the keys of KEYS; send `headers=bearer("alice")`."""
     return make_client(Settings(models=(("fake", "fake"),), api_key_file=key_file))
+
+
+class Listening(AppClient):
+    """The application on a real socket, as `qwen3 serve` runs it, in a thread. process: its `serve.run.Process`."""
+
+    def __init__(self, settings: Settings | None = None, models: FakeModels | None = None, keys: Keys | None = None):
+        self.models = models or FakeModels()
+        self.app = create_app(settings or Settings(models=(("fake", "fake"),)), self.models, keys)
+        self.server = self.app.state.server
+        listener = bind("127.0.0.1", 0)
+        self.port = listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        ready = threading.Event()
+        self.process = process(self.app, ready.set)
+        self._thread = threading.Thread(target=self.process.run, kwargs={"sockets": [listener]}, daemon=True)
+        self._thread.start()
+        assert ready.wait(10)
+
+    def request(self, method: str, path: str, **args: Any) -> httpx.Response:
+        return httpx.request(method, self.url + path, timeout=20, **args)
+
+    def say(self, data: bytes, wait: float = 10.0) -> bytes:
+        """What comes back for these bytes, up to the end of the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=wait) as connection:
+            found = b""
+            with suppress(ConnectionError):
+                connection.sendall(data)
+            with suppress(ConnectionError):
+                while piece := connection.recv(65_536):
+                    found += piece
+            return found
+
+    def close(self) -> None:
+        self.process.handle_exit(signal.SIGTERM, None)
+        self._thread.join(0.5)
+        if self._thread.is_alive():
+            self.process.handle_exit(signal.SIGTERM, None)
+            self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[..., Listening]]:
+    """`listen(settings, models, keys)`: a Listening that is closed with the test."""
+    made: list[Listening] = []
+
+    def make(*args: Any, **named: Any) -> Listening:
+        made.append(Listening(*args, **named))
+        return made[-1]
+
+    yield make
+    for listening in made:
+        listening.close()
 
 
 @dataclass

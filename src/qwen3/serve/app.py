@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,32 +14,26 @@ from starlette.exceptions import HTTPException
 
 from qwen3 import __version__
 from qwen3.errors import Qwen3Error
+from qwen3.serve import anthropic, control, health, ollama, page
 from qwen3.serve.edge import Edge, rendered
 from qwen3.serve.errors import ApiError, dialect_of
 from qwen3.serve.keys import Keys
 from qwen3.serve.limits import Limits
 from qwen3.serve.logs import event
+from qwen3.serve.memory import ReasoningMemory
 from qwen3.serve.metrics import Metrics
+from qwen3.serve.models import Models
+from qwen3.serve.openai import batches, chat, completions, files, responses, tokens, vectors
+from qwen3.serve.openai import models as openai_models
 from qwen3.serve.openapi import document
 from qwen3.serve.security import Gate
 from qwen3.serve.settings import Settings
 from qwen3.serve.tracing import Tracing
 
-ROUTERS = (
-    "health",
-    "page",
-    "control",
-    "openai.chat",
-    "openai.completions",
-    "openai.responses",
-    "openai.vectors",
-    "openai.models",
-    "openai.files",
-    "openai.batches",
-    "openai.tokens",
-    "anthropic",
-    "ollama",
-)
+ROUTERS: tuple[Any, ...] = (
+    health, page, control, chat, completions, responses, vectors, openai_models, files, batches, tokens, anthropic,
+    ollama,
+)  # fmt: skip
 DESCRIPTION = "Qwen3 models over the protocols of OpenAI, Anthropic and Ollama, with thinking under control."
 
 
@@ -57,15 +49,12 @@ class Server:
         self.gate = Gate(settings, keys)
         self.limits = Limits(settings)
         if models is None:
-            found = import_module("qwen3.serve.models")
-            models = found.Models([(name, spec, settings.model_options()) for name, spec in settings.models], settings)
+            models = Models([(name, spec, settings.model_options()) for name, spec in settings.models], settings)
         self.models = models
         self.metrics = Metrics(lambda: self.models.list())
         self.tracing = Tracing(settings.trace) if settings.trace is not None else None
         self.metrics.tracing = self.tracing
-        self.memory: Any = None
-        if find_spec("qwen3.serve.memory"):
-            self.memory = import_module("qwen3.serve.memory").ReasoningMemory(enabled=settings.reasoning_memory)
+        self.memory = ReasoningMemory(enabled=settings.reasoning_memory)
         self.streams: dict[str, tuple[Any, str]] = {}
         self.files: Any = None  # a FileStore and Batches (`serve.openai`), where there is a folder for them
         self.batches: Any = None
@@ -145,15 +134,8 @@ def create_app(settings: Settings | None = None, models: Any = None, keys: Keys 
     )
     app.state.server = server
     app.openapi = partial(document, app)  # type: ignore[method-assign]
-    for name in ROUTERS:
-        module = f"qwen3.serve.{name}"
-        try:
-            found = import_module(module)
-        except (ImportError, SyntaxError) as error:
-            event(f"{module} is not here yet", 30, error=str(error))
-            continue
-        if hasattr(found, "router"):
-            app.include_router(found.router(server))
+    for module in ROUTERS:
+        app.include_router(module.router(server))
     for kind in (ApiError, Qwen3Error, HTTPException, RequestValidationError, RecursionError):
         app.add_exception_handler(kind, _explain)
     app.add_middleware(Edge, server=server)
@@ -193,7 +175,7 @@ def _invalid(error: RequestValidationError) -> ApiError:
     """400 that names the first field that is wrong, never 422."""
     problems = error.errors()
     first = problems[0]
-    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    where = [str(part) for part in first["loc"][1:]]  # behind "body", "query" or "path"
     param = ".".join(where) or None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "json_invalid":
