@@ -109,7 +109,7 @@ def shown(info: ModelInfo, since: str) -> dict[str, Any]:
     capabilities = {"chat": ["completion"], "embedding": ["embedding"]}.get(info.kind, [])
     if info.kind == "chat" and info.mode != "base":
         capabilities += ["tools", *(["thinking"] if info.mode != "instruct" else [])]
-    architecture = "qwen3moe" if info.active_parameters < info.parameters else "qwen3"
+    architecture = "qwen3moe" if 0 < info.active_parameters < info.parameters else "qwen3"
     sampling = info.sampling.get("thinking") or next(iter(info.sampling.values()), {})
     return {
         "modelfile": f"# served by qwen3 {__version__}\nFROM {info.source}\n",

@@ -73,7 +73,7 @@ def of_the_text(sample: Sample) -> tuple[TokenLogprob, ...]:
     """Those of the sample's log-probabilities that belong to its content: found by their bytes, after the thinking."""
     entries, content = sample.logprobs or (), sample.result.content.encode()
     data = b"".join([entry.data for entry in entries])
-    begin = data.find(content, data.find(b"</think>") + 1)
+    begin = data.find(content, data.find(b"</think>") + 1) if content else -1
     found, place = [], 0
     for entry in entries:
         if place < begin + len(content) and place + len(entry.data) > begin >= 0:

@@ -41,8 +41,9 @@ class Reader:
                 self._message(item, where)
             case "reasoning":
                 turn = self._assistant(begins=True)
-                parts = (turn.get("reasoning_content"), self._reasoning(item, where))
-                turn["reasoning_content"] = "\n\n".join(filter(None, parts))
+                if text := self._reasoning(item, where):  # none at all lets reasoning memory help
+                    before = turn.get("reasoning_content")
+                    turn["reasoning_content"] = f"{before}\n\n{text}" if before else text
             case "function_call":
                 function = {name: _string(item, name, where) for name in ("name", "arguments")}
                 call = {"id": _string(item, "call_id", where), "type": "function", "function": function}
