@@ -1,0 +1,130 @@
+"""Log-probabilities and cross-entropy of a large vocabulary, a few thousand tokens at a time.
+
+The official head has 151,936 rows: the logits of 65,536 tokens would be 20 GB in bf16 and twice that as float32. Here
+at most `chunk` tokens' logits exist, in the head's own dtype; sums, exponentials and results are float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from qwen3.train.packing import IGNORED
+
+CHUNK = 4096  # tokens: 1.2 GB of bf16 logits with the official vocabulary
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None = None, chunk: int = CHUNK
+) -> Tensor:
+    """Sum of weights · −log p(label) over the tokens whose label is not -100, float32, in nats.
+
+    hidden: [N, h]. weight: [V, h], the head. labels: int64 [N]. weights: float32 [N], None: ones; no gradient flows
+    into them. The gradients are made beside the loss, from logits that are there already (three products in all; the
+    loss alone must then be what is differentiated, scaled as one likes).
+    """
+    loss: Tensor = _CrossEntropy.apply(hidden, weight, labels, weights, chunk)
+    return loss
+
+
+def token_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """(log p(label), entropy), float32 [N] each, 0 where the label is -100; gradients flow through the first.
+
+    hidden: [N, h]. weight: [V, h]. labels: int64 [N]. For losses that are any function of the log-probabilities: the
+    logits are computed again on the way back (four products in all).
+    """
+    logprob, entropy = _TokenLogprobs.apply(hidden, weight, labels, chunk)
+    return logprob, entropy
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None, chunk: int) -> Tensor:
+        wanted = ctx.needs_input_grad
+        d_hidden = torch.zeros_like(hidden) if wanted[0] else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for at, part, target, kept in _chunks(hidden, labels, chunk):
+            logits = part @ weight.T
+            scale = kept.float() if weights is None else torch.where(kept, weights[at].float(), 0.0)
+            each, gradient = _loss_and_gradient(logits, target, scale)
+            loss += each
+            if d_hidden is not None:
+                d_hidden[at] = gradient @ weight
+            if d_weight is not None:
+                d_weight += gradient.T @ part
+        ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        found = (None if g is None else g * outer.to(g.dtype) for g in ctx.saved_tensors)
+        return (*found, None, None, None)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        logprob = torch.zeros(len(labels), dtype=torch.float32, device=hidden.device)
+        entropy, total = torch.zeros_like(logprob), torch.zeros_like(logprob)
+        for at, part, target, kept in _chunks(hidden, labels, chunk):
+            total[at], chosen, spread = _statistics(part @ weight.T, target)
+            logprob[at] = torch.where(kept, chosen, 0.0)
+            entropy[at] = torch.where(kept, spread, 0.0)
+        ctx.save_for_backward(hidden, weight, labels, total)
+        ctx.chunk = chunk
+        ctx.mark_non_differentiable(entropy)
+        return logprob, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, labels, total = ctx.saved_tensors
+        d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for at, part, target, kept in _chunks(hidden, labels, ctx.chunk):
+            gradient = _gradient(part @ weight.T, target, total[at], torch.where(kept, -outer[at], 0.0))
+            if d_hidden is not None:
+                d_hidden[at] = gradient @ weight
+            if d_weight is not None:
+                d_weight += gradient.T @ part
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None
+
+
+def _chunks(hidden: Tensor, labels: Tensor, chunk: int) -> Any:
+    """(where, hidden, labels with a harmless one in place of -100, which of them count)."""
+    for start in range(0, len(labels), chunk):
+        at = slice(start, start + chunk)
+        kept = labels[at] != IGNORED
+        yield at, hidden[at], labels[at].clamp(min=0), kept
+
+
+def _statistics(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(log of the sum, log-probability of the target, entropy) of each row, float32."""
+    values = logits.float()
+    total = values.logsumexp(-1)
+    chosen = values.gather(-1, target[:, None])[:, 0] - total
+    entropy = total - ((values - total[:, None]).exp() * values).sum(-1)
+    return total, chosen, entropy
+
+
+def _gradient(logits: Tensor, target: Tensor, total: Tensor, scale: Tensor) -> Tensor:
+    """Of scale · −log p(target), by row, in the logits' dtype."""
+    p = (logits.float() - total[:, None]).exp()
+    places = torch.arange(logits.shape[-1], device=logits.device)
+    return ((p - (places == target[:, None]).float()) * scale[:, None]).to(logits.dtype)
+
+
+def _loss_and_gradient(logits: Tensor, target: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    total, chosen, _ = _statistics(logits, target)
+    return -(chosen * scale).sum(), _gradient(logits, target, total, scale)
+
+
+if torch.cuda.is_available():  # one pass over the logits each, instead of a float32 copy of them for every step
+    _statistics = torch.compile(_statistics, dynamic=True)
+    _gradient = torch.compile(_gradient, dynamic=True)
+    _loss_and_gradient = torch.compile(_loss_and_gradient, dynamic=True)
