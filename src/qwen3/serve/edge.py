@@ -3,6 +3,7 @@ error whatever happens further in."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -84,6 +85,8 @@ class _Exchange:
             await self._fail(error)
         except ConnectionError:
             self.code = "client_left"
+        except asyncio.CancelledError:  # the server ends and waits no longer
+            await self._fail(ApiError(503, "the server ended before the answer did", code="shutdown", retry_after=5.0))
         except Exception as error:
             LOG.error("internal error", exc_info=error, extra={"fields": {"id": self.id, "path": self.path}})
             await self._fail(ApiError.of(error))

@@ -121,6 +121,10 @@ class Process(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.watch.cancel()
+        if self.cut:  # answers that run end with an error of the engine's, which their clients can read
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSING / 2):
+                    await self.server.models.close()
         await super().shutdown(sockets)
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSING):
