@@ -1,10 +1,10 @@
 """A server in a process that can be killed at any moment: the real application and runner, models that only play.
 
-    python -m tests.serve.batch_server FOLDER LIVES SECONDS SEED
+    python -m tests.serve.batch_server FOLDER LIVES LINES SEED
 
-Runs the server on FOLDER as often as LIVES says, each time in a forked child, which is killed after a random time of up
-to SECONDS from when it has started, every fifth from its very beginning; then once more until all its batches have
-ended. Prints how far each life came, as JSON.
+Runs the server on FOLDER as often as LIVES says, each time in a forked child, which is killed a random moment after it
+has answered some requests more, up to LINES; every fifth is killed at a random moment of its beginning. Then it runs
+once more until all its batches have ended. Prints how far each life came, as JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,39 +45,44 @@ def settings(folder: Path) -> Settings:
     return Settings(models=(("fake", "fake"),), files_dir=folder, max_queue=8)
 
 
-async def serve(folder: Path, started: int) -> None:
-    """Until all batches have ended. started: a pipe's end, closed once they go on."""
+async def serve(folder: Path) -> None:
+    """Until all batches have ended."""
     app = create_app(settings(folder), FakeModels(SeededBackend()))
     async with app.router.lifespan_context(app):
-        os.close(started)
         batches: Any = app.state.server.batches
         while any(batch.status not in ENDED for batch in batches.of("anonymous")):
             await asyncio.sleep(0.002)
 
 
-def main(folder: Path, lives: int, seconds: float, seed: int) -> None:
+def written(folder: Path) -> int:
+    """Lines of the journal, which is gone once the batch has ended."""
+    with suppress(FileNotFoundError):
+        return sum(path.read_bytes().count(b"\n") for path in folder.glob("batches/*.journal"))
+    return 0
+
+
+def main(folder: Path, lives: int, lines: int, seed: int) -> None:
     dice = random.Random(seed)
     story: list[dict[str, Any]] = []
     for life in range(lives + 1):
-        waiting, started = os.pipe()
         child = os.fork()
         if not child:
-            os.close(waiting)
-            asyncio.run(serve(folder, started))
+            asyncio.run(serve(folder))
             os._exit(0)
-        os.close(started)
-        if life % 5:
-            os.read(waiting, 1)  # its end is closed
-        os.close(waiting)
         if life < lives:
-            time.sleep(dice.random() * seconds)
+            if life % 5:
+                begin, target = time.monotonic(), written(folder) + dice.randint(0, lines)
+                while written(folder) < target and time.monotonic() - begin < 2:
+                    time.sleep(0.002)
+                time.sleep(dice.random() * 0.004)
+            else:
+                time.sleep(dice.random() * 0.1)
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        lines = sum(path.read_bytes().count(b"\n") for path in folder.glob("batches/*.journal"))
         states = [json.loads(path.read_bytes())["status"] for path in folder.glob("batches/*.json")]
-        story.append({"lines": lines, "states": states, "status": status})
+        story.append({"lines": written(folder), "states": states, "status": status})
     print(json.dumps(story))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -440,8 +440,8 @@ def prepared(folder: Path, count: int, id: str = "batch_0123") -> Batch:
     return batch
 
 
-def lived(folder: Path, lives: int, seconds: float, seed: int) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "tests.serve.batch_server", str(folder), str(lives), str(seconds), str(seed)]
+def lived(folder: Path, lives: int, step: int, seed: int) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "tests.serve.batch_server", str(folder), str(lives), str(step), str(seed)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
     story: list[dict[str, Any]] = json.loads(done.stdout)
@@ -455,18 +455,17 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("lives", "count", "seconds", "seed"),
-    [(56, 300, 0.04, 1), pytest.param(400, 2000, 0.06, 2, marks=pytest.mark.slow)],
+    ("lives", "count", "step", "seed"), [(58, 400, 8, 1), pytest.param(400, 2000, 9, 2, marks=pytest.mark.slow)]
 )
 def test_killed_at_random_points_it_ends_in_the_same_files(
-    tmp_path: Path, lives: int, count: int, seconds: float, seed: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, lives: int, count: int, step: int, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared(tmp_path / "whole", count)
     prepared(tmp_path / "killed", count)
     start = time.monotonic()
     assert lived(tmp_path / "whole", 0, 0, seed)[-1]["states"] == ["completed"]
     whole = time.monotonic() - start
-    story = lived(tmp_path / "killed", lives, seconds, seed)
+    story = lived(tmp_path / "killed", lives, step, seed)
     killed = sum(life["status"] == 9 for life in story)
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
     output = results(tmp_path / "killed")["output"].splitlines()

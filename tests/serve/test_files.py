@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("fastapi")
 
 from qwen3.errors import UsageError
+from qwen3.serve.app import create_app
 from qwen3.serve.errors import ApiError
-from qwen3.serve.openai import files
+from qwen3.serve.openai import batches, files
 from qwen3.serve.openai.files import FileStore, clean_name, kept_for, page, write_atomic
 from qwen3.serve.settings import Settings
+from tests.serve.fakes import FakeModels
 
 
 @pytest.fixture
@@ -115,9 +120,28 @@ def test_ids_are_never_paths(client: Any, tmp_path: Path) -> None:
             assert "secret" not in answer.text or "there is no" in answer.text or "nothing at" in answer.text
 
 
-def test_off_without_a_folder(app_client: Any) -> None:
+def test_without_a_folder_files_live_as_long_as_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(batches, "TEMPORARY", 1000)
+
+    async def play() -> None:
+        app = create_app(Settings(models=(("fake", "fake"),)), FakeModels())
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http,
+        ):
+            for size, status in ((600, 200), (600, 507), (400, 200)):
+                answer = await http.post("/v1/files", files={"file": ("a", b"x" * size)}, data={"purpose": "batch"})
+                assert answer.status_code == status, answer.text
+            assert len(list(tmp_path.glob("qwen3-files-*/files/*"))) == 4
+        assert list(tmp_path.iterdir()) == []
+
+    asyncio.run(play())
+
+
+def test_no_place_for_files(app_client: Any) -> None:
     for answer in (app_client.get("/v1/files"), app_client.get("/v1/batches"), upload(app_client)):
-        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "files_are_off")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "files_are_off")
         assert "--files-dir" in answer.json()["error"]["message"]
 
 

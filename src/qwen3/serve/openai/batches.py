@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,13 +24,24 @@ from fastapi import APIRouter, FastAPI, Request
 from pydantic import Field
 from starlette.types import Message
 
+from qwen3.errors import UsageError
 from qwen3.serve.body import Route, dumps
 from qwen3.serve.errors import ApiError, shape
 from qwen3.serve.fields import Body, Label, Name
 from qwen3.serve.keys import Caller
 from qwen3.serve.logs import event
 from qwen3.serve.openai.batch_lines import Line, digest, result_line, scan, seeded, settled
-from qwen3.serve.openai.files import LONGEST, SHORTEST, FileStore, Limit, disk_error, page, store_of, write_atomic
+from qwen3.serve.openai.files import (
+    LONGEST,
+    SHORTEST,
+    TEMPORARY,
+    FileStore,
+    Limit,
+    disk_error,
+    page,
+    store_of,
+    write_atomic,
+)
 from qwen3.serve.openai.journal import PAUSE, Journal
 
 if TYPE_CHECKING:
@@ -404,24 +416,31 @@ class BatchBody(Body):
 def router(server: Server) -> APIRouter:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if server.files is None:
-            yield
-            return
-        together = max(1, min(TOGETHER, server.settings.max_queue // 2))
-        server.batches = Batches(server.files.root, server.files, InProcess(app), lambda: server.draining, together)
-        server.batches.start()
-        try:
-            yield
-        finally:
-            await server.batches.stop()
-            server.files.close()
+        """Files need no flag: without a folder for them they live as long as the server."""
+        with contextlib.ExitStack() as stack:
+            if server.files is None:
+                try:
+                    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qwen3-files-"))
+                    server.files = FileStore(Path(folder), TEMPORARY)
+                except (OSError, UsageError) as error:
+                    event("no place for files", logging.WARNING, error=str(error))
+                    yield
+                    return
+            together = max(1, min(TOGETHER, server.settings.max_queue // 2))
+            answer = InProcess(app)
+            server.batches = Batches(server.files.root, server.files, answer, lambda: server.draining, together)
+            server.batches.start()
+            try:
+                yield
+            finally:
+                await server.batches.stop()
+                server.files.close()
 
     routes = APIRouter(tags=["batches"], route_class=Route, lifespan=lifespan)
 
     def batches() -> Batches:
         store_of(server)
-        if server.batches is None:
-            raise ApiError(503, "the server is starting", code="starting", retry_after=1.0)
+        assert isinstance(server.batches, Batches)
         return server.batches
 
     @routes.post("/v1/batches")

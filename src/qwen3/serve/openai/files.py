@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 KEPT = 30 * 86_400  # seconds, where nothing else was asked for
 SHORTEST, LONGEST = 3600, 30 * 86_400
 MAX_FILES = 1000  # of one owner
+TEMPORARY = 256 << 20  # bytes of uploads at most where no folder was given: that may be memory
 _NAME = re.compile(r"[^\x00-\x1f\x7f/\\]{1,255}")
 _FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
 _CHUNK = 1 << 20
@@ -91,9 +92,10 @@ def disk_error(error: OSError, what: str) -> ApiError:
 class FileStore:
     """Files of all owners in one folder, which one server has to itself."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises UsageError if another server uses the folder, or it cannot be written."""
-        self.root, self.folder = folder, folder / "files"
+    def __init__(self, folder: Path, most: int | None = None) -> None:
+        """most: bytes of uploads, None: as many as fit. Raises UsageError if another server uses the folder, or it
+        cannot be written."""
+        self.root, self.folder, self._most = folder, folder / "files", most
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = open(folder / "lock", "wb")  # noqa: SIM115 held as long as we are there
@@ -154,6 +156,18 @@ class FileStore:
         now = time.time()
         found = [file for file in self._files.values() if file.owner == owner and file.expires_at > now]
         return sorted(found, key=lambda file: (file.created_at, file.id))
+
+    def check_room(self, owner: str, size: int) -> None:
+        """Raises ApiError if `owner` may not upload so many bytes more."""
+        if len(self.of(owner)) >= MAX_FILES:
+            raise ApiError(400, f"you have {MAX_FILES} files already: delete some", "file", "too_many_files")
+        if self._most is not None and sum(file.bytes for file in self._files.values()) + size > self._most:
+            raise ApiError(
+                507,
+                f"without --files-dir the server keeps {self._most:,} bytes of files, and this would be more",
+                "file",
+                "disk_full",
+            )
 
     def delete(self, id: str) -> None:
         if self._files.pop(id, None) is not None:
@@ -233,7 +247,7 @@ _FORM = {
 def store_of(server: Server) -> FileStore:
     if (store := server.files) is None:
         raise ApiError(
-            404, "this server keeps no files: start it with --files-dir FOLDER for batches", code="files_are_off"
+            503, "this server found no place for files: start it with --files-dir FOLDER", code="files_are_off"
         )
     assert isinstance(store, FileStore)
     return store
@@ -266,8 +280,7 @@ def router(server: Server) -> APIRouter:
                 raise ApiError(400, f"purpose is {given}: only 'batch' is possible here", "purpose")
             if unknown := [name for name in form if name not in _FIELDS]:
                 raise ApiError(400, f"{unknown[0][:60]} is not a field of an upload", unknown[0][:60])
-            if len(store.of(owner)) >= MAX_FILES:
-                raise ApiError(400, f"you have {MAX_FILES} files already: delete some", "file", "too_many_files")
+            store.check_room(owner, upload.size or 0)
             parts, name, kept = _chunks(upload.file), clean_name(upload.filename), kept_for(form)
             file = await asyncio.to_thread(store.add, owner, name, "batch", parts, kept)
         return file.shown()
