@@ -26,7 +26,9 @@ from tests.serve.dialects import (
     INFO,
     control_ids,
     kinds,
+    mutated,
     plain,
+    refused_or_rendered,
     sample,
     scripts,
     sse,
@@ -228,6 +230,29 @@ def test_control_strings_stay_text() -> None:
         "tools": [{"name": "f", "description": CONTROL, "input_schema": {"type": "object", "title": CONTROL}}],
     }
     assert control_ids(call_of(**given)[0]) == control_ids(call_of(**plain(given))[0]) > 0
+
+
+EVERYTHING = body(
+    [
+        {"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "t", "signature": "s"}, USE]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": [], "is_error": True}]},
+        {"role": "assistant", "content": [{"type": "redacted_thinking", "data": "d"}, {"type": "text", "text": "y"}]},
+    ],
+    system=[{"type": "text", "text": "x"}],
+    tools=[TOOL],
+    tool_choice={"type": "tool", "name": "weather", "disable_parallel_tool_use": True},
+    thinking={"type": "enabled", "budget_tokens": 9, "display": "omitted"},
+    output_config={"effort": "low", "format": {"type": "json_schema", "schema": {}}},
+    stop_sequences=["x"],
+    temperature=1,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(mutated(EVERYTHING))
+def test_any_body_is_refused_or_understood(given_: dict[str, Any]) -> None:
+    refused_or_rendered(lambda: to_call(MessagesBody(**given_), INFO, SEAL)[0])
 
 
 # Answers

@@ -15,14 +15,27 @@ from hypothesis import strategies as st
 
 from qwen3.chat import Finish, TextDelta
 from qwen3.serve.answer import Clock
-from qwen3.serve.calls import Item, TokenLogprob
+from qwen3.serve.calls import Call, Item, TokenLogprob
 from qwen3.serve.errors import ApiError
 from qwen3.serve.ollama import ChatBody, GenerateBody, chat_call, generate_call
 from qwen3.serve.ollama_models import size_name
 from qwen3.serve.ollama_writer import Shape, Writer
 from qwen3.serve.settings import Settings
 from tests.serve.conftest import AppClient, bearer
-from tests.serve.dialects import CALL_ID, CALLS, CONTROL, DROPPED, INFO, control_ids, plain, sample, scripts, written
+from tests.serve.dialects import (
+    CALL_ID,
+    CALLS,
+    CONTROL,
+    DROPPED,
+    INFO,
+    control_ids,
+    mutated,
+    plain,
+    refused_or_rendered,
+    sample,
+    scripts,
+    written,
+)
 from tests.serve.fakes import REPORT, SCRIPT, USAGE, FakeBackend, FakeModels
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -151,6 +164,33 @@ def test_control_strings_stay_text() -> None:
     assert (
         control_ids(generate(prompt=CONTROL, system=CONTROL)[0]) == control_ids(generate(prompt="x", system="x")[0]) > 0
     )
+
+
+EVERYTHING = {
+    "model": "fake",
+    "messages": [
+        {"role": "user", "content": "x", "images": []},
+        {"role": "assistant", "content": "", "thinking": "t", "tool_calls": [{"function": FUNCTION}]},
+        {"role": "tool", "content": "x", "tool_name": "weather"},
+    ],
+    "tools": [TOOL],
+    "format": {"type": "object"},
+    "options": {"num_predict": 3, "stop": ["x"], "num_ctx": 9, "mirostat": 1},
+    "keep_alive": "5m",
+    "think": 5,
+    "logprobs": True,
+    "top_logprobs": 2,
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(mutated(EVERYTHING))
+def test_any_body_is_refused_or_understood(given_: dict[str, Any]) -> None:
+    def make() -> Any:
+        body = ChatBody(**given_)
+        return Call(prompt="") if body.empty else chat_call(body, INFO)[0]
+
+    refused_or_rendered(make)
 
 
 # Answers

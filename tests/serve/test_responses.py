@@ -24,7 +24,9 @@ from tests.serve.dialects import (
     INFO,
     control_ids,
     kinds,
+    mutated,
     plain,
+    refused_or_rendered,
     sample,
     scripts,
     sse,
@@ -218,6 +220,33 @@ def test_control_strings_stay_text() -> None:
         "tools": [{**TOOL, "description": CONTROL}],
     }
     assert control_ids(call_of(**fields)[0]) == control_ids(call_of(**plain(fields))[0]) > 0
+
+
+EVERYTHING = {
+    "model": "fake",
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "x"}]},
+        reasoning("t"),
+        {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+        called("a"),
+        {"type": "function_call_output", "call_id": "a", "output": [{"type": "input_text", "text": "x"}]},
+        {"type": "reasoning", "summary": [], "encrypted_content": "x"},
+    ],
+    "instructions": "x",
+    "tools": [TOOL],
+    "tool_choice": {"type": "function", "name": "weather"},
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "text": {"format": {"type": "json_schema", "schema": {}}, "verbosity": "low"},
+    "include": ["reasoning.encrypted_content"],
+    "metadata": {"a": "b"},
+    "stream_options": {"include_obfuscation": False},
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(mutated(EVERYTHING))
+def test_any_body_is_refused_or_understood(given_: dict[str, Any]) -> None:
+    refused_or_rendered(lambda: to_call(ResponsesBody(**given_), INFO, SEAL)[0])
 
 
 # Answers

@@ -165,7 +165,7 @@ def _choice(choice: dict[str, Any]) -> Any:
         if not isinstance(choice.get("name"), str):
             raise refuse("tool_choice.name", "must be a tool's name")
         return {"type": "function", "function": {"name": choice["name"]}}
-    if kind not in _CHOICES:
+    if not isinstance(kind, str) or kind not in _CHOICES:
         raise refuse("tool_choice.type", f"must be auto, any, tool or none, not {kind!r:.40}")
     return _CHOICES[kind]
 
