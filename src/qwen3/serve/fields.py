@@ -140,7 +140,32 @@ Messages = Annotated[
 ]
 """A conversation in OpenAI's shape; keys it does not know are kept."""
 
-Tools = Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)]
+Tools = Annotated[
+    list[dict[str, Any]],
+    Field(max_length=MAX_TOOLS),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "maxItems": MAX_TOOLS,
+            "items": {
+                "type": "object",
+                "required": ["type", "function"],
+                "properties": {
+                    "type": {"const": "function"},
+                    "function": {
+                        "type": "object",
+                        "required": ["name"],
+                        "properties": {
+                            "name": {"type": "string", "minLength": 1},
+                            "description": {"type": "string"},
+                            "parameters": {"type": "object"},
+                        },
+                    },
+                },
+            },
+        }
+    ),
+]
 """Tools in OpenAI's shape: {"type": "function", "function": {"name", "description", "parameters"}}."""
 
 

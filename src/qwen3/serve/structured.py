@@ -80,6 +80,8 @@ def _response_format(format: dict[str, Any] | None, warnings: list[str]) -> tupl
     if format is None:
         return None
     kind, where = format.get("type"), "response_format"
+    if kind not in _FORMATS:
+        raise ApiError(400, f"{where}.type must be one of {', '.join(_FORMATS)}", f"{where}.type")
     known = {"type", "json_schema" if kind == "json_schema" else "schema" if kind == "json_object" else kind}
     warnings += [f"{where}.{shown(name)} has no meaning here and was ignored" for name in format if name not in known]
     match kind:
@@ -99,9 +101,7 @@ def _response_format(format: dict[str, Any] | None, warnings: list[str]) -> tupl
             return f"{where}.json_schema", "schema", inner["schema"]
         case "regex" | "grammar":
             return where, kind, _text(format.get(kind), f"{where}.{kind}")
-        case "choice":
-            return where, "regex", _choice(format.get("choice"), f"{where}.choice")
-    raise ApiError(400, f"{where}.type must be one of {', '.join(_FORMATS)}", f"{where}.type")
+    return where, "regex", _choice(format.get("choice"), f"{where}.choice")
 
 
 def _text(value: Any, where: str) -> str:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 ToolChoice = Annotated[
     Any, WithJsonSchema({"anyOf": [{"enum": ["none", "auto", "required"]}, {"type": "object"}, {"type": "null"}]})
 ]
+Refused = Annotated[Any, WithJsonSchema({"type": "null"})]  # known, to say what to use instead
 # What a message may have, and what an assistant's may have beside that.
 _MESSAGE = frozenset({"role", "content", "name", "tool_call_id", "id", "refusal", "annotations", "audio", "warnings"})
 _TURN = frozenset({"tool_calls", "function_call", *REASONING_FIELDS})
@@ -74,8 +75,8 @@ class ChatBody(SamplingBody, ThinkingBody, StructuredBody):
     tools: Tools | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
-    functions: Any = None
-    function_call: Any = None
+    functions: Refused = None
+    function_call: Refused = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
