@@ -7,9 +7,10 @@ import errno
 import resource
 import signal
 import socket
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import uvicorn
@@ -105,6 +106,17 @@ class Process(uvicorn.Server):
         running = self.server.metrics.in_flight
         self.cut = running > 0 and time.monotonic() > self.deadline
         return running == 0 or self.cut
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
+        yield
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # all is closed: one more signal must not make a traceback of it
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.signal is not None:
