@@ -25,7 +25,6 @@ from qwen3.chat import Finish, TextDelta, ThinkingReport, ToolCallDelta, Usage
 from qwen3.chat.tool_calls import new_id
 from qwen3.serve.app import create_app
 from qwen3.serve.calls import Call
-from qwen3.serve.openai.batches import ENDED
 from qwen3.serve.settings import Settings
 from tests.serve.fakes import FakeBackend, FakeModels, FakeStream
 
@@ -50,7 +49,7 @@ async def serve(folder: Path) -> None:
     app = create_app(settings(folder), FakeModels(SeededBackend()))
     async with app.router.lifespan_context(app):
         batches: Any = app.state.server.batches
-        while any(batch.status not in ENDED for batch in batches.of("anonymous")):
+        while batches._running:
             await asyncio.sleep(0.002)
 
 
