@@ -153,7 +153,11 @@ def _thinking(
         if limit is not None and type(budget) is int and budget >= limit:
             raise refuse("thinking.budget_tokens", f"is {budget} and must be less than max_tokens, which is {limit}")
     given["output_config.effort"] = effort
-    if all(value is None for value in given.values()) and info.mode == "hybrid" and soft_switch(messages) is None:
+    if (
+        all(value is None for value in given.values())
+        and info.mode in ("hybrid", "base")
+        and soft_switch(messages) is None
+    ):
         return {"mode": "off"}, warnings
     policy, more = thinking_of(given, info=info, max_tokens=limit)
     return policy, [*warnings, *more]

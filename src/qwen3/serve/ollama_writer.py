@@ -9,6 +9,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from qwen3.chat import Finish, ReasoningDelta, Result, TextDelta
@@ -101,6 +102,7 @@ class Writer:
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
+        self._model = quoted(shape.model)
         self._runs = Runs()
         self._calls = 0
 
@@ -125,9 +127,9 @@ class Writer:
         form = self._shape
         match event:
             case TextDelta():
-                return _line({**form.part(event.text), **logprobs(found)})
+                return self._text(quoted(event.text), found)
             case ReasoningDelta():
-                return _line({**form.part(thinking=event.text), **logprobs(found)})
+                return self._text(f'"","thinking":{quoted(event.text)}', found)
             case ToolCall():
                 self._calls += 1
                 return _line(form.part(calls=[_call(self._calls - 1, event)]))
@@ -135,6 +137,12 @@ class Writer:
         began, ended = clock.first or clock.started, time.perf_counter()
         prompt = began - (clock.opened or clock.started)
         return _line({**form.part(), **form.last(event, prompt, ended - began), **logprobs(found)})
+
+    def _text(self, said: str, found: tuple[TokenLogprob, ...]) -> bytes:
+        """What `Shape.part` makes of a text, for every token: without an object for it. said: JSON."""
+        body = f'"message":{{"role":"assistant","content":{said}}}' if self._shape.chat else f'"response":{said}'
+        tail = "," + json.dumps(logprobs(found))[1:-1] if found else ""
+        return f'{{"model":{self._model},"created_at":"{now()}",{body},"done":false{tail}}}\n'.encode()
 
 
 def _call(index: int, call: ToolCall) -> dict[str, Any]:
