@@ -16,6 +16,7 @@ import asyncio
 import datetime
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -43,6 +44,7 @@ def main() -> int:
         return 0
     if unknown := set(chosen.sections) - set(SECTIONS):
         options.error(f"no such section: {', '.join(sorted(unknown))}; --list shows them")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with what stands in `finally`
     results: dict[str, Any] = {}
     shared: list[Served] = []
     with tempfile.TemporaryDirectory(prefix="qwen3-faults-") as room:

@@ -14,7 +14,10 @@ from typing import Any
 from tests.serve.faults import BODY, HEADER, Found, section
 from tests.serve.raw import CHAT, Answer, Connection, Served, bounce, chat, endless, request
 
-GOOD = request(CHAT, chat(max_tokens=4), close=False)
+TEXT = "What is 27 * 14?"
+# Good on every path: what one of them does not know is ignored there.
+FEW = {"max_tokens": 4, "max_output_tokens": 4, "options": {"num_predict": 4}}
+GOOD = request(CHAT, {"model": "embedded", **chat(TEXT), "prompt": TEXT, "input": TEXT, **FEW}, close=False)
 HEAD, BODY_BYTES = GOOD.split(b"\r\n\r\n", 1)
 CHUNKED = b"\r\n".join(line for line in HEAD.split(b"\r\n") if not line.startswith(b"content-length"))
 CHUNKED += b"\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -77,9 +80,9 @@ MALFORMED: dict[str, tuple[bytes, set[int]]] = {
     "length of letters": (headers(b"content-length: abc", drop=b"content-length"), {0, 400}),
     "length 2^70": (headers(b"content-length: 1180591620717411303424", drop=b"content-length"), {0, 400, 413}),
     "length 1 TB": (headers(b"content-length: 1000000000000", drop=b"content-length"), {413}),
-    "length too short": (headers(b"content-length: 10", drop=b"content-length"), {400}),
+    "length too short": (headers(b"content-length: 10", drop=b"content-length"), {0, 400}),
     "length too long": (headers(b"content-length: 5000", drop=b"content-length"), {0, 400, 408}),
-    "no length": (headers(drop=b"content-length"), {400, 411}),
+    "no length": (headers(drop=b"content-length"), {0, 400, 411}),
     "gzip": (headers(b"content-encoding: gzip"), {200, 400, 415}),
     "gzip chunks": (headers(b"transfer-encoding: gzip, chunked", drop=b"content-length"), {0, 400, 501}),
     "form": (headers(b"content-type: application/x-www-form-urlencoded", drop=b"content-type"), {200, 400, 415}),
