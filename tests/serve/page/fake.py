@@ -126,26 +126,22 @@ SCRIPTS: dict[str, Callable[[str, Any], Script]] = {
 
 
 class Fake:
-    """texts: by name, for `say`. requests: bodies that came. key: what `Authorization` must hold."""
+    """texts: by name, for `say`. requests: bodies that came. key: what `Authorization` must hold. refuse: errors
+    that the next requests get. gone: streams that clients left."""
 
     def __init__(self) -> None:
+        self.reset()
+        self.app = self._app()
+
+    def reset(self) -> None:
         self.texts: dict[str, str] = {}
         self.requests: list[dict[str, Any]] = []
         self.model = dict(MODEL)
         self.key: str | None = None
         self.refuse: list[ApiError] = []
+        self.warnings: list[str] = []
         self.answer_now = asyncio.Event()
         self.gone = 0
-        self.stats = {
-            "running": 1,
-            "queued": 0,
-            "used_blocks": 3,
-            "blocks": 64,
-            "steps": 0,
-            "max_batch": 8,
-            "tokens": 0,
-        }
-        self.app = self._app()
 
     def _app(self) -> FastAPI:
         app = FastAPI()
@@ -247,9 +243,9 @@ class Fake:
             total = time.monotonic() - started
             timings = {"first_token": first, "first_answer": total, "total": total}
             end = choice({}, "tool_calls" if calls else "stop")
-            yield waiting + data({**end, "thinking": report, "warnings": [], "timings": timings})
+            yield waiting + data({**end, "thinking": report, "warnings": self.warnings, "timings": timings})
             yield data({"choices": [], "usage": usage}) + b"data: [DONE]\n\n"
-        except GeneratorExit:
+        except (GeneratorExit, asyncio.CancelledError):
             self.gone += 1
             raise
 

@@ -15,7 +15,7 @@ const STALE_MS = 6000;
 
 export class App {
   constructor() {
-    this.tab = tree.newId();
+    this.tab = tabId();
     this.chats = new Map();
     this.trees = new Map(); // chat id -> Map of its nodes
     this.runs = new Map(); // node id -> Run
@@ -121,7 +121,7 @@ export class App {
     for (const node of nodes.values()) {
       if (node.state !== "streaming" || this.runs.has(node.id)) continue;
       // Nobody writes to it any more: its tab was closed or reloaded in the middle.
-      if (Date.now() - (node.beat ?? 0) > STALE_MS || node.tab === undefined) node.state = "interrupted";
+      if (Date.now() - (node.beat ?? 0) > STALE_MS || node.tab === this.tab) node.state = "interrupted";
       else setTimeout(() => this.refresh(id), STALE_MS);
     }
     this.trees.set(id, nodes);
@@ -339,9 +339,8 @@ export class App {
     for (const name of ["max_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "seed"]) {
       if (settings[name] !== null) body[name] = settings[name];
     }
-    const mode = this.modes.includes(settings.thinking) ? settings.thinking : this.modes[0];
-    if (this.modes.length) body.thinking = { mode };
-    if (mode && mode !== "off" && settings.budget) body.thinking.budget = settings.budget;
+    const thinking = this.thinking(settings, more ? nodes.at(-1) : null);
+    if (thinking) body.thinking = thinking;
     if (settings.schema.trim()) {
       const schema = parsed(settings.schema, "JSON schema");
       body.response_format = { type: "json_schema", json_schema: { name: "answer", schema } };
@@ -349,6 +348,15 @@ export class App {
     if (settings.tools.trim()) body.tools = parsed(settings.tools, "tools");
     if (more) Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
     return body;
+  }
+
+  /** What is asked of the thinking. continued: a partial answer; a thought in it is over, or has used its tokens. */
+  thinking({ thinking, budget }, continued) {
+    if (!this.modes.length || continued?.content) return null;
+    const mode = this.modes.includes(thinking) ? thinking : this.modes[0];
+    const bound = mode !== "off" && budget ? { budget } : {};
+    if (!continued) return { mode, ...bound };
+    return budget ? { budget: Math.max(1, budget - (continued.stats.thinking ?? 0)) } : null;
   }
 
   save(node) {
@@ -391,6 +399,18 @@ export class App {
       run.settle();
       this.store.putNodes(run.node.chat, [{ ...run.node, state: "interrupted", error: null }]);
     }
+  }
+}
+
+/** This tab's name, the same after a reload: what it was writing then is known to be interrupted. */
+function tabId() {
+  const again = performance.getEntriesByType("navigation")[0]?.type !== "navigate";
+  try {
+    const id = (again && sessionStorage.getItem("qwen3.tab")) || tree.newId();
+    sessionStorage.setItem("qwen3.tab", id);
+    return id;
+  } catch {
+    return tree.newId();
   }
 }
 

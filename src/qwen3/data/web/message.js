@@ -95,13 +95,15 @@ function Stats({ stats }) {
   if (stats.first_token !== undefined) parts.push(["first token", seconds(stats.first_token)]);
   if (stats.first_answer !== undefined && stats.thinking) parts.push(["first answer", seconds(stats.first_answer)]);
   if (stats.speed) parts.push([null, `${stats.speed < 10 ? stats.speed.toFixed(1) : count(Math.round(stats.speed))} tok/s`]);
-  if (stats.prompt_speed) parts.push(["prompt", `${count(Math.round(stats.prompt_speed))} tok/s`]);
   const forced = stats.forced ?? 0;
   if (stats.completion) {
     const answer = Math.max(0, stats.completion - (stats.thinking ?? 0) - forced);
     parts.push([null, stats.thinking ? `${count(stats.thinking)} thinking + ${count(answer)} answer tokens` : plural(answer, "token")]);
   }
-  if (stats.prompt) parts.push([null, `${count(stats.prompt)} prompt${stats.cached ? `, ${count(stats.cached)} cached` : ""}`]);
+  if (stats.prompt) {
+    const speed = stats.prompt_speed ? ` at ${count(Math.round(stats.prompt_speed))} tok/s` : "";
+    parts.push(["prompt", `${count(stats.prompt)}${stats.cached ? `, ${count(stats.cached)} cached` : ""}${speed}`]);
+  }
   if (!parts.length) return null;
   return html`<p class="stats figures">${parts.map(([name, value], i) => html`<span key=${i}>${name && `${name} `}${value}</span>`)}</p>`;
 }
@@ -110,17 +112,18 @@ function Stats({ stats }) {
 function Ending({ app, node, last, locked }) {
   const { stats, state, error } = node;
   const again = () => app.again(node);
-  const more = html`<button type="button" class="quiet small" disabled=${locked} onClick=${() => app.continue(node)}>Continue</button>`;
+  const something = (node.content || node.reasoning) && !node.calls.length;
+  const more = something && html`<button type="button" class="quiet small" disabled=${locked} onClick=${() => app.continue(node)}>Continue</button>`;
   const retry = html`<button type="button" class="quiet small" disabled=${locked} onClick=${again}>Try again</button>`;
   const line = (text, ...buttons) => html`<div class="ending"><span>${text}</span>${last && buttons}</div>`;
   if (error) {
     const wait = error.retryAfter ? ` It may work in ${seconds(error.retryAfter)}.` : "";
     const where = error.param ? html` <code>${error.param}</code>` : "";
     return html`<div class="ending failed" role="alert"><${Icon} name="warn" /><span>${error.message}${where}${wait}</span>
-      ${last && retry}${last && (node.content || node.reasoning) && more}</div>`;
+      ${last && retry}${last && more}</div>`;
   }
   if (state === "interrupted") return line("Interrupted: this is what had come.", more, retry);
-  if (state === "stopped") return line("Stopped.", more);
+  if (state === "stopped") return line("Stopped.", more || retry);
   if (state !== "done") return null;
   if (stats.finish === "length") {
     return line(node.content ? "Cut by the token limit." : "The thinking took all tokens, so there is no answer.", more, retry);
@@ -147,7 +150,6 @@ export function Assistant({ app, node, run, last, locked, answers }) {
       <${CopyButton} app=${app} text=${node.content} />
       <${IconButton} icon="again" label="Another answer" disabled=${locked} onClick=${() => app.again(node)} />
       ${last && !wide && node.content && html`<${IconButton} icon="more" label="Continue this answer" disabled=${locked} onClick=${() => app.continue(node)} />`}
-      <${Stats} stats=${node.stats} />
-    </footer>`}
+    </footer><${Stats} stats=${node.stats} />`}
   </article></li>`;
 }

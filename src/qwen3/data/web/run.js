@@ -14,6 +14,7 @@ export class Run {
     this.phase = "waiting"; // waiting, thinking, answering, over
     this.asked = false; // for the answer
     this.budget = null;
+    this.base = null; // tokens before the first one of the thinking
     this.thinkingTokens = 0;
     this.answerTokens = 0;
     this.started = performance.now();
@@ -74,7 +75,7 @@ export class Run {
   take(chunk) {
     const { node } = this;
     this.id ??= chunk.id ?? null;
-    if (chunk.usage) this.usage(chunk.usage);
+    if (chunk.usage) this.counts = chunk.usage;
     for (const name of ["thinking", "timings", "warnings"]) if (chunk[name]) this[name] = chunk[name];
     const choice = chunk.choices?.[0];
     if (!choice) return;
@@ -86,7 +87,7 @@ export class Run {
       this.firstToken();
       this.thinkingSince ??= performance.now();
       node.reasoning += thought;
-      this.thinkingTokens += 1;
+      this.countThought();
       this.enter("thinking");
     }
     if (delta.content) {
@@ -118,10 +119,13 @@ export class Run {
     return (performance.now() - this.started) / 1000;
   }
 
-  usage(usage) {
-    this.counts = usage;
-    const thinking = usage.completion_tokens_details?.reasoning_tokens;
-    if (thinking !== undefined) this.thinkingTokens = thinking;
+  /** A chunk may hold several tokens: the running count tells how many, of a server that sends it. What is forced at
+   * the budget's end does not count as thinking. */
+  countThought() {
+    const made = this.counts?.completion_tokens;
+    this.base ??= made === undefined ? 0 : made - 1;
+    const tokens = made === undefined ? this.thinkingTokens + 1 : made - this.base;
+    this.thinkingTokens = this.budget ? Math.min(tokens, this.budget) : tokens;
   }
 
   enter(phase) {
@@ -148,10 +152,9 @@ export class Run {
       cached: counts?.prompt_tokens_details?.cached_tokens,
       speed: timings?.decode_tokens_per_second ?? (made > 1 && whole > first ? (made - 1) / (whole - first) : undefined),
       prompt_speed: timings?.prompt_tokens_per_second,
-      mode: thinking?.mode,
-      budget: thinking?.budget ?? this.budget,
-      ended_by: thinking?.ended_by,
-      forced: thinking?.forced_tokens,
+      budget: before.budget ?? thinking?.budget ?? this.budget,
+      ended_by: thinking?.ended_by ?? before.ended_by,
+      forced: (before.forced ?? 0) + (thinking?.forced_tokens ?? 0),
       warnings: this.warnings ?? [],
     });
     for (const [name, value] of Object.entries(node.stats)) if (value === undefined || value === null) delete node.stats[name];
