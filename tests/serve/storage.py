@@ -37,7 +37,7 @@ async def upload(served: Served, data: bytes) -> Answer:
     body += (
         part % (edge, b'"file"; filename="in.jsonl"\r\ncontent-type: application/jsonl', data) + b"--%s--\r\n" % edge
     )
-    head = request("/v1/files", body).replace(b"application/json", b"multipart/form-data; boundary=" + edge)
+    head = request("/v1/files", body).replace(b"application/json", b"multipart/form-data; boundary=" + edge, 1)
     answer = await bounce(served, head, 60)
     assert answer is not None, "an upload without an answer"
     return answer
