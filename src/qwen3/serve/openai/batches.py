@@ -25,7 +25,7 @@ from pydantic import Field
 from starlette.types import Message
 
 from qwen3.errors import UsageError
-from qwen3.serve.body import Route, dumps
+from qwen3.serve.body import LARGE, Route, dumps
 from qwen3.serve.errors import ApiError, shape
 from qwen3.serve.fields import Body, Label, Name
 from qwen3.serve.keys import Caller
@@ -318,7 +318,11 @@ class Batches:
             await asyncio.sleep(min(max(wait, 0.2), 30.0))
         self._trouble.pop(batch.id, None)
         salt = digest(batch.id, line.custom_id)
-        text = result_line(line, salt, status, settled(json.loads(data), salt, batch.created_at))
+
+        def result() -> bytes:
+            return result_line(line, salt, status, settled(json.loads(data), salt, batch.created_at))
+
+        text = result() if len(data) < LARGE else await asyncio.to_thread(result)
         await journal.append(place, "o" if status < 400 else "e", text)
 
     def _finish(self, batch: Batch, lines: list[Line], journal: Journal, status: str) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
@@ -88,7 +89,8 @@ def router(server: Server) -> APIRouter:
             notes = body.notes()
             found = await backend.ask("tokenize", text=text, plain=body.parse_special is False)
         assert backend.info is not None
-        return plain_response(tokenized(body, backend.info.context, found["ids"], found["pieces"], notes))
+        value = tokenized(body, backend.info.context, found["ids"], found["pieces"], notes)
+        return await asyncio.to_thread(plain_response, value)  # a long text has many tokens
 
     @routes.post("/detokenize", response_class=Response)
     async def detokenize(body: DetokenizeBody, request: Request) -> Response:
