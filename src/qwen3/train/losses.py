@@ -6,6 +6,7 @@ at most `chunk` tokens' logits exist, in the head's own dtype; sums, exponential
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +27,22 @@ def linear_cross_entropy(
     into them. The gradients are made beside the loss, from logits that are there already (three products in all; the
     loss alone must then be what is differentiated, scaled as one likes).
     """
-    loss: Tensor = _CrossEntropy.apply(hidden, weight, labels, weights, chunk)
+
+    def part(at: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        kept = labels[at] != IGNORED
+        scale = kept.float() if weights is None else torch.where(kept, weights[at].float(), 0.0)
+        return _loss_and_gradient(logits, labels[at].clamp(min=0), scale)
+
+    return linear_loss(hidden, weight, part, chunk)
+
+
+Part = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+
+
+def linear_loss(hidden: Tensor, weight: Tensor, part: Part, chunk: int = CHUNK) -> Tensor:
+    """A sum over tokens of any function of their logits, float32. part(where, logits [n, V]) gives the sum over these
+    tokens, float32, and its gradient [n, V] in the logits' dtype, which may take the logits' place in memory."""
+    loss: Tensor = _LinearLoss.apply(hidden, weight, part, chunk)
     return loss
 
 
@@ -40,22 +56,20 @@ def token_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int = 
     return logprob, entropy
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _LinearLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, part: Part, chunk: int) -> Tensor:
         wanted = ctx.needs_input_grad
         d_hidden = torch.zeros_like(hidden) if wanted[0] else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for at, part, target, kept in _chunks(hidden, labels, chunk):
-            logits = part @ weight.T
-            scale = kept.float() if weights is None else torch.where(kept, weights[at].float(), 0.0)
-            each, gradient = _loss_and_gradient(logits, target, scale)
+        for at in _chunks(len(hidden), chunk):
+            each, gradient = part(at, hidden[at] @ weight.T)
             loss += each
             if d_hidden is not None:
                 d_hidden[at] = gradient @ weight
             if d_weight is not None:
-                d_weight += gradient.T @ part
+                d_weight += gradient.T @ hidden[at]
         ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
         return loss
 
@@ -63,7 +77,7 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         found = (None if g is None else g * outer.to(g.dtype) for g in ctx.saved_tensors)
-        return (*found, None, None, None)
+        return (*found, None, None)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -71,8 +85,9 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         logprob = torch.zeros(len(labels), dtype=torch.float32, device=hidden.device)
         entropy, total = torch.zeros_like(logprob), torch.zeros_like(logprob)
-        for at, part, target, kept in _chunks(hidden, labels, chunk):
-            total[at], chosen, spread = _statistics(part @ weight.T, target)
+        for at in _chunks(len(labels), chunk):
+            kept = labels[at] != IGNORED
+            total[at], chosen, spread = _statistics(hidden[at] @ weight.T, labels[at].clamp(min=0))
             logprob[at] = torch.where(kept, chosen, 0.0)
             entropy[at] = torch.where(kept, spread, 0.0)
         ctx.save_for_backward(hidden, weight, labels, total)
@@ -86,21 +101,18 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, labels, total = ctx.saved_tensors
         d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for at, part, target, kept in _chunks(hidden, labels, ctx.chunk):
-            gradient = _gradient(part @ weight.T, target, total[at], torch.where(kept, -outer[at], 0.0))
+        for at in _chunks(len(labels), ctx.chunk):
+            scale = torch.where(labels[at] != IGNORED, -outer[at], 0.0)
+            gradient = _gradient(hidden[at] @ weight.T, labels[at].clamp(min=0), total[at], scale)
             if d_hidden is not None:
                 d_hidden[at] = gradient @ weight
             if d_weight is not None:
-                d_weight += gradient.T @ part
+                d_weight += gradient.T @ hidden[at]
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None
 
 
-def _chunks(hidden: Tensor, labels: Tensor, chunk: int) -> Any:
-    """(where, hidden, labels with a harmless one in place of -100, which of them count)."""
-    for start in range(0, len(labels), chunk):
-        at = slice(start, start + chunk)
-        kept = labels[at] != IGNORED
-        yield at, hidden[at], labels[at].clamp(min=0), kept
+def _chunks(count: int, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, count, chunk)]
 
 
 def _statistics(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
