@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from qwen3.serve.errors import dialect_of
+from qwen3.serve.security import OPEN_PATHS
 
 Schema = dict[str, Any]
 
@@ -412,6 +413,8 @@ def document(app: FastAPI) -> dict[str, Any]:
         for path, methods in found["paths"].items():
             for method, operation in methods.items():
                 _answers(operation, method, path)
+                if method == "get" and path in OPEN_PATHS:
+                    operation["security"] = []
         app.openapi_schema = found
     return app.openapi_schema
 
