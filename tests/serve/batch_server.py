@@ -3,8 +3,9 @@
     python -m tests.serve.batch_server FOLDER LIVES LINES SEED
 
 Runs the server on FOLDER as often as LIVES says, each time in a forked child, which is killed a random moment after it
-has answered some requests more, up to LINES; every fifth is killed at a random moment of its beginning. Then it runs
-once more until all its batches have ended. Prints how far each life came, as JSON.
+has answered some requests more, up to LINES; every fifth is killed at a random moment of its beginning. However slow
+the machine is, a child answers no more than that, but for the last ten, which may be killed while they finish. Then it
+runs once more until all its batches have ended. Prints how far each life came, as JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ from tests.serve.fakes import FakeBackend, FakeModels, FakeStream
 class SeededBackend(FakeBackend):
     """Answers that follow from the call alone, beside what never does: ids, cached tokens, how long it takes."""
 
+    limit = sys.maxsize  # calls that are answered; all others wait for ever
+
     async def open(self, call: Call) -> FakeStream:
+        self.limit -= 1
+        if self.limit < 0:
+            await asyncio.Future()
         text = hashlib.sha256(f"{call.messages}{call.sampling['seed']}".encode()).hexdigest()
         usage = Usage(10, random.randrange(10), 0, 4)
         finish = Finish("stop", usage, ThinkingReport("off", None, 0, 0, None))
@@ -44,9 +50,11 @@ def settings(folder: Path) -> Settings:
     return Settings(models=(("fake", "fake"),), files_dir=folder, max_queue=8)
 
 
-async def serve(folder: Path) -> None:
+async def serve(folder: Path, limit: int) -> None:
     """Until all batches have ended."""
-    app = create_app(settings(folder), FakeModels(SeededBackend()))
+    backend = SeededBackend()
+    backend.limit = limit
+    app = create_app(settings(folder), FakeModels(backend))
     async with app.router.lifespan_context(app):
         batches: Any = app.state.server.batches
         while batches._running:
@@ -64,14 +72,15 @@ def main(folder: Path, lives: int, lines: int, seed: int) -> None:
     dice = random.Random(seed)
     story: list[dict[str, Any]] = []
     for life in range(lives + 1):
+        more = dice.randint(1, lines)
         child = os.fork()
         if not child:
-            asyncio.run(serve(folder))
+            asyncio.run(serve(folder, more if life < lives - 10 else sys.maxsize))
             os._exit(0)
         if life < lives:
             if life % 5:
-                begin, target = time.monotonic(), written(folder) + dice.randint(0, lines)
-                while written(folder) < target and time.monotonic() - begin < 2:
+                begin, target = time.monotonic(), written(folder) + dice.randint(0, more)
+                while written(folder) < target and time.monotonic() - begin < 0.5:
                     time.sleep(0.002)
                 time.sleep(dice.random() * 0.004)
             else:
