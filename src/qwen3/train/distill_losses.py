@@ -64,7 +64,7 @@ def stored_divergence(
         p_tail = (1 - chosen.exp().sum(-1, keepdim=True)).clamp(min=_LEAST)
         each = (q * (logprobs[at] - chosen)).sum(-1, keepdim=True)
         each = each + q_tail * (q_tail.clamp(min=_LEAST).log() - p_tail.log())
-        # By the logit of a token in the tail: p (Σq + q_tail − q_tail / p_tail); of one among the k: p (Σq + q_tail) − q.
+        # By the logit of a token in the tail: p (Σq + q_tail − q_tail / p_tail); of one of the k: p (Σq + q_tail) − q.
         total = q.sum(-1, keepdim=True) + q_tail
         gradient = student.exp() * (total - q_tail / p_tail)
         inside = chosen.exp() * total - q
