@@ -41,7 +41,8 @@ class AppClient:
         self.models = models or FakeModels()
         self.app = create_app(settings or Settings(models=(("fake", "fake"),)), self.models, keys)
         self.server = self.app.state.server
-        self.run(self.server.start())
+        self._life = self.app.router.lifespan_context(self.app)
+        self.run(self._life.__aenter__())
         self.run(self.server.started.wait())
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", timeout=20)
@@ -68,7 +69,7 @@ class AppClient:
 
     def close(self) -> None:
         self.run(self.http.aclose())
-        self.run(self.server.close())
+        self.run(self._life.__aexit__(None, None, None))
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5)
         self.loop.close()

@@ -176,13 +176,15 @@ def _invalid(error: RequestValidationError) -> ApiError:
     problems = error.errors()
     first = problems[0]
     where = [str(part) for part in first["loc"][1:]]  # behind "body", "query" or "path"
-    param = ".".join(where) or None
     message = first["msg"].removeprefix("Value error, ")
+    if param := first.get("ctx", {}).get("param"):  # of a body as a whole, in words of its own
+        return ApiError(400, message, param, first["type"])
     if first["type"] == "json_invalid":
         return ApiError(
             400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', message)}", code="invalid_json"
         )
     if first["loc"] == ("body",) and first["type"] == "missing":
         return ApiError(400, "the body is missing: send a JSON object", code="missing_body")
+    param = ".".join(where) or None
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return ApiError(400, f"{param or 'the body'}: {message}{more}", param, first["type"])

@@ -266,6 +266,9 @@ class Backend:
                 code="queue_full",
                 retry_after=self._wait_for(n),
             )
+        contents = [message.get("content") for message in call.messages or ()]
+        at_least = sum(len(text) for text in (*contents, call.prompt) if isinstance(text, str))
+        self._fits(at_least, call.messages, call.tools, call.prompt)  # before megabytes are packed in vain
         given = wire.call_to_wire(call)
         self._next += 1
         key, feed = self._next, _Feed(n)
@@ -403,8 +406,8 @@ class Backend:
             feed.wake()
 
     def _fits(self, size: int, *values: Any, apart: bool = False) -> None:
-        """Raises ApiError for texts that cannot fit into the context, whatever their tokens are. size: of the frame.
-        apart: each text for itself."""
+        """Raises ApiError for texts that cannot fit into the context, whatever their tokens are. size: of the
+        frame, or less. apart: each text for itself."""
         assert self.info is not None
         room = MAX_TOKEN_BYTES * self.info.context
         if size > room:

@@ -22,7 +22,7 @@ _TEXT = bytes(set(range(256)) - set(b'",[{'))
 def parse(body: bytes, limit: int) -> Any:
     """The JSON value in `body` (UTF-8). Raises ApiError 400 for what is none, nests deeper than `limit`, has more than
     MAX_VALUES values, NaN, Infinity, or half a surrogate pair."""
-    if _marks(body) > MAX_VALUES and _values(body) > MAX_VALUES:
+    if len(body) > 2 * MAX_VALUES and _marks(body) > MAX_VALUES and _values(body) > MAX_VALUES:
         raise ApiError(400, f"the body holds more than {MAX_VALUES:,} values", code="too_many_values")
     try:
         value = from_json(body, allow_inf_nan=False)

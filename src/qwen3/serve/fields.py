@@ -6,9 +6,10 @@ A body keeps the keys it does not know, and `Body.ignored` says in words which o
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from qwen3.engine.params import MAX_BIASES, MAX_LOGPROBS, MAX_N, MAX_STOP_CHARS, MAX_STOPS
 
@@ -188,6 +189,14 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
 
     INEFFECTIVE: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="after")
+    def _own_template(self) -> Self:
+        """A template is a program: no request brings one, and nobody should believe that theirs was used."""
+        if (self.model_extra or {}).get("chat_template") is not None:
+            words = "chat_template is not taken from requests: the model's own template is used, leave it out"
+            raise PydanticCustomError("not_supported", words, {"param": "chat_template"})
+        return self
 
     def ignored(self) -> list[str]:
         """A line for each field that was given and does nothing, at most 33 of them."""

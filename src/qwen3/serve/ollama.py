@@ -109,6 +109,9 @@ class Options(Body):
         return found
 
 
+_SECONDS = {"type": "number", "minimum": -INT32, "maximum": INT32}
+
+
 class PromptBody(ThinkingBody):
     """What chat and generate share. keep_alive: only 0, with nothing to answer, does something: it unloads."""
 
@@ -121,7 +124,7 @@ class PromptBody(ThinkingBody):
     format: Annotated[Any, Either('"json" or a JSON schema', {"type": "string"}, {"type": "object"})] | None = None
     options: Options | None = None
     stream: bool | None = None
-    keep_alive: Annotated[Any, Either("a duration", {"type": "string"}, {"type": "number"})] | None = None
+    keep_alive: Annotated[Any, Either("a duration", {"type": "string"}, _SECONDS)] | None = None
     think: Annotated[Any, Either("true, false, an effort or a number of tokens", *_THINK)] | None = None
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
