@@ -85,6 +85,8 @@ def report(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     def of(client: str) -> dict[str, dict[str, Any]]:
         if client not in reports:
             name, (script, *more), _ = CLIENTS[client]
+            if not Path(FOLDER, name).is_dir():
+                pytest.skip(f"QWEN3_CLIENTS has no {name}; tools/client_envs.py makes it")
             interpreter, env = environment(name, tmp_path_factory.mktemp(client))
             done = subprocess.run(
                 [interpreter, str(HERE / script), server.url, f"{client}.{secret(client)}", *more],
