@@ -133,7 +133,10 @@ async def model_info(backend: Any, kind: str = "chat") -> ModelInfo:
         await backend.load()
     info: ModelInfo = backend.info
     if info.kind != kind:
-        raise ApiError(400, f"{backend.name} is a model of kind {info.kind}, this takes one of kind {kind}", "model")
+        raise ApiError(
+            400, f"{backend.name} is a model of kind {info.kind}, this takes one of kind {kind}",
+            "model", "wrong_model_kind",
+        )  # fmt: skip
     return info
 
 
