@@ -79,9 +79,9 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def test_pickle_between_processes() -> None:
-    """CVE-2025-32444, -47277, CVE-2026-3059: nothing that turns bytes into code or objects is ever named. `own` talk to
-    processes that they started themselves, by pipes without names, and the server does not use them."""
-    own = {"engine/process.py", "train/data.py"}
+    """CVE-2025-32444, -47277, CVE-2026-3059: nothing that turns bytes into code or objects is ever named. `own` talks to
+    processes that it started itself, by pipes without names, and the server does not use it."""
+    own = {"train/data.py"}
     modules = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "multiprocessing"}
     functions = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "yaml.load"}
     for path, tree in SOURCE.items():
@@ -89,7 +89,6 @@ def test_pickle_between_processes() -> None:
         if str(path.relative_to(ROOT)) in own:
             continue
         assert not tops & modules, path
-        assert "qwen3.engine.process" not in imported(tree), path
         for call in calls(tree):
             assert call not in functions, (path, call)
             assert not call.endswith((".recv_pyobj", ".send_pyobj", ".unpickle", "Unpickler")), (path, call)

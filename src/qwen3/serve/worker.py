@@ -36,7 +36,7 @@ from qwen3.engine.request import Request
 from qwen3.engine.sampler import TokenLogprob
 from qwen3.errors import Qwen3Error, UsageError
 from qwen3.llm import LLM, Timing
-from qwen3.options import unsupported
+from qwen3.options import check_options, unsupported
 from qwen3.serve import wire
 from qwen3.serve.calls import Call, ModelInfo
 
@@ -223,20 +223,23 @@ class Worker:
 
     def run(self) -> None:
         """Forever: the process ends when the line does."""
-        engine = self.engine
         while True:
-            self._obey()
-            if engine.has_work:
-                self._idling = False
-                engine.advance()
-            if self._jobs:
-                self._step(self._jobs[0])
-            elif not engine.has_work and self._idling and self.inbox.empty():
-                engine.advance()
-            self._tell()
+            self.step()
+
+    def step(self) -> None:
+        """Do what was asked, waiting for it where nothing else is to do; move everything on by one; say what is new."""
+        engine = self.engine
+        self._obey()
+        if engine.has_work:
+            self._idling = False
+            engine.advance()
+        if self._jobs:
+            self._compute_one(self._jobs[0])
+        elif not engine.has_work and self._idling and self.inbox.empty():
+            engine.advance()
+        self._tell()
 
     def _obey(self) -> None:
-        """Do what is asked of us, waiting for it where nothing else is to do."""
         engine, inbox = self.engine, self.inbox
         if not (engine.has_work or self._jobs):
             self._idling = self._idling and engine.has_idle_work
@@ -248,7 +251,7 @@ class Worker:
         while not inbox.empty():
             inbox.get_nowait()()
 
-    def _step(self, job: _Job) -> None:
+    def _compute_one(self, job: _Job) -> None:
         """One batch of a job."""
         try:
             batch = next(job.batches, None) if job.key in self.pending else None
@@ -305,6 +308,8 @@ class Worker:
             stats = [*(getattr(engine, name) for name in STATS), self._generated + running]
             replies, self._replies = self._replies, []
             self.line.send(stats, replies, news)
+        if any(isinstance(sample.request.error, torch.AcceleratorError) for sample in ended):
+            os._exit(1)  # the device's context is lost with all in it; a fresh process gets another
 
     def _collect(self, sample: Sample, news: list[Any]) -> None:
         request, key = sample.request, sample.key
@@ -436,6 +441,7 @@ def main(fd: int) -> None:
     threading.Thread(target=listen, daemon=True, name="qwen3-listen").start()
     name, ahead = options.pop("name"), options.pop("prefill_ahead", True)
     try:
+        check_options(*(options.get(name) for name in ("model", "device", "dtype", "weights")))
         kind = vectors.model_kind(resolve(options["model"]))
         if kind == "chat":
             llm = LLM(**options, prefill_ahead=False)
