@@ -79,8 +79,8 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def test_pickle_between_processes() -> None:
-    """CVE-2025-32444, -47277, CVE-2026-3059: nothing that turns bytes into code or objects is ever named. `own` talks to
-    processes that it started itself, by pipes without names, and the server does not use it."""
+    """CVE-2025-32444, -47277, CVE-2026-3059: nothing that turns bytes into code or objects is ever named. `own` talks
+    to processes that it started itself, by pipes without names, and the server does not use it."""
     own = {"train/data.py"}
     modules = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "multiprocessing"}
     functions = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "yaml.load"}
