@@ -24,10 +24,10 @@ sys.path += [
     str(path) for path in Path(os.environ.get("QWEN3_CLIENTS") or "none").glob("page/lib/python3*/site-packages")
 ]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run"
-).split()
+FLAGS = [
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run",
+]  # fmt: skip
 # Notes what blocks the main thread for 50 ms or more, from before the page's first script.
 WATCH = """
 window.tasks = [];
@@ -37,8 +37,8 @@ new PerformanceObserver((list) => tasks.push(...list.getEntries().map((e) => e.d
 
 @dataclass
 class Blocked:
-    """The longest task of the main thread in ms: by the clock, as the page's own observer saw it (0: none of 50 ms), and
-    by processor time, which other work on a busy machine does not stretch."""
+    """The longest task of the main thread in ms. clock: as the page's own observer saw it (0: none of 50 ms). work:
+    processor time, which other work on a busy machine does not stretch."""
 
     clock: float = 0.0
     work: float = 0.0
@@ -177,6 +177,7 @@ def new_tab(browser: Any, running: Running, fake: Fake) -> Iterator[Callable[...
         options.setdefault("viewport", {"width": 1100, "height": 760})
         context = beside.page.context if beside else browser.new_context(**options)
         if beside is None:
+            context.set_default_timeout(10_000)
             context.add_init_script(WATCH)
         tabs.append(Tab(context.new_page(), running.url))
         return tabs[-1]

@@ -9,7 +9,6 @@ from qwen3.serve.errors import ApiError
 from tests.serve.page.conftest import Tab
 from tests.serve.page.fake import Fake, words
 
-
 LIMIT = 100  # ms
 
 

@@ -83,7 +83,7 @@ export function Composer({ app, openSettings, editLast, area }) {
     }
   };
   return html`<form class="composer" onSubmit=${send}>
-    <textarea ref=${area} rows="1" value=${text} placeholder="Ask something" aria-label="Message" autocomplete="off"
+    <textarea id="message" ref=${area} rows="1" value=${text} placeholder="Ask something" aria-label="Message" autocomplete="off"
       onInput=${(event) => set(event.target.value)} onKeyDown=${key}></textarea>
     <div class="composer-row">
       <${Thinking} app=${app} />

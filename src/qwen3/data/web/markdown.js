@@ -10,6 +10,8 @@ import "./vendor/purify.min.js";
 const BUDGET_MS = 12; // of work in one go; what is left follows a frame later
 const PLAIN = 40_000; // characters from which on a single block stays plain text: no block may stop the page
 const MATH = 4000; // and a formula its source
+/** Blocks inside blocks beyond reason: the parser would run out of stack, the browser out of patience. */
+const DEEP = /^(?:[ \t]*(?:>|[-*+][ \t]|\d{1,9}[.)][ \t])[ \t]*){24}/m;
 
 const escaped = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 
@@ -23,7 +25,7 @@ const marked = new Marked({
     html: ({ text }) => (HARMLESS.test(text.trim()) ? text : escaped(text)),
     checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),
     heading({ tokens, depth }) {
-      const level = Math.min(6, depth + 2); // the page has the first two
+      const level = Math.min(6, depth + 1); // the page has the first one
       return `<h${level}>${this.parser.parseInline(tokens)}</h${level}>\n`;
     },
   },
@@ -73,7 +75,7 @@ function blockMath(src) {
 
 const PURE = {
   ALLOWED_TAGS: (
-    "p br strong em del b i u s sub sup kbd mark small code pre ul ol li blockquote h3 h4 h5 h6 hr " +
+    "p br strong em del b i u s sub sup kbd mark small code pre ul ol li blockquote h2 h3 h4 h5 h6 hr " +
     "table thead tbody tr th td a img span div"
   ).split(" "),
   ALLOWED_ATTR: ["href", "src", "alt", "title", "align", "start", "class"],
@@ -99,7 +101,7 @@ function fragmentOf(tokens) {
   for (const table of fragment.querySelectorAll("table")) wrap(table, "table", "Table");
   for (const pre of fragment.querySelectorAll("pre")) codeBlock(pre);
   for (const el of fragment.querySelectorAll("[class]")) {
-    if (!el.matches(".math, code[class^=language-], .code, .code *, .scroll")) el.removeAttribute("class");
+    if (!el.matches(".math, code[class^=language-], .code, .code *, .scroll, .blocked")) el.removeAttribute("class");
   }
   return fragment;
 }
@@ -117,7 +119,7 @@ function wrap(el, kind, label) {
   const box = document.createElement("div");
   box.className = `scroll ${kind}`;
   box.tabIndex = 0;
-  box.setAttribute("role", "region");
+  box.setAttribute("role", "group");
   box.setAttribute("aria-label", label);
   el.replaceWith(box);
   box.append(el);
@@ -136,7 +138,7 @@ function codeBlock(pre) {
   Object.assign(copy, { type: "button", className: "copy-code", textContent: "Copy" });
   pre.replaceWith(box);
   pre.tabIndex = 0;
-  pre.setAttribute("role", "region");
+  pre.setAttribute("role", "group");
   pre.setAttribute("aria-label", language ? `Code, ${language}` : "Code");
   head.append(name, copy);
   box.append(head, pre);
@@ -177,10 +179,12 @@ function formula(el) {
   const tex = el.textContent;
   if (!el.isConnected || tex.length > MATH) return;
   const displayMode = el.classList.contains("display");
+  if (displayMode) el.tabIndex = 0; // it may have to scroll
   try {
-    katex.render(tex, el, { displayMode, throwOnError: false, strict: "ignore", maxSize: 20, maxExpand: 200 });
+    katex.render(tex, el, { displayMode, throwOnError: true, strict: "ignore", maxSize: 20, maxExpand: 200 });
   } catch {
-    el.textContent = tex;
+    el.textContent = tex; // no formula: as it was written
+    el.classList.add("wrong");
   }
 }
 
@@ -250,7 +254,7 @@ export class MarkdownView {
   lex() {
     this.seen = this.source.length;
     const text = this.source.slice(this.offset);
-    const tokens = marked.lexer(text);
+    const tokens = DEEP.test(text) ? [{ type: "plain", raw: text }] : marked.lexer(text);
     let at = 0;
     const exact = tokens.every((token) => text.startsWith(token.raw, at) && (at += token.raw.length) >= 0);
     const last = tokens.findLastIndex((token) => token.type !== "space");
@@ -294,7 +298,7 @@ export class MarkdownView {
 
   rendered(tokens) {
     const raw = tokens.map((token) => token.raw).join("");
-    if (raw.length <= PLAIN || tokens[0].type === "code") return fragmentOf(tokens);
+    if (tokens[0].type === "code" || (tokens[0].type !== "plain" && raw.length <= PLAIN)) return fragmentOf(tokens);
     const fragment = document.createDocumentFragment();
     const plain = document.createElement("div");
     plain.className = "plain";

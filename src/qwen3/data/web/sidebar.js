@@ -1,6 +1,6 @@
 // The conversations: search, rename, delete, take out and bring in.
 
-import { download, html, Icon, IconButton, useRef, useState } from "./ui.js";
+import { download, html, Icon, IconButton, useEffect, useRef, useState } from "./ui.js";
 
 const DAY = 86_400_000;
 
@@ -17,23 +17,30 @@ export function grouped(chats, query, now = Date.now()) {
   return found.filter((group) => group.chats.length);
 }
 
+function Rename({ app, chat, close }) {
+  const field = useRef(null);
+  const over = useRef(false);
+  useEffect(() => field.current.select(), []);
+  const end = (event, keep) => {
+    event.preventDefault();
+    event.stopPropagation();
+    if (over.current) return; // taking the field away takes its focus, which comes here again
+    over.current = true;
+    if (keep) app.rename(chat.id, field.current.value);
+    close();
+  };
+  return html`<li><form onSubmit=${(event) => end(event, true)}><input class="rename" ref=${field} defaultValue=${chat.title}
+    aria-label="New title" onBlur=${(event) => end(event, true)} onKeyDown=${(event) => event.key === "Escape" && end(event, false)} /></form></li>`;
+}
+
 function Item({ app, chat, close }) {
-  const [title, setTitle] = useState(null);
-  if (title !== null) {
-    const save = (event) => {
-      event?.preventDefault();
-      app.rename(chat.id, title);
-      setTitle(null);
-    };
-    return html`<li><form onSubmit=${save}><input class="rename" value=${title} aria-label="New title" ref=${(el) => el?.focus()}
-      onInput=${(event) => setTitle(event.target.value)} onBlur=${save}
-      onKeyDown=${(event) => event.key === "Escape" && (event.stopPropagation(), setTitle(null))} /></form></li>`;
-  }
+  const [renaming, rename] = useState(false);
+  if (renaming) return html`<${Rename} app=${app} chat=${chat} close=${() => rename(false)} />`;
   const here = chat.id === app.chat.id;
   return html`<li class=${`chat-item ${here ? "here" : ""}`}>
     <a href=${`#${chat.id}`} aria-current=${here ? "page" : undefined} onClick=${close}>${chat.title}
       ${app.running(chat.id) && html`<span class="dot" title="Answering"></span>`}</a>
-    <${IconButton} icon="edit" label=${`Rename ${chat.title}`} onClick=${() => setTitle(chat.title)} />
+    <${IconButton} icon="edit" label=${`Rename ${chat.title}`} onClick=${() => rename(true)} />
     <${IconButton} icon="trash" label=${`Delete ${chat.title}`} onClick=${() => app.remove(chat.id)} />
   </li>`;
 }

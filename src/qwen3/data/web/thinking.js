@@ -68,7 +68,7 @@ function Body({ node, run }) {
       if (follow) box.current.scrollTop = box.current.scrollHeight;
     });
   }, [run]);
-  return html`<div class="thought-text" ref=${box} tabindex="0" role="region" aria-label="Thinking"><div></div></div>`;
+  return html`<div class="thought-text" ref=${box} tabindex="0" role="group" aria-label="Thinking"><div></div></div>`;
 }
 
 const ENDS = {
@@ -95,7 +95,7 @@ export function Thinking({ app, node, run }) {
   }, [live]);
   if (!node.reasoning && !(live && run.phase === "thinking")) return null;
   const why = live ? null : ENDS[node.stats.ended_by];
-  return html`<section class=${`thought ${live ? "live" : ""}`} aria-label="Thinking">
+  return html`<div class=${`thought ${live ? "live" : ""}`}>
     <div class="thought-head">
       <button type="button" class="thought-toggle" aria-expanded=${open} onClick=${() => choose(!open)}>
         <${Icon} name=${open ? "down" : "right"} />
@@ -107,7 +107,7 @@ export function Thinking({ app, node, run }) {
     </div>
     ${live && run.budget ? html`<${Bar} used=${run.thinkingTokens} budget=${run.budget} />` : null}
     ${open && html`<${Body} node=${node} run=${live ? run : null} />`}
-  </section>`;
+  </div>`;
 }
 
 function Live({ run }) {

@@ -97,9 +97,9 @@ function Call({ call, answer, open, give }) {
   return html`<li class="call">
     <div class="call-head"><${Icon} name="tool" /><code>${call.name || "…"}</code>
       <span class="faint">${answer !== undefined ? "answered" : open ? "waits for you" : "being written"}</span></div>
-    <pre tabindex="0" role="region" aria-label=${`Arguments of ${call.name}`}>${pretty(call.args)}</pre>
+    <pre tabindex="0" role="group" aria-label=${`Arguments of ${call.name}`}>${pretty(call.args)}</pre>
     ${answer !== undefined && html`<div class="call-answer"><span class="faint">Result</span>
-      <pre tabindex="0" role="region" aria-label=${`Result of ${call.name}`}>${pretty(answer)}</pre></div>`}
+      <pre tabindex="0" role="group" aria-label=${`Result of ${call.name}`}>${pretty(answer)}</pre></div>`}
     ${open && answer === undefined && html`<form class="call-form" onSubmit=${(event) => { event.preventDefault(); give(text); }}>
       <textarea rows="2" value=${text} aria-label=${`Result of ${call.name}`} onInput=${(e) => setText(e.target.value)}
         placeholder=${own ? "Approve to let the page work it out, or write the result yourself" : "Write the result, as the tool would give it"}></textarea>
