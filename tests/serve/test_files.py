@@ -29,8 +29,7 @@ from tests.serve.fakes import FakeModels
 @pytest.fixture
 def client(make_client: Callable[..., Any], tmp_path: Path) -> Any:
     client = make_client(Settings(models=(("fake", "fake"),), files_dir=tmp_path))
-    yield client
-    client.server.files.close()
+    return client
 
 
 def upload(client: Any, data: bytes = b"{}\n", name: str = "in.jsonl", **form: str) -> Any:
@@ -139,7 +138,8 @@ def test_without_a_folder_files_live_as_long_as_the_server(monkeypatch: pytest.M
     asyncio.run(play())
 
 
-def test_no_place_for_files(app_client: Any) -> None:
+def test_no_place_for_files(app_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_client.server, "files", None)
     for answer in (app_client.get("/v1/files"), app_client.get("/v1/batches"), upload(app_client)):
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "files_are_off")
         assert "--files-dir" in answer.json()["error"]["message"]
