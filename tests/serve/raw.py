@@ -270,10 +270,13 @@ class Served:
         bad = re.compile(r"(?!.*the engine's process of).*(Traceback|\berror\b|\bcritical\b)", re.I)
         return [line for line in self.said().splitlines() if bad.match(line)]
 
+    async def metrics(self) -> str:
+        return (await self.ask("/metrics", seconds=20)).body.decode()
+
     async def stats(self) -> dict[str, float]:
         """The server's gauges and counters by name, their labels summed up."""
         found: dict[str, float] = {}
-        for line in (await self.ask("/metrics", seconds=20)).body.decode().splitlines():
+        for line in (await self.metrics()).splitlines():
             if line and not line.startswith("#"):
                 name, value = re.split(r"\{.*\}| ", line, maxsplit=1)
                 found[name] = found.get(name, 0.0) + float(value)

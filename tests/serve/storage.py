@@ -87,8 +87,8 @@ def small_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 
 
-@section({"rows": 600}, {"rows": 60}, starts=True)
-async def disk_full(room: Path, found: Found, rows: int) -> None:
+@section({"rows": 600, "wait": 20}, {"rows": 60, "wait": 4}, starts=True)
+async def disk_full(room: Path, found: Found, rows: int, wait: float) -> None:
     """No room for a batch's output, then room again: an error that says so, nothing lost, and the server goes on."""
     place, size = room / "files", 2_000_000
     data = lines(rows, 40)
@@ -105,7 +105,7 @@ async def disk_full(room: Path, found: Found, rows: int) -> None:
                 room_left = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
                 filler.write_bytes(b"x" * max(room_left - len(data) - 16_384, 0))
             batch = await start(served, data)
-            state = await finished(served, batch, 15)
+            state = await finished(served, batch, wait)
             errors = str(state.get("errors"))
             found.figures |= {"status": state["status"], "errors": errors[:300], "counts": state.get("request_counts")}
             if small:
@@ -114,6 +114,12 @@ async def disk_full(room: Path, found: Found, rows: int) -> None:
                 )
             found.check((await served.ask(CHAT, chat(max_tokens=4))).status == 200, "no answers while the disk is full")
             filler.unlink(missing_ok=True)
+            if small:  # one that waited goes on by itself
+                later = await finished(served, batch, 120)
+                found.check(
+                    later["request_counts"] == {"total": rows, "completed": rows, "failed": 0}, f"later: {later}"
+                )
+                found.check(len(await output(served, later)) == rows, "rows are missing in the output")
             again = await finished(served, await start(served, lines(10, 10)), 60)
             found.check(again["status"] == "completed", f"with room again: {again}")
             found.check(not any("Traceback" in line for line in served.trouble()), "a traceback in the log")
@@ -134,7 +140,7 @@ async def batch_killed(room: Path, found: Found, rows: int, kills: int) -> None:
         served = Served(room, flags)
         async with served:  # its end is a SIGKILL to the group
             batch = batch or await start(served, data)
-            await asyncio.sleep(dice.uniform(0, 1.6 * took / kills))
+            await asyncio.sleep(dice.uniform(0, 0.8 * took / kills))
             with suppress(Exception):
                 counts = (await served.ask(f"/v1/batches/{batch}")).json["request_counts"]
                 done.append(counts["completed"])

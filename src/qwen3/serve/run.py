@@ -24,6 +24,7 @@ from qwen3.serve.settings import Settings
 
 KEEP_ALIVE = 75  # seconds that an idle connection stays: longer than the proxies in front keep theirs
 CLOSING = 10.0  # seconds that the models' processes have to end
+SEND_BUFFER = 256 << 10  # bytes of an answer that wait in the kernel; else megabytes for each reader that does not read
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -38,6 +39,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, proto)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # of what it accepts
         if host.strip("[]") == "::":
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind(address)

@@ -1,0 +1,83 @@
+"""docs/serving.md and docs/deploy keep their word: examples run, flags and metrics are those there are, times fit."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server is an extra: pip install 'qwen3[serve]'")
+
+from qwen3.cli.app import app
+from qwen3.serve.metrics import Metrics
+from qwen3.serve.settings import Settings, flag
+from tests.serve.conftest import Running
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "serving.md").read_text(encoding="utf-8")
+DEPLOY = {path.name: path.read_text(encoding="utf-8") for path in (DOCS / "deploy").iterdir()}
+EXAMPLES = re.findall(r"<!-- test: client -->\n```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("language", "text"), EXAMPLES, ids=[f"{i} {language}" for i, (language, _) in enumerate(EXAMPLES)]
+)
+def test_examples_run(language: str, text: str, server: Running, tmp_path: Path) -> None:
+    if language == "sh" and not shutil.which("curl"):
+        pytest.skip("curl is not here")
+    program = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
+    text = text.replace("http://127.0.0.1:8000", server.url)
+    ran = subprocess.run([*program, text], capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip()
+    assert ('"error":{' in ran.stdout) == ("hot" in text), ran.stdout
+
+
+def flags_of(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+
+
+def test_flags_are_those_there_are() -> None:
+    import typer
+
+    verb = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    known = {name for option in verb.params for name in (*option.opts, *option.secondary_opts)} | {"--help"}
+    said = flags_of(re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)) | flags_of((DOCS / "security.md").read_text())
+    said |= {name for line in PAGE.splitlines() if line.startswith("qwen3 serve") for name in flags_of(line)}
+    said |= flags_of("".join(re.findall(r"(?:ExecStart=|ENTRYPOINT|args:)(?:.*\\\n)*.*", "\n".join(DEPLOY.values()))))
+    assert said - known == set()
+
+
+def test_limits_are_the_defaults() -> None:
+    table = PAGE.partition("## Limits and errors")[2]
+    for name, shown in (
+        ("max_queue", "256"), ("max_per_key", "64"), ("max_body", "32 MiB"), ("max_header", "64 KiB"),
+        ("body_timeout", "60 s"), ("write_timeout", "60 s"), ("header_timeout", "10 s"),
+    ):  # fmt: skip
+        number, _, unit = shown.partition(" ")
+        assert getattr(Settings(), name) == int(number) << {"MiB": 20, "KiB": 10}.get(unit, 0), name
+        assert f"`{flag(name)}` ({shown})" in table, name
+
+
+def test_metrics_are_those_there_are() -> None:
+    table = PAGE.partition("<!-- metrics -->")[2].partition("<!-- /metrics -->")[0]
+    there = set(re.findall(r"^# TYPE (qwen3_\w+)", Metrics().text().decode(), re.MULTILINE))
+    assert set(re.findall(r"`(qwen3_\w+)`", table)) == {name for name in there if not name.endswith("_created")}
+
+
+def test_whoever_stops_the_server_waits_for_its_drain() -> None:
+    def number(pattern: str, name: str) -> int:
+        found = re.search(pattern, DEPLOY[name], re.MULTILINE)
+        assert found, pattern
+        return int(found[1])
+
+    unit, pods = "qwen3.service", "kubernetes.yaml"
+    assert number(r"^TimeoutStopSec=(\d+)", unit) >= number(r"--drain (\d+)", unit) + 10
+    grace, first = number(r"terminationGracePeriodSeconds: (\d+)", pods), number(r'\[sleep, "(\d+)"\]', pods)
+    assert grace >= first + number(r'"--drain", "(\d+)"', pods) + 10
+    assert "KillMode=mixed" in DEPLOY[unit]  # its engine must live on while answers end
+    assert "proxy_buffering         off" in DEPLOY["nginx.conf"]
