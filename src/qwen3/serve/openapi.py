@@ -285,6 +285,8 @@ SCHEMAS: dict[str, Schema] = {
 }
 
 EVENTS, LINES, JSON = "text/event-stream", "application/x-ndjson", "application/json"
+# One event; its data is JSON, but for the `[DONE]` that ends OpenAI's streams. A line of Ollama's is JSON, too.
+STREAMS = {EVENTS: record({"data": TEXT}, event=TEXT), LINES: TEXT}
 STATUS = record({"status": TEXT})
 CONTROL = record({"id": TEXT, "action": TEXT, "ok": TRUTH}, warnings=WARNINGS)
 EMBEDDING = record({"object": const("embedding"), "index": COUNT, "embedding": {"anyOf": [several(NUMBER), TEXT]}})
@@ -426,7 +428,7 @@ def _answers(operation: dict[str, Any], method: str, path: str) -> None:
         content = {kind: {"schema": TEXT if kind.startswith("text") else BYTES}}
     elif answer := ANSWERS.get((method, path)):
         schema, stream = answer
-        content = {JSON: {"schema": schema}} | ({stream: {"schema": TEXT}} if stream else {})
+        content = {JSON: {"schema": schema}} | ({stream: {"schema": STREAMS[stream]}} if stream else {})
     kind = ERROR_OF[dialect_of(path)]
     errors: dict[str, Any] = {str(status): {"$ref": f"#/components/responses/{kind}{status}"} for status in ERRORS}
     if path == "/ready":
