@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "errors": 0, "config": 0, "family": 0, "tokenizer": 0, "chat": 0,
     "kernels": 1,
-    "model": 2, "checkpoint": 2,
+    "model": 2, "checkpoint": 2, "sandbox": 2,
     "engine": 3, "llm": 3, "options": 3, "asking": 3, "vectors": 3, "tasks": 3,
     "train": 4, "evaluate": 4, "serve": 4,
     "cli": 5, "__main__": 5,
