@@ -383,8 +383,8 @@ async def slow_loris(served: Served, found: Found, clients: int, seconds: float)
         )
 
 
-@section({"times": 20}, {"times": 2})
-async def long_prompts(served: Served, found: Found, times: int) -> None:
+@section({"times": 20, "limit": 50}, {"times": 2, "limit": 500})  # ms; a machine that runs other tests is no measure
+async def long_prompts(served: Served, found: Found, times: int, limit: float) -> None:
     """10 MB in one message, in a hundred thousand messages, and more than a body may have; /health meanwhile."""
     words = "seven times six is forty two and "
     bodies = {
@@ -413,7 +413,7 @@ async def long_prompts(served: Served, found: Found, times: int) -> None:
         }  # fmt: skip
         allowed = {200, 400, 413} if name == "tokenize" else {400, 413}
         found.check(statuses <= allowed and all(errors), f"{name}: {statuses} {errors[-1:]}")
-        found.check(quantile(waits, 0.99) < 50, f"{name}: /health p99 {quantile(waits, 0.99):.0f} ms")
+        found.check(quantile(waits, 0.99) < limit, f"{name}: /health p99 {quantile(waits, 0.99):.0f} ms")
 
 
 @section({"times": 30}, {"times": 5})

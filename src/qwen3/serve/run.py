@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import resource
 import signal
 import socket
@@ -82,6 +83,7 @@ class Process(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.life.__aenter__()
         await super().startup(sockets)
+        gc.freeze()  # what was imported stays: a collection that walks it stops all streams for 40 ms
         if (keys := self.server.keys) is not None:
 
             def reload() -> None:
