@@ -17,13 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen3.chat import TextDelta
 from qwen3.serve.body import _values, parse
 from qwen3.serve.errors import ApiError
 from qwen3.serve.keys import Caller
 from qwen3.serve.limits import BODIES, Limits
 from qwen3.serve.settings import Settings
 from tests.serve.conftest import AppClient, Listening, bearer
-from tests.serve.fakes import FakeModels
+from tests.serve.fakes import SCRIPT, FakeModels
 from tests.serve.test_app import BODIES as EXAMPLES
 from tests.serve.test_app import CHAT, HELLO, message_of
 
@@ -71,7 +72,7 @@ def test_depth_and_values_are_counted_as_they_are(value: Any, ascii: bool) -> No
 
 def test_many_values() -> None:
     """More than memory could be filled with by a small body; in a text they are no values."""
-    for body in (b"[" + b"1," * (2 << 20) + b"1]", b"[" + b"[]," * (2 << 20) + b"[]]", b"[" * (3 << 20)):
+    for body in (b"[" + b"1," * (2 << 20) + b"1]", b"[" + b"[]," * (2 << 20) + b"[]]", b"[" * (5 << 20)):
         with pytest.raises(ApiError, match="values"):
             parse(body, 64)
     assert len(parse(b'["' + b'1,[\\"' * (1 << 20) + b'"]', 64)[0]) == 4 << 20
@@ -289,3 +290,38 @@ def test_streams_can_be_hurried_when_no_more_are_taken(make_client: Callable[...
         assert client.post(f"{CHAT}/control", control, headers=bearer("alice")).status_code == 200
         assert running.result().status_code == 200
     assert models.backend.streams[0].cancelled
+
+
+# Readers
+
+
+@pytest.mark.parametrize("what", ["a file", "an answer"])
+def test_readers_that_take_nothing(listen: Callable[..., Listening], tmp_path: Path, what: str) -> None:
+    """They are dropped, whether what they were sent comes in pieces or is there already."""
+    server = listen(Settings(models=(("fake", "fake"),), files_dir=tmp_path, write_timeout=0.4))
+    if what == "a file":
+        upload = {"files": {"file": ("a.jsonl", b"x" * (16 << 20))}, "data": {"purpose": "batch"}}
+        file = httpx.post(server.url + "/v1/files", timeout=20, **upload).json()["id"]
+        ask = f"GET /v1/files/{file}/content HTTP/1.1\r\nhost: localhost\r\n\r\n".encode()
+    else:
+        server.models.backend.script = (TextDelta("x" * (16 << 20), (1,)), *SCRIPT[-1:])
+        body = json.dumps(HELLO).encode()
+        ask = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", server.port))
+        slow.sendall(ask)
+        end = time.monotonic() + 10
+        while not (open_now := server.process.server_state.connections):
+            assert time.monotonic() < end
+        time.sleep(0.3)
+        slow.recv(1000)
+        while open_now:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        left = 0
+        with suppress(ConnectionError):
+            while piece := slow.recv(1 << 20):
+                left += len(piece)
+    assert left < 8 << 20  # of what its length says; the rest was given up
+    assert server.get("/health").status_code == 200

@@ -22,6 +22,7 @@ from qwen3.serve.security import Headers
 if TYPE_CHECKING:
     from qwen3.serve.app import Server
 
+LARGE = 32 << 10  # bytes of a piece that may be one of many
 RETRY = frozenset({408, 429, 503, 529})
 # Answered however much is under way, and while the server ends: operations, and what concerns answers that run.
 ALWAYS = frozenset({"/health", "/ready", "/metrics", "/version", "/status.json", "/v1/chat/completions/control"})
@@ -85,6 +86,9 @@ class _Exchange:
             await self._fail(error)
         except ConnectionError:
             self.code = "client_left"
+        except TimeoutError:
+            self.code = "slow_reader"
+            self.scope.get("extensions", {}).get("qwen3.abort", bool)()
         except asyncio.CancelledError:  # the server ends and waits no longer
             await self._fail(ApiError(503, "the server ended before the answer did", code="shutdown", retry_after=5.0))
         except Exception as error:
@@ -182,7 +186,11 @@ class _Exchange:
             if message.get("more_body"):
                 return
             message = {**message, "body": b""}
-        await self.send(message)
+        if len(message.get("body", b"")) < LARGE:
+            await self.send(message)
+            return
+        async with asyncio.timeout(self.server.settings.write_timeout):  # of files; streams have one of their own
+            await self.send(message)
 
     async def _fail(self, error: ApiError) -> None:
         self.code = error.code or error.type

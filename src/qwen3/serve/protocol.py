@@ -19,8 +19,9 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
     """The class for uvicorn's `http`.
 
     A request's headers must come within `header_timeout` of its first byte (of the connection, for the first one) and
-    in `max_header` bytes; what comes around a body's chunks, trailers among it, is bounded likewise. In the scope's
-    extensions, `qwen3.abort` drops the connection without waiting for its reader.
+    in `max_header` bytes; what comes around a body's chunks, trailers among it, is bounded likewise. Of a whole answer
+    something must be read every `write_timeout`. In the scope's extensions, `qwen3.abort` drops the connection without
+    waiting for its reader.
     """
 
     class Protocol(HttpToolsProtocol):
@@ -71,6 +72,20 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
         def on_message_complete(self) -> None:
             self.in_head, self.overhead = True, 0
             super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if left := self.transport.get_write_buffer_size():
+                self.loop.call_later(settings.write_timeout, self.give_up, self.cycle, left)
+
+        def give_up(self, cycle: Any, left: int) -> None:
+            """Drops the connection if its reader has taken nothing of an answer since `left` bytes were left."""
+            now = self.transport.get_write_buffer_size()
+            if self.cycle is cycle and now:
+                if now < left:
+                    self.loop.call_later(settings.write_timeout, self.give_up, cycle, now)
+                else:
+                    self.transport.abort()
 
         def send_400_response(self, msg: str) -> None:
             self.refuse(ApiError(400, "this is not HTTP/1.1", code="bad_http"))
