@@ -127,7 +127,7 @@ SCRIPTS: dict[str, Callable[[str, Any], Script]] = {
 
 class Fake:
     """texts: by name, for `say`. requests: bodies that came. key: what `Authorization` must hold. refuse: errors
-    that the next requests get. gone: streams that clients left."""
+    that the next requests get. gone: streams that clients left. ended: when the last one was complete."""
 
     def __init__(self) -> None:
         self.reset()
@@ -142,6 +142,7 @@ class Fake:
         self.warnings: list[str] = []
         self.answer_now = asyncio.Event()
         self.gone = 0
+        self.ended = 0.0
 
     def _app(self) -> FastAPI:
         app = FastAPI()
@@ -240,7 +241,8 @@ class Fake:
                 "prompt_tokens_details": {"cached_tokens": 16},
                 "completion_tokens_details": {"reasoning_tokens": thought},
             }  # fmt: skip
-            total = time.monotonic() - started
+            self.ended = time.monotonic()
+            total = self.ended - started
             timings = {"first_token": first, "first_answer": total, "total": total}
             end = choice({}, "tool_calls" if calls else "stop")
             yield waiting + data({**end, "thinking": report, "warnings": self.warnings, "timings": timings})

@@ -12,19 +12,19 @@ from tests.serve.page.fake import Fake, words
 LIMIT = 100  # ms
 
 
-def test_200_chunks_a_second(tab: Tab) -> None:
-    started = time.monotonic()
+def test_200_chunks_a_second(tab: Tab, fake: Fake) -> None:
     with tab.watched() as blocked:
         tab.ask("chunks 800 200")
-    took = time.monotonic() - started
+        lag = time.monotonic() - fake.ended
     assert tab.answer.split() == "".join(words(800)).split()
-    assert took < 4 + 3, "the page lags behind the stream"
+    assert lag < 2, "the page is behind the stream"
     assert blocked.work < LIMIT
 
 
 def test_thought_of_100_000_tokens(tab: Tab) -> None:
     with tab.watched() as blocked:
-        tab.ask("think 100000 20000")
+        tab.ask("think 100000 20000", wait=False)
+        tab.over(60)
         tab.page.click(".thought-toggle")
         tab.page.wait_for_selector(".thought-text")
         tab.page.click(".thought-toggle")
@@ -114,7 +114,7 @@ def test_answer_now(tab: Tab, fake: Fake) -> None:
 def test_figures(tab: Tab) -> None:
     tab.ask("Hello there")
     stats = tab.text(".stats")
-    for part in ("first token", "first answer", "tok/s", "4 thinking + 3 answer tokens", "20 prompt", "16 cached"):
+    for part in ("first token", "first answer", "tok/s", "4 thinking + 3 answer tokens", "prompt 20", "16 cached"):
         assert part in stats
 
 

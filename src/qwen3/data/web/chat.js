@@ -60,7 +60,7 @@ function Page({ app }) {
   const search = useRef(null);
   const area = useRef(null);
   const follow = useRef(true);
-  useEffect(() => app.subscribe(() => draw((n) => n + 1)), []);
+  useLayoutEffect(() => app.subscribe(() => draw((n) => n + 1)), []);
   const toEnd = () => {
     follow.current = true;
     setAway(false);
@@ -73,7 +73,7 @@ function Page({ app }) {
     close();
     area.current?.focus();
   };
-  useEffect(() => listen({
+  useLayoutEffect(() => listen({
     app, create,
     search: () => {
       list(true);
@@ -81,7 +81,7 @@ function Page({ app }) {
     },
     settings: () => show("settings"), help: () => show("help"),
   }), []);
-  useEffect(() => {
+  useLayoutEffect(() => {
     app.ondrawn = () => follow.current && toEnd();
   }, []);
   useLayoutEffect(() => {

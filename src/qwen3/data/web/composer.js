@@ -1,6 +1,6 @@
 // Where one writes, and how the model shall think about it.
 
-import { count, html, Icon, plural, useEffect, useLayoutEffect, useRef, useState } from "./ui.js";
+import { count, html, Icon, plural, useLayoutEffect, useRef, useState } from "./ui.js";
 
 const WAYS = { off: ["Off", "Answer at once"], auto: ["Auto", "Think only where an answer is in doubt"], on: ["On", "Think first"] };
 const STEPS = [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072];
@@ -55,7 +55,7 @@ export function Composer({ app, openSettings, editLast, area }) {
   const draftKey = `qwen3.draft.${app.chat.draft ? "new" : app.chat.id}`;
   const [text, setText] = useState("");
   const timer = useRef(null);
-  useEffect(() => setText(kept(draftKey)), [draftKey]);
+  useLayoutEffect(() => setText(kept(draftKey)), [draftKey]);
   useLayoutEffect(() => {
     const el = area.current;
     el.style.height = "auto";

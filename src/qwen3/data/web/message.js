@@ -4,7 +4,7 @@ import { MarkdownView } from "./markdown.js";
 import { Thinking } from "./thinking.js";
 import { Calls } from "./tools.js";
 import { siblings } from "./tree.js";
-import { copyText, count, html, Icon, IconButton, plural, seconds, useEffect, useLayoutEffect, useRef, useState } from "./ui.js";
+import { copyText, count, html, Icon, IconButton, plural, seconds, useLayoutEffect, useRef, useState } from "./ui.js";
 
 function Answer({ node, run }) {
   const root = useRef(null);
@@ -61,7 +61,7 @@ export function User({ app, node, editing, edit, locked }) {
 function Editor({ app, node, close }) {
   const area = useRef(null);
   const [text, set] = useState(node.content);
-  useEffect(() => {
+  useLayoutEffect(() => {
     area.current.focus();
     area.current.setSelectionRange(text.length, text.length);
   }, []);

@@ -3,12 +3,12 @@
 import { KEYS } from "./shortcuts.js";
 import { recall, remember } from "./store.js";
 import { EXAMPLE } from "./tools.js";
-import { count, html, IconButton, short, useEffect, useRef, useState } from "./ui.js";
+import { count, html, IconButton, short, useLayoutEffect, useRef, useState } from "./ui.js";
 
 /** A dialog of the browser's own: it keeps the focus inside, and Esc closes it. */
 export function Dialog({ title, close, children, wide }) {
   const dialog = useRef(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const before = document.activeElement;
     dialog.current.showModal();
     dialog.current.querySelector("h2").focus();

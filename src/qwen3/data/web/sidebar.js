@@ -1,6 +1,6 @@
 // The conversations: search, rename, delete, take out and bring in.
 
-import { download, html, Icon, IconButton, useEffect, useRef, useState } from "./ui.js";
+import { download, html, Icon, IconButton, useLayoutEffect, useRef, useState } from "./ui.js";
 
 const DAY = 86_400_000;
 
@@ -20,7 +20,7 @@ export function grouped(chats, query, now = Date.now()) {
 function Rename({ app, chat, close }) {
   const field = useRef(null);
   const over = useRef(false);
-  useEffect(() => field.current.select(), []);
+  useLayoutEffect(() => field.current.select(), []);
   const end = (event, keep) => {
     event.preventDefault();
     event.stopPropagation();
