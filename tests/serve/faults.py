@@ -89,8 +89,11 @@ async def play(served: Served, name: str, size: dict[str, Any]) -> Found:
         await asyncio.sleep(0.2)
         found.figures["descriptors"] = [before, served.process.num_fds()]
         found.check(served.process.num_fds() <= before + 3, f"descriptors leak: {found.figures['descriptors']}")
-        last = await served.ask(CHAT, chat(max_tokens=8))
-        found.check(last.status == 200, f"the next request got {last.status}: {last.body[:200]!r}")
+        cut = (await served.stats()).get("qwen3_cut_calls_total")
+        last = await served.ask(CHAT, chat(max_tokens=8, stream=True))
+        found.check(last.status == 200 and last.done, f"the next request got {last.status}: {last.body[:200]!r}")
+        now = (await served.stats()).get("qwen3_cut_calls_total")
+        found.check(now == cut, "a stream that ended as it should is counted as cut")
     for line in served.trouble()[told:]:
         found.check(False, f"log: {line[:200]}")
     found.figures["seconds"] = time.monotonic() - start

@@ -252,7 +252,7 @@ class _Streamed(Response):
         self.sent = time.perf_counter()
         self.sending: float | None = None  # since when a write waits for the reader
         self.alive: asyncio.Task[None] | None = None
-        self.slow = False
+        self.slow = self.over = False  # over: all has been sent, and the end of the exchange is no disconnection
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.server.streams[self.stream.id] = (self.stream, self.caller)
@@ -260,7 +260,8 @@ class _Streamed(Response):
         try:
             await _while_here(receive, self._run())
         except (_Gone, OSError):
-            self.server.metrics.observe_cut(self.model, "slow_reader" if self.slow else "disconnected")
+            if not self.over:
+                self.server.metrics.observe_cut(self.model, "slow_reader" if self.slow else "disconnected")
             if self.slow and (abort := scope.get("extensions", {}).get("qwen3.abort")):
                 abort()  # closing would wait for the reader to take what the transport still holds
         finally:
@@ -285,6 +286,7 @@ class _Streamed(Response):
                 if data:
                     await self._send(data, more)
                 if not more:
+                    self.over = True
                     return
                 try:
                     items = await anext(self.stream)
