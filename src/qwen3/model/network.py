@@ -16,6 +16,7 @@ from qwen3 import kernels
 from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
 from qwen3.model.cache import Attend, KVCache
+from qwen3.model.lora import Lora, adapted_experts
 from qwen3.model.rope import Rotary
 from qwen3.model.step import Stepper
 
@@ -36,6 +37,7 @@ class Linear(nn.Linear):
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str | None, dtype: torch.dtype) -> None:
         super().__init__(inputs, outputs, bias=False, device=device, dtype=dtype)
+        self.lora: Lora | None = None  # what is trained beside it: see `lora.py`
 
     def reset_parameters(self) -> None:
         """Nothing: see the class."""
@@ -46,7 +48,8 @@ class Linear(nn.Linear):
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.linear(x, self.weight)
+        y = kernels.linear(x, self.weight)
+        return y if self.lora is None else self.lora(x, y)
 
 
 class Embedding(nn.Embedding):
@@ -108,11 +111,23 @@ class Experts(nn.Module):
         count, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * width, hidden, device=device, dtype=dtype))
         self.down_proj = nn.Parameter(torch.empty(count, hidden, width, device=device, dtype=dtype))
+        self.loras = nn.ModuleDict()  # what is trained beside the two, by name
 
     @property
     def engine_weights(self) -> tuple[Any, Any]:
         """What the engine's `experts` takes."""
         return self.gate_up_proj, self.down_proj
+
+    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """x [N, h], weights and chosen [N, k] as `kernels.route` gives them -> [N, h]."""
+        if not self.loras:
+            return kernels.experts(x, self.gate_up_proj, self.down_proj, weights, chosen)
+        return adapted_experts(x, self.gate_up_proj, self.down_proj, weights, chosen, *self.pairs(x.dtype))
+
+    def pairs(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor] | None]:
+        """Adapters' matrices A, B beside gate_up_proj and beside down_proj; None: there are none."""
+        loras: Any = self.loras
+        return [loras[n].pair(dtype) if n in loras else None for n in ("gate_up_proj", "down_proj")]
 
 
 class SparseMLP(nn.Module):
@@ -129,8 +144,12 @@ class SparseMLP(nn.Module):
         flat = x.reshape(-1, x.shape[-1])
         logits = self.gate(flat)
         weights, chosen = kernels.route(logits, self.top_k, self.normalise)
-        out = kernels.experts(flat, self.experts.gate_up_proj, self.experts.down_proj, weights, chosen)
+        out = self.experts(flat, weights, chosen)
         return out.view_as(x), logits, chosen
+
+
+# the block, x [B, T, h] -> as `SparseMLP.forward`
+SparseFunction = Callable[[SparseMLP, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class Layer(nn.Module):
@@ -144,10 +163,19 @@ class Layer(nn.Module):
         self.mlp = (SparseMLP if self.sparse else DenseMLP)(config, device, dtype)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, aux: list[RouterOutput] | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attend: Attend,
+        aux: list[RouterOutput] | None = None,
+        sparse: SparseFunction | None = None,
     ) -> Tensor:
+        """x [B, T, h] -> [B, T, h]. `sparse`: used instead of the sparse block's own forward (by the trainer)."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
-        out = self.mlp(self.post_attention_layernorm(x))
+        normed = self.post_attention_layernorm(x)
+        mlp: Any = self.mlp
+        out: Any = mlp(normed) if sparse is None or not self.sparse else sparse(mlp, normed)
         if self.sparse:
             out, logits, chosen = out
             if aux is not None:

@@ -135,7 +135,7 @@ def train(
         scale = warmup_stable_decay(
             step, config.steps, warmup=config.warmup, decay=int(config.decay * config.steps), floor=config.floor
         )
-        norm = optimizer.step(scale)
+        norm = float(optimizer.step(scale))
         for p in params.values():
             p.grad = None
         losses.append(loss.detach())

@@ -46,13 +46,16 @@ def linear_loss(hidden: Tensor, weight: Tensor, part: Part, chunk: int = CHUNK) 
     return loss
 
 
-def token_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int = CHUNK, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """(log p(label), entropy), float32 [N] each, 0 where the label is -100; gradients flow through the first.
 
-    hidden: [N, h]. weight: [V, h]. labels: int64 [N]. For losses that are any function of the log-probabilities: the
-    logits are computed again on the way back (four products in all).
+    hidden: [N, h]. weight: [V, h]. labels: int64 [N]. temperature: logits are divided by it, in float32. For losses
+    that are any function of the log-probabilities: the logits are computed again on the way back (four products in
+    all).
     """
-    logprob, entropy = _TokenLogprobs.apply(hidden, weight, labels, chunk)
+    logprob, entropy = _TokenLogprobs.apply(hidden, weight, labels, chunk, temperature)
     return logprob, entropy
 
 
@@ -82,16 +85,19 @@ class _LinearLoss(torch.autograd.Function):
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         logprob = torch.zeros(len(labels), dtype=torch.float32, device=hidden.device)
         entropy, total = torch.zeros_like(logprob), torch.zeros_like(logprob)
         for at in _chunks(len(labels), chunk):
             kept = labels[at] != IGNORED
-            total[at], chosen, spread = _statistics(hidden[at] @ weight.T, labels[at].clamp(min=0))
+            logits = hidden[at] @ weight.T
+            total[at], chosen, spread = _statistics(logits, labels[at].clamp(min=0), temperature)
             logprob[at] = torch.where(kept, chosen, 0.0)
             entropy[at] = torch.where(kept, spread, 0.0)
         ctx.save_for_backward(hidden, weight, labels, total)
-        ctx.chunk = chunk
+        ctx.chunk, ctx.temperature = chunk, temperature
         ctx.mark_non_differentiable(entropy)
         return logprob, entropy
 
@@ -102,31 +108,32 @@ class _TokenLogprobs(torch.autograd.Function):
         d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for at in _chunks(len(labels), ctx.chunk):
-            scale = torch.where(labels[at] != IGNORED, -outer[at], 0.0)
-            gradient = _gradient(hidden[at] @ weight.T, labels[at].clamp(min=0), total[at], scale)
+            scale = torch.where(labels[at] != IGNORED, -outer[at] / ctx.temperature, 0.0)
+            logits = hidden[at] @ weight.T
+            gradient = _gradient(logits, labels[at].clamp(min=0), total[at], scale, ctx.temperature)
             if d_hidden is not None:
                 d_hidden[at] = gradient @ weight
             if d_weight is not None:
                 d_weight += gradient.T @ hidden[at]
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
 
 
 def _chunks(count: int, chunk: int) -> list[slice]:
     return [slice(start, start + chunk) for start in range(0, count, chunk)]
 
 
-def _statistics(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _statistics(logits: Tensor, target: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """(log of the sum, log-probability of the target, entropy) of each row, float32."""
-    values = logits.float()
+    values = logits.float() / temperature
     total = values.logsumexp(-1)
     chosen = values.gather(-1, target[:, None])[:, 0] - total
     entropy = total - ((values - total[:, None]).exp() * values).sum(-1)
     return total, chosen, entropy
 
 
-def _gradient(logits: Tensor, target: Tensor, total: Tensor, scale: Tensor) -> Tensor:
+def _gradient(logits: Tensor, target: Tensor, total: Tensor, scale: Tensor, temperature: float = 1.0) -> Tensor:
     """Of scale · −log p(target), by row, in the logits' dtype."""
-    p = (logits.float() - total[:, None]).exp()
+    p = (logits.float() / temperature - total[:, None]).exp()
     places = torch.arange(logits.shape[-1], device=logits.device)
     return ((p - (places == target[:, None]).float()) * scale[:, None]).to(logits.dtype)
 

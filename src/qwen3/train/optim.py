@@ -1,33 +1,38 @@
-"""AdamW and Muon on fp32 masters, one logical matrix at a time.
+"""AdamW and Muon on fp32 masters, one logical matrix at a time, in few launches.
 
 The network keeps its weights fused and in bf16; an optimiser must still see q, k, v, gate, up and each expert as the
-matrices they are, since orthogonalising a fused matrix mixes them. The official tensor names are exactly these
-matrices, and they are views, so masters and moments are kept fused and updated through views.
+matrices they are, since orthogonalising a fused matrix mixes them. Masters, moments and gradients lie in one flat
+buffer each, in which the parameters of one role follow each other through the layers: the logical matrices of a role
+are then strided views [count, rows, columns] of the buffer, which a batched product takes as they are, and AdamW is
+one pointwise kernel over the rest.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from qwen3.checkpoint.names import official_views
+from qwen3.checkpoint.names import fused_shapes
 from qwen3.config import ModelConfig
+from qwen3.errors import UsageError
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_BATCH = 1 << 28  # weights that are orthogonalised at once: 0.5 GB in bf16, and three times that beside it
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """Nearest semi-orthogonal matrix, roughly (singular values end in about [0.7, 1.2]).
 
-    matrices: [N, rows, cols], any float dtype; returned in bf16 on CUDA, fp32 elsewhere.
+    matrices: [N, rows, cols], any float dtype; returned in bf16 on CUDA, else at least in fp32.
     Quintic Newton–Schulz iteration with the coefficients of Jordan et al. 2024, "Muon".
     """
-    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    x = matrices.bfloat16() if matrices.is_cuda else matrices.to(torch.promote_types(matrices.dtype, torch.float32))
     transposed = x.size(-2) > x.size(-1)
     if transposed:
         x = x.mT
@@ -35,94 +40,180 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     a, b, c = _NEWTON_SCHULZ
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if transposed else x
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Peak values; the schedule multiplies the learning rates."""
+    """Peak values; the schedule multiplies the learning rates. Raises UsageError for a kind that does not exist."""
 
-    matrix_lr: float = 0.02  # Muon, hidden matrices
-    vector_lr: float = 0.003  # AdamW: embedding, head, norms, routers
-    momentum: float = 0.95
+    kind: Literal["muon", "adamw"] = "muon"  # of the hidden matrices; the other tensors always get AdamW
+    matrix_lr: float = 0.02  # hidden matrices
+    vector_lr: float = 0.003  # embedding, head, norms, routers, adapters
+    momentum: float = 0.95  # Muon's
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-10
-    weight_decay: float = 0.01  # matrices only, decoupled
+    weight_decay: float = 0.01  # hidden matrices only, decoupled
     clip: float = 1.0  # global gradient norm, AdamW tensors only (Muon is scale-free)
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("muon", "adamw"):
+            raise UsageError(f"optim.kind={self.kind!r} must be muon or adamw")
+
+
+@dataclass(frozen=True)
+class _Role:
+    """The parameters that play one part in the layers: `[start : start + count · size]` of the flat buffers."""
+
+    names: tuple[str, ...]
+    shape: torch.Size
+    start: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.names) * self.size
+
+    def of(self, flat: Tensor) -> Tensor:
+        """[count, *shape], a view."""
+        return flat[self.start : self.stop].view(len(self.names), *self.shape)
 
 
 class Optimizer:
-    """Muon on hidden matrices, AdamW on the rest. `params` are the network's own tensors, updated in place."""
+    """Muon (or AdamW) on hidden matrices, AdamW on the rest. `params` are the network's own tensors, those that are to
+    be trained, updated in place. Masters are float32, or float64 for parameters that are."""
 
     def __init__(self, params: Mapping[str, Tensor], model_config: ModelConfig, config: OptimConfig) -> None:
+        if not params:
+            raise UsageError("there is nothing to train: every parameter is frozen")
         self.config = config
         self.params = dict(params)
         self.model_config = model_config
         self.step_count = 0
-        self.master = {name: p.detach().to(torch.float32, copy=True) for name, p in self.params.items()}
-        self.first = {name: torch.zeros_like(m) for name, m in self.master.items()}
-        self.second = {name: torch.zeros_like(m) for name, m in self.master.items() if not self._is_matrix(name, m)}
-        self._groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
-        self._master_views = self._views(self.master)
-        self._first_views = self._views(self.first)
-        for name, view in self._master_views.items():
-            self._groups[tuple(view.shape)].append(name)
+        self._shapes = fused_shapes(model_config)
+        self._roles = self._lay_out()
+        end = self._roles[-1].stop
+        some = next(iter(self.params.values()))
+        dtype = torch.promote_types(some.dtype, torch.float32)
+        matrices = [r for r in self._roles if is_matrix(r.names[0], self._shapes)]
+        self._decayed = max((r.stop for r in matrices), default=0)
+        self._muon = [r for r in matrices if config.kind == "muon"]
+        self._adam = max((r.stop for r in self._muon), default=0)  # AdamW's part of the buffers begins here
+        self._master, self._first, self._grad = (torch.zeros(end, dtype=dtype, device=some.device) for _ in range(3))
+        self._second = torch.zeros(end - self._adam, dtype=dtype, device=some.device)
+        self.master, self.first, self._gradients = (self._views(t, 0) for t in (self._master, self._first, self._grad))
+        self.second = self._views(self._second, self._adam)
+        self._fresh = True  # nothing is in `_grad` yet
+        for name, p in self.params.items():
+            self.master[name].copy_(p.detach())
 
-    @staticmethod
-    def _is_matrix(name: str, tensor: Tensor) -> bool:
-        return tensor.dim() >= 2 and "embed_tokens" not in name and "lm_head" not in name and "mlp.gate." not in name
+    def _lay_out(self) -> list[_Role]:
+        """Hidden matrices first, then the rest."""
+        alike: dict[tuple[bool, str, torch.Size], list[str]] = {}
+        for name, p in self.params.items():
+            role = re.sub(r"\.\d+\.", ".*.", name)
+            alike.setdefault((not is_matrix(name, self._shapes), role, p.shape), []).append(name)
+        roles: list[_Role] = []
+        for key in sorted(alike):
+            roles.append(_Role(tuple(alike[key]), key[2], roles[-1].stop if roles else 0))
+        return roles
 
-    def _views(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The logical matrices among these tensors, by official name."""
-        views = official_views(self.model_config, tensors)
-        return {name: view for name, view in views.items() if self._is_matrix(name, view)}
+    def _views(self, flat: Tensor, offset: int) -> dict[str, Tensor]:
+        """Parameter name → its part of a buffer that begins at `offset` of the whole; those before it are left out."""
+        views: dict[str, Tensor] = {}
+        for role in self._roles:
+            if role.start >= offset:
+                part = flat[role.start - offset : role.stop - offset].view(len(role.names), *role.shape)
+                views |= dict(zip(role.names, part.unbind(), strict=True))
+        return views
 
     @torch.no_grad()
-    def step(self, scale: float) -> float:
-        """One update from the parameters' `.grad`, learning rates times `scale`. Returns the global gradient norm."""
-        self.step_count += 1
-        grads = {n: p.grad for n, p in self.params.items() if p.grad is not None}
-        missing = sorted(set(self.params) - set(grads))
+    def collect(self) -> None:
+        """Add the parameters' `.grad` to what is collected for the next step, in float32, and clear them.
+
+        In float32 because the sum of many micro-batches in bf16 loses whatever is smaller than 1/256 of it. Raises
+        RuntimeError naming parameters without a gradient.
+        """
+        missing = sorted(name for name, p in self.params.items() if p.grad is None)
         if missing:
             raise RuntimeError(f"no gradient for {', '.join(missing)}")
-        norms = torch._foreach_norm(list(grads.values()))
-        norm = torch.linalg.vector_norm(torch.stack([n.float() for n in norms]))
-        self._muon(self._views(grads), scale)
-        self._adamw(grads, scale, (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
-        names = list(self.params)
-        torch._foreach_copy_([self.params[n] for n in names], [self.master[n] for n in names])
-        return float(norm)
+        grads = [p.grad for p in self.params.values() if p.grad is not None]
+        sums = [self._gradients[name] for name in self.params]
+        if self._fresh:
+            torch._foreach_copy_(sums, grads)
+        else:
+            torch._foreach_add_(sums, grads)
+        self._fresh = False
+        for p in self.params.values():
+            p.grad = None
 
-    def _muon(self, grads: Mapping[str, Tensor], scale: float) -> None:
+    @torch.no_grad()
+    def step(self, scale: float, gradient_scale: float = 1.0) -> Tensor:
+        """One update from what is collected (and the `.grad`s that are not yet), learning rates times `scale`,
+        gradients times `gradient_scale`. Returns the norm of the gradient, a scalar on the device: nothing waits here.
+
+        A gradient that is not finite changes neither masters nor moments.
+        """
+        self.step_count += 1
+        if self._fresh or any(p.grad is not None for p in self.params.values()):
+            self.collect()
+        self._fresh = True
+        norm = torch.linalg.vector_norm(self._grad) * gradient_scale
+        finite = norm.isfinite()
+        if self._muon:
+            self._orthogonal(scale, gradient_scale, finite)
+        self._adamw(scale, gradient_scale * (self.config.clip / (norm + 1e-6)).clamp(max=1.0), finite)
+        self._write_back()
+        return norm
+
+    def _write_back(self) -> None:
+        torch._foreach_copy_([p.data for p in self.params.values()], [self.master[name] for name in self.params])
+
+    def _orthogonal(self, scale: float, gradient_scale: float, finite: Tensor) -> None:
         c = self.config
-        for shape, names in self._groups.items():
-            gradient = torch.stack([grads[n] for n in names]).float()
-            momenta = [self._first_views[n] for n in names]
-            torch._foreach_lerp_(momenta, list(gradient.unbind()), 1 - c.momentum)
-            nesterov = gradient.lerp(torch.stack(momenta), c.momentum)
-            update = orthogonalize(nesterov).float()
-            lr = c.matrix_lr * scale * math.sqrt(max(1.0, shape[0] / shape[1]))
-            masters = [self._master_views[n] for n in names]
-            torch._foreach_mul_(masters, 1 - lr * c.weight_decay)
-            torch._foreach_add_(masters, list(update.unbind()), alpha=-lr)
+        part = slice(0, self._adam)
+        direction = _nesterov(self._first[part], self._grad[part], self._scalar(gradient_scale), finite, c.momentum)
+        for role in self._muon:
+            for master, matrices in zip(
+                self._matrices(role, self._master), self._matrices(role, direction), strict=True
+            ):
+                rows, columns = master.shape[-2:]
+                lr = self._scalar(c.matrix_lr * scale * math.sqrt(max(1.0, rows / columns)))
+                at_once = max(1, _BATCH // (rows * columns))
+                for target, source in zip(master.split(at_once), matrices.split(at_once), strict=True):
+                    _descend(target, orthogonalize(source), lr, finite, c.weight_decay)
 
-    def _adamw(self, grads: Mapping[str, Tensor], scale: float, clip: Tensor) -> None:
-        c, lr = self.config, self.config.vector_lr * scale
-        beta1, beta2 = c.betas
-        for name, second in self.second.items():
-            gradient = grads[name].float() * clip
-            first = self.first[name]
-            first.lerp_(gradient, 1 - beta1)
-            second.lerp_(gradient.square(), 1 - beta2)
-            corrected = (second / (1 - beta2**self.step_count)).sqrt_().add_(c.eps)
-            self.master[name].addcdiv_(first, corrected, value=-lr / (1 - beta1**self.step_count))
+    def _matrices(self, role: _Role, flat: Tensor) -> Iterator[Tensor]:
+        """The logical matrices of a role, as views [count, rows, columns] of the buffer."""
+        return logical_matrices(role.names[0], role.of(flat), self.model_config)
+
+    def _adamw(self, scale: float, clip: Tensor, finite: Tensor) -> None:
+        c = self.config
+        ends = (self._adam, max(self._adam, self._decayed), len(self._master))
+        rates = (c.matrix_lr, c.vector_lr)
+        correct1, correct2 = (self._scalar(1 - beta**self.step_count) for beta in c.betas)
+        for start, stop, rate, decay in zip(ends, ends[1:], rates, (c.weight_decay, 0.0), strict=False):
+            if start < stop:
+                part, second = slice(start, stop), self._second[start - self._adam : stop - self._adam]
+                _adam(
+                    self._master[part], self._first[part], second, self._grad[part],
+                    clip, self._scalar(rate * scale), correct1, correct2, finite, *c.betas, c.eps, decay,
+                )  # fmt: skip
+
+    def _scalar(self, value: float) -> Tensor:
+        """On the device, made there: a compiled kernel takes it without being compiled again for another value."""
+        return torch.full((), value, dtype=self._master.dtype, device=self._master.device)
 
     def state(self) -> dict[str, Tensor]:
-        """All state as flat named tensors (masters and moments), for `train.state`."""
+        """All state as named views (masters and moments), for a checkpoint."""
         parts = {"master": self.master, "first": self.first, "second": self.second}
         return {f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
 
+    @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor], step_count: int) -> None:
         """Copy a saved state in, and the masters into the network. Raises ValueError if it is another model's."""
         mine = self.state()
@@ -133,6 +224,56 @@ class Optimizer:
                 raise ValueError(f"{name} has shape {list(state[name].shape)} instead of {list(tensor.shape)}")
         for name, tensor in mine.items():
             tensor.copy_(state[name])
-        for name, p in self.params.items():
-            p.data.copy_(self.master[name])
+        self._write_back()
         self.step_count = step_count
+        self._fresh = True
+
+
+def is_matrix(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether this is a hidden matrix of the network: none of embedding, head, router, norm or adapter."""
+    return len(shapes.get(name, ())) >= 2 and not re.search(r"embed_tokens|lm_head|mlp\.gate\.", name)
+
+
+def logical_matrices(name: str, stacked: Tensor, config: ModelConfig) -> Iterator[Tensor]:
+    """stacked [count, *shape], the same hidden matrix of `count` layers → its parts under the official names, each a
+    view [count', rows, columns]."""
+    if name.endswith("qkv_proj.weight"):
+        q, k = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        yield from stacked.split((q, k, k), dim=1)
+    elif name.endswith(("gate_up_proj", "gate_up_proj.weight")):  # the gate above, the up projection below
+        yield stacked.view(-1, stacked.shape[-2] // 2, stacked.shape[-1])
+    else:
+        yield stacked.view(-1, *stacked.shape[-2:])
+
+
+def _nesterov(first: Tensor, grad: Tensor, scale: Tensor, finite: Tensor, momentum: float) -> Tensor:
+    """Updates the momentum; returns the direction, in the dtype that `orthogonalize` works in."""
+    grad = torch.where(finite, grad * scale, 0.0)
+    new = torch.where(finite, first.lerp(grad, 1 - momentum), first)
+    first.copy_(new)
+    out = grad.lerp(new, momentum)
+    return out.bfloat16() if out.is_cuda else out
+
+
+def _descend(master: Tensor, update: Tensor, lr: Tensor, finite: Tensor, decay: float) -> None:
+    master.copy_(torch.where(finite, master * (1 - lr * decay) - lr * update.to(master.dtype), master))
+
+
+def _adam(
+    master: Tensor, first: Tensor, second: Tensor, grad: Tensor, clip: Tensor, lr: Tensor, correct1: Tensor,
+    correct2: Tensor, finite: Tensor, beta1: float, beta2: float, eps: float, decay: float,
+) -> None:  # fmt: skip
+    """Loshchilov and Hutter 2019, "Decoupled weight decay regularization", algorithm 2, over flat tensors."""
+    grad = torch.where(finite, grad * clip, 0.0)
+    mean = first.lerp(grad, 1 - beta1)
+    square = second.lerp(grad * grad, 1 - beta2)
+    new = master * (1 - lr * decay) - lr / correct1 * mean / ((square / correct2).sqrt() + eps)
+    first.copy_(torch.where(finite, mean, first))
+    second.copy_(torch.where(finite, square, second))
+    master.copy_(torch.where(finite, new, master))
+
+
+if torch.cuda.is_available():  # one pass over the buffers each
+    _nesterov = torch.compile(_nesterov)
+    _descend = torch.compile(_descend)
+    _adam = torch.compile(_adam)
