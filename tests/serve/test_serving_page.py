@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -20,18 +21,30 @@ from tests.serve.conftest import Running
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "serving.md").read_text(encoding="utf-8")
 DEPLOY = {path.name: path.read_text(encoding="utf-8") for path in (DOCS / "deploy").iterdir()}
-EXAMPLES = re.findall(r"<!-- test: client -->\n```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+EXAMPLES = re.findall(r"<!-- test: client ?([\w-]*) -->\n```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+CLIENTS = os.environ.get("QWEN3_CLIENTS", "")
+
+
+def program(language: str, client: str, folder: Path) -> list[str]:
+    """What runs an example, its text apart."""
+    if language == "js":
+        (folder / "node_modules").symlink_to(Path(CLIENTS, "node", "node_modules"))
+        return ["node", "--input-type=module", "--eval"]
+    if language == "sh":
+        return ["bash", "-euo", "pipefail", "-c"]
+    return [str(Path(CLIENTS, client, "bin", "python")) if client else sys.executable, "-c"]
 
 
 @pytest.mark.parametrize(
-    ("language", "text"), EXAMPLES, ids=[f"{i} {language}" for i, (language, _) in enumerate(EXAMPLES)]
+    ("client", "language", "text"), EXAMPLES, ids=[f"{i} {who or what}" for i, (who, what, _) in enumerate(EXAMPLES)]
 )
-def test_examples_run(language: str, text: str, server: Running, tmp_path: Path) -> None:
+def test_examples_run(client: str, language: str, text: str, server: Running, tmp_path: Path) -> None:
+    if client and not CLIENTS:
+        pytest.skip("QWEN3_CLIENTS is not set; tools/client_envs.py makes the environments")
     if language == "sh" and not shutil.which("curl"):
         pytest.skip("curl is not here")
-    program = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
-    text = text.replace("http://127.0.0.1:8000", server.url)
-    ran = subprocess.run([*program, text], capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    command = [*program(language, client, tmp_path), text.replace("http://127.0.0.1:8000", server.url)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip()
     assert ('"error":{' in ran.stdout) == ("hot" in text), ran.stdout
