@@ -29,7 +29,7 @@ export function smoothed(values, width = 3) {
 }
 
 function minutes(values) {
-  return values.length < 120 ? `${values.length} s` : `${Math.round(values.length / 60)} minutes`;
+  return values.length < 120 ? `${values.length} s` : `${Math.round(values.length / 60)} min`;
 }
 
 /** One or two lines over time. now: the figure in large; names: of the lines. */

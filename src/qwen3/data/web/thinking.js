@@ -66,6 +66,7 @@ function Body({ node, run }) {
       const follow = atEnd(box.current);
       view.current.update(node.reasoning);
       if (follow) box.current.scrollTop = box.current.scrollHeight;
+      box.current.classList.toggle("faded", follow && box.current.scrollTop > 0);
     });
   }, [run]);
   return html`<div class="thought-text" ref=${box} tabindex="0" role="group" aria-label="Thinking"><div></div></div>`;
@@ -79,8 +80,8 @@ const ENDS = {
 /** "Thought for 8.1 s, 310 tokens" */
 function summary({ stats }) {
   const time = stats.think_seconds ? `Thought for ${seconds(stats.think_seconds)}` : "Thought";
-  const tokens = stats.thinking ? `, ${plural(stats.thinking, "token")}` : "";
-  return time + tokens + (stats.budget ? ` of ${count(stats.budget)}` : "");
+  const of = stats.budget ? `${count(stats.thinking ?? 0)} of ${plural(stats.budget, "token")}` : plural(stats.thinking ?? 0, "token");
+  return stats.thinking ? `${time}, ${of}` : time;
 }
 
 export function Thinking({ app, node, run }) {
