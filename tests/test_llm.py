@@ -350,7 +350,7 @@ def test_interrupt_leaves_the_llm_usable(llm: LLM, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"adapter": "x"}, "adapter is not supported yet"),
+        ({"adapter": "x"}, "adapter 'x' is not loaded; none is"),
         ({"thinking": "off"}, "thinking must be a ThinkingPolicy, not str"),
         ({"sampling": {"top_p": 0.5}}, "sampling must be a SamplingParams, not dict"),
         ({"stream": True, "sampling": SamplingParams(n=2)}, "stream=True gives one answer, not 2"),

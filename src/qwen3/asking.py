@@ -100,6 +100,12 @@ class Asked:
     form: Form
     messages: list[dict[str, Any]] | None = None
 
+    def using(self, adapter: str | None) -> Asked:
+        """The same with an adapter, by its name in the engine."""
+        for request in self.requests:
+            request.adapter = adapter
+        return self
+
 
 @dataclass(frozen=True)
 class Asking:

@@ -10,10 +10,11 @@ all requests together. When nobody waits, a thread may compute what the next tur
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 from warnings import catch_warnings, simplefilter
@@ -24,8 +25,10 @@ from qwen3 import family, vectors
 from qwen3.asking import Asked, Asking, Form
 from qwen3.chat import Event, Finish, Message, Result, SandboxTemplate, ThinkingPolicy, fold
 from qwen3.checkpoint import Resolved, resolve
+from qwen3.checkpoint.adapter import Adapter, read_adapter
 from qwen3.checkpoint.mode import detect_mode, find_tokenizer
 from qwen3.config import ModelConfig
+from qwen3.engine.adapters import Loaded
 from qwen3.engine.engine import Engine
 from qwen3.engine.idle import IdleWork
 from qwen3.engine.params import SamplingParams
@@ -35,7 +38,7 @@ from qwen3.errors import Qwen3Error, UsageError
 from qwen3.family import Mode
 from qwen3.model import Qwen3, load_model
 from qwen3.model.threads import prepare_cpu
-from qwen3.options import check_options, context_length, guesser, prompt_ids, unsupported
+from qwen3.options import adapter_place, check_options, context_length, guesser, prompt_ids
 from qwen3.tokenizer import Tokenizer
 
 
@@ -155,8 +158,9 @@ class LLM:
     together in tokens; None: all the model has. weights: "fp8" keeps the projections in FP8, in half the bytes; None:
     as the checkpoint has them. prefill_ahead: when an answer of `chat` has ended and nothing else is to do, compute
     what the next turn's prompt will begin with. speculation: "ngram", or the name of a small model with the same
-    tokenizer (`qwen3:0.6b`), guesses tokens that are then verified, the same ones in less time. draft_tokens,
-    max_batch, max_queue, kv_dtype, prefix_cache, invariant: see `Engine`.
+    tokenizer (`qwen3:0.6b`), guesses tokens that are then verified, the same ones in less time. adapters: folders of
+    LoRA adapters, by the names that calls choose them by. draft_tokens, max_batch, max_queue, kv_dtype, prefix_cache,
+    invariant: see `Engine`.
 
     Attributes: `resolved` (None when made by `of`), `config`, `mode` ("hybrid", "thinking", "instruct", "base"),
     `template` (a name, or a SandboxTemplate where it is not one of Qwen's), `tokenizer`, `context`, `warnings` (seen
@@ -182,6 +186,7 @@ class LLM:
         prefill_ahead: bool = True,
         speculation: str | None = None,
         draft_tokens: int | None = None,
+        adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> None:
         where, number_type = check_options(model, device, dtype, weights)
         resolved = resolve(model)
@@ -198,10 +203,11 @@ class LLM:
             network = load_model(resolved.path, where, number_type, quantization=weights)
             prepare_cpu(network)  # before the engine takes what is left of the memory
         warnings += [str(item.message) for item in seen]
+        read = {name: read_adapter(folder, config) for name, folder in (adapters or {}).items()}
         self._build(
             network, tokenizer, mode, template, context, prefill_ahead,
             max_batch=max_batch, max_queue=max_queue, kv_dtype=kv_dtype, prefix_cache=prefix_cache, invariant=invariant,
-            speculation=guess, draft_tokens=draft_tokens,
+            speculation=guess, draft_tokens=draft_tokens, adapters=read,
         )  # fmt: skip
         self.resolved: Resolved | None = resolved
         self.warnings += warnings
@@ -300,14 +306,13 @@ class LLM:
         "function", "function": {"name": …}}. parallel_tool_calls: whether there may be several calls at once. schema
         (a JSON schema as dict, bool or text, or a pydantic model), regex, grammar (Lark or EBNF): what the answer must
         match, after any thinking; one of them. A schema goes with tools the model may call, and then binds the answer
-        that is no call.
+        that is no call. adapter: the name of one that is loaded, or a folder, loaded now under its own name.
 
-        Raises UsageError for what is wrong or contradictory, and for `adapter`, before anything runs; a prompt longer
-        than the context is such an error, it is never cut. Ctrl-C cancels the request and leaves the LLM usable.
+        Raises UsageError for what is wrong or contradictory before anything runs; a prompt longer than the context is
+        such an error, it is never cut. Ctrl-C cancels the request and leaves the LLM usable.
         """
-        unsupported(adapter=adapter)
         form = Form.of(tools, tool_choice, parallel_tool_calls, schema, regex, grammar)
-        asked = self._asking.chat(messages, form, thinking, sampling, self._open().check)
+        asked = self._asking.chat(messages, form, thinking, sampling, self._open().check).using(self._adapter(adapter))
         if stream:
             return self._stream([asked])
         found = self._collect([asked])[0]
@@ -322,6 +327,7 @@ class LLM:
         tools: Sequence[Any] | None = None,
         tool_choice: Any = None,
         schema: Any = None,
+        adapter: Any = None,
         *,
         parallel_tool_calls: bool = True,
         regex: str | None = None,
@@ -332,10 +338,10 @@ class LLM:
         if isinstance(conversations, str):
             raise UsageError("conversations must be a list of conversations; use chat for a single one")
         form = Form.of(tools, tool_choice, parallel_tool_calls, schema, regex, grammar)
-        groups = []
+        name, groups = self._adapter(adapter), []
         for i, messages in enumerate(conversations):
             try:
-                groups.append(self._asking.chat(messages, form, thinking, sampling, self._open().check))
+                groups.append(self._asking.chat(messages, form, thinking, sampling, self._open().check).using(name))
             except UsageError as error:
                 raise UsageError(f"conversations[{i}]: {error}") from None
         return [found if len(found) > 1 else found[0] for found in self._collect(groups)]
@@ -350,6 +356,7 @@ class LLM:
         schema: Any = None,
         regex: str | None = None,
         grammar: str | None = None,
+        adapter: Any = None,
     ) -> Any:
         """Continue raw prompts, no chat template: a list of Generation in order (for n > 1 each is a list), for a
         single prompt with stream=True a ChatStream.
@@ -358,13 +365,13 @@ class LLM:
         tokens, as in the official pipeline: do not put untrusted text here. The same token machine runs as in `chat`,
         so a think block is split off into `reasoning_content`, and schema, regex and grammar bind what follows it;
         `text` has everything as it came. Sampling defaults are those of the model's mode, of non-thinking where the
-        prompt closes its think block.
+        prompt closes its think block. adapter: as for `chat`.
         """
         form = Form.of(schema=schema, regex=regex, grammar=grammar)
-        groups = []
+        name, groups = self._adapter(adapter), []
         for i, ids in enumerate(prompt_ids(prompts, self.tokenizer)):
             try:
-                groups.append(self._asking.raw(ids, form, thinking, sampling, self._open().check))
+                groups.append(self._asking.raw(ids, form, thinking, sampling, self._open().check).using(name))
             except UsageError as error:
                 raise UsageError(f"prompts[{i}]: {error}") from None
         if stream:
@@ -382,6 +389,34 @@ class LLM:
         """How relevant each document is to the query, 0 to 1; for Qwen3-Reranker models. instruction: what for."""
         ids = vectors.rerank_ids(self.tokenizer, query, documents, instruction, self.context)
         return self._between_steps(len(ids), vectors.rerank(self.model, self.tokenizer, ids))
+
+    # Adapters
+
+    def load_adapter(self, name: str, adapter: str | os.PathLike[str] | Adapter) -> None:
+        """Let calls use a LoRA adapter by this name: a folder in PEFT's format, or one that is in memory. It replaces
+        one of the same name. Raises what `checkpoint.adapter.read_adapter` and `Engine.load_adapter` raise."""
+        read = adapter if isinstance(adapter, Adapter) else read_adapter(adapter, self.config)
+        with self._alone():
+            self._open().load_adapter(name, read)
+
+    def unload_adapter(self, name: str) -> None:
+        """Raises UsageError for one that is not loaded, or in use."""
+        with self._alone():
+            self._open().unload_adapter(name)
+
+    @property
+    def adapters(self) -> dict[str, Loaded]:
+        """Those that are loaded, by name: rank, modules, source."""
+        return self._open().adapters
+
+    def _adapter(self, adapter: Any) -> str | None:
+        """The name of a call's adapter. A folder is loaded, unless it is already and was not written to since."""
+        if adapter is None:
+            return None
+        name, folder = adapter_place(adapter, self.adapters)
+        if folder is not None:
+            self.load_adapter(name, folder)
+        return name
 
     def close(self) -> None:
         """Cancel what runs and free the weights. The LLM cannot be used afterwards; closing twice is no error."""
@@ -407,8 +442,14 @@ class LLM:
 
     # Moving the engine
 
-    def _submit(self, groups: list[Asked]) -> None:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else moves the engine meanwhile."""
         with self._idle.kept_off() if self._idle is not None else nullcontext(), self._lock:
+            yield
+
+    def _submit(self, groups: list[Asked]) -> None:
+        with self._alone():
             for asked in groups:
                 self._open().add_samples(asked.requests)
 
@@ -416,7 +457,7 @@ class LLM:
         """What the batches say of each of `count` places; requests go on after each batch."""
         found: list[Any] = [None] * count
         while True:
-            with self._idle.kept_off() if self._idle is not None else nullcontext(), self._lock:
+            with self._alone():
                 batch = next(batches, None)
             if batch is None:
                 return found
@@ -450,7 +491,7 @@ class LLM:
                 return asking.next_ids(asked, reply if isinstance(reply, Message) else fold(reply).message)
             return []
 
-        self._idle.expect(ids, request.experts)
+        self._idle.expect(ids, request.experts, request.adapter)
 
     def _wait(self, request: Request) -> list[Event]:
         """The next events of a request, moving the engine until there are some; [] once it is over."""

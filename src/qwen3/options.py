@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from qwen3 import family
 from qwen3.checkpoint import check_fits, resolve
+from qwen3.checkpoint.adapter import adapter_stamp
 from qwen3.checkpoint.mode import find_tokenizer
 from qwen3.config import ModelConfig
+from qwen3.engine.adapters import Loaded
 from qwen3.engine.draft import DraftModel
 from qwen3.errors import UsageError
 from qwen3.model import load_model
@@ -37,11 +41,26 @@ def check_options(
     return where, number_type
 
 
-def unsupported(**given: Any) -> None:
-    """UsageError for the first of these that was given."""
-    for name, value in given.items():
-        if value is not None:
-            raise UsageError(f"{name} is not supported yet: leave it out")
+def adapter_place(adapter: Any, loaded: Mapping[str, Loaded]) -> tuple[str, Path | None]:
+    """(name, the folder to load under it, None: it is there already or no folder) of what a caller chooses an adapter
+    by: a name, or a folder, which goes by its own name. Raises UsageError where that name is another one's."""
+    if not isinstance(adapter, (str, os.PathLike)) or not os.fspath(adapter):
+        raise UsageError(f"adapter must be a name or a folder, not {adapter!r}")
+    text = os.fspath(adapter)
+    folder = Path(text).expanduser().resolve()
+    if text in loaded and loaded[text].source != str(folder):
+        return text, None
+    if not folder.is_dir() and text == os.path.basename(text):
+        return text, None
+    found = loaded.get(folder.name)
+    if found is None or (found.source == str(folder) and found.stamp != adapter_stamp(folder)):
+        return folder.name, folder
+    if found.source != str(folder):
+        raise UsageError(
+            f"adapter {text!r} would go by the name {folder.name!r}, as {found.source or 'another'} does already: "
+            "give it one of its own with load_adapter"
+        )
+    return folder.name, None
 
 
 def _device(device: str | torch.device | None) -> torch.device | None:

@@ -23,7 +23,7 @@ class Work:
         self.steps = 0
         self.busy = False  # somebody else's work
 
-    def prefill_ahead(self, ids: list[int], *, experts: int = 0) -> None:
+    def prefill_ahead(self, ids: list[int], *, experts: int = 0, adapter: str | None = None) -> None:
         self.left.append((ids, experts))
 
     @property

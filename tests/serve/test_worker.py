@@ -141,8 +141,8 @@ def test_what_is_wrong_is_the_reply(made: Worker) -> None:
     replies = made.line.replies()
     assert {kind for kind, _ in replies.values()} == {"UsageError"}
     starts = [
-        "temperature=", "temprature is not", "thinking.budgets is not", "adapter is not", "the prompt has", "messages",
-        "regex", "continue_last", "the prompt holds", "the prompt is empty", "nothing called", "token id", "dimensions",
+        "temperature=", "temprature is not", "thinking.budgets is not", "adapter 'x' is not", "the prompt has",
+        "messages", "regex", "continue_last", "the prompt holds", "the prompt is empty", "nothing called", "token id", "dimensions",
     ]  # fmt: skip
     for key, start in enumerate(starts, 1):
         assert replies[key][1].startswith(start)

@@ -80,7 +80,7 @@ def save_checkpoint(
             raise Qwen3Error(f"{folder}: the weights take {total:,} bytes but the disk has {free:,} free")
         written: dict[str, tuple[int, str]] = {}
         for file_name, names in shards.items():
-            written[file_name] = _write_shard(stage / file_name, {name: views[name] for name in names})
+            written[file_name] = write_shard(stage / file_name, {name: views[name] for name in names})
         if tokenizer is not None:
             tokenizer.save(stage)
             for path in sorted(stage.iterdir()):
@@ -147,7 +147,7 @@ def _json(data: Any) -> bytes:
     return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _write_shard(path: Path, views: dict[str, Tensor]) -> tuple[int, str]:
+def write_shard(path: Path, views: dict[str, Tensor]) -> tuple[int, str]:
     """Writes one safetensors file as the safetensors library lays it out; (bytes, sha256)."""
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0

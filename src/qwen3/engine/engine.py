@@ -27,7 +27,9 @@ import torch
 from torch import Tensor
 
 from qwen3.chat import Event
+from qwen3.checkpoint.adapter import Adapter
 from qwen3.checkpoint.memory import dtype_bytes
+from qwen3.engine.adapters import Adapters, Adapting
 from qwen3.engine.blocks import BlockPool
 from qwen3.engine.cost import StepCost
 from qwen3.engine.deadline import Pace
@@ -44,7 +46,7 @@ from qwen3.engine.sampler import RowSampler
 from qwen3.engine.scheduler import Plan, Scheduler
 from qwen3.engine.scheduler import Sequence as Row
 from qwen3.engine.speculation import Speculation
-from qwen3.engine.steering import MOST_AHEAD, Steering
+from qwen3.engine.steering import MOST_AHEAD
 from qwen3.errors import OutOfMemoryError, Qwen3Error, UsageError
 from qwen3.kernels import BLOCK
 from qwen3.model import Qwen3
@@ -59,7 +61,7 @@ _IDLE_SECONDS = 0.25  # by estimate: who comes next waits for it
 KV_DTYPES = {"fp8": torch.float8_e4m3fn, **DTYPES}
 
 
-class Engine(Steering):
+class Engine(Adapting):
     """Runs requests on one model. Not thread-safe: one thread at a time may call it (`LLM` sees to that).
 
     max_batch: most samples that run at once, the rest queue (256 on a GPU, 64 else). max_len: longest prompt and output
@@ -72,7 +74,7 @@ class Engine(Steering):
     from it on are never sampled (None: the tokenizer's). stall: seconds, by estimate, that prompt chunks may add to a
     step in which others decode; None: little where anyone has a stream, else no limit. speculation: tokens are guessed
     ahead and verified, the output stays the same: "ngram" looks for what followed before, a DraftModel guesses itself;
-    draft_tokens: most guesses of a row in a step.
+    draft_tokens: most guesses of a row in a step. adapters: there from the start, so that the KV pool leaves them room.
     """
 
     def __init__(
@@ -93,13 +95,11 @@ class Engine(Steering):
         stall: float | None = None,
         speculation: str | DraftModel | None = None,
         draft_tokens: int | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
         config, kind = model.config, model.device.type
-        given = {
-            "max_batch": max_batch, "max_len": max_len, "prefill_chunk": prefill_chunk, "blocks": blocks,
-            "draft_tokens": draft_tokens,
-        }  # fmt: skip
-        for name, value in given.items():
+        given = {"max_batch": max_batch, "max_len": max_len, "prefill_chunk": prefill_chunk, "blocks": blocks}
+        for name, value in {**given, "draft_tokens": draft_tokens}.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} must be at least 1")
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
@@ -123,6 +123,7 @@ class Engine(Steering):
         if kind == "cuda":  # what a former engine left behind, it may be most of the memory
             gc.collect()
             torch.cuda.empty_cache()
+        self._adapters = Adapters(model, adapters)
         self._speculation = None if speculation is None else Speculation(speculation, draft_tokens, model.device)
         beside = 0
         if self._speculation is not None:
@@ -130,6 +131,7 @@ class Engine(Steering):
         with torch.inference_mode():
             self.picker = make_picker(self.max_batch, self.vocab_size, model.device, model.dtype, self.max_len)
             self.runner = self._make_runner(blocks, invariant, uniform_routing, beside)
+            self.runner.adapters = self._adapters
             self.blocks = len(self.runner.k_cache[0])
             if self._speculation is not None:
                 self._speculation.attach(self.runner, self.picker, self.vocab_size)
@@ -269,7 +271,7 @@ class Engine(Steering):
 
     def _identity(self, request: Request) -> tuple[object, ...]:
         """What keys and values depend on beside the tokens; RoPE factor and KV dtype are the engine's own."""
-        return request.tenant, self.version, request.adapter, request.experts
+        return request.tenant, self.version, self._adapter(request), request.experts
 
     def cancel(self, request_id: int) -> None:
         """Stop a request and free its blocks at once; Finish("cancelled") is its last event. Ended ones: no error."""
@@ -317,8 +319,7 @@ class Engine(Steering):
             for name, value in new.items():
                 own[name].copy_(value)
         self.version += 1
-        requests = {item.row: item.request for item in self._live.values()}
-        self.scheduler.renew(lambda row: self._identity(requests[row]))
+        self._renew()
         self.scheduler.pool.forget()
 
     @property
@@ -431,8 +432,7 @@ class Engine(Steering):
         usual = self.model.config.num_experts_per_tok if self.model.config.is_moe else 0
         if request.experts and not 1 <= request.experts <= usual:
             raise UsageError(f"experts={request.experts} must be 1 to {usual}, or 0 for the model's number")
-        if request.adapter is not None:
-            raise UsageError(f"adapter {request.adapter!r} is not loaded: this engine has none")
+        self._adapter(request)
         if request.stream is None and (request.time_limit is not None or request.trial is not None):
             raise UsageError("time_limit and trial need a stream: the engine does not follow a request without one")
         RowSampler(params, (), self.vocab_size, torch.device("cpu"))  # checks the ids it names

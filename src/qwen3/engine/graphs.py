@@ -22,7 +22,7 @@ _ROWS = (1, 2, 4, 8, 16, 24, *range(32, 257, 16), 320, 384, 512, 768, 1024)
 _TOKENS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 _MOST_MIXED = 48  # graphs with a chunk; each holds a few megabytes
 _FRESH = 2100  # prompt tokens of a first step, from which on it takes kernels of its own
-Key = tuple[int, int, bool, int]
+Key = tuple[int, int, tuple[bool, int], int]
 
 
 class Sampling(State, Protocol):
@@ -42,6 +42,11 @@ class Graph:
     logits: Tensor  # [rows (+ 1 with a chunk), rows of the head]
     out: Tensor  # int32 [the same, 2]
     slots: tuple[int, ...] | None = None  # that a decode-only graph's inputs name now
+
+
+def current(graphs: dict[Any, Graph], layout: int) -> dict[Any, Graph]:
+    """Without those of former layouts of the adapters. Of keys, number 2 is `Runner.variant`."""
+    return {key: graph for key, graph in graphs.items() if not layout or key[2][1] in (0, layout)}
 
 
 class Graphs:
@@ -80,12 +85,13 @@ class Graphs:
         if size is None or width is None or not (size or width):
             return None
         reach = self.runner.reach(size, longest)
-        key = (size, width, self.runner.custom_experts > 0, reach)
+        key = (size, width, self.runner.variant, reach)
         if key in self._graphs:
             return self._graphs[key]
         if width and (key not in self._seen or sum(k[1] > 0 for k in self._graphs) >= _MOST_MIXED):
             self._seen.add(key)
             return None
+        self._graphs = current(self._graphs, key[2][1])
         self._graphs[key] = self._capture(size, width, reach)
         return self._graphs[key]
 

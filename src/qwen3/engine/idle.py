@@ -19,7 +19,7 @@ from qwen3.engine.engine import Engine
 
 _GRACE = 0.02  # seconds; who asks again at once is not made to wait for a step
 _MOST_JOBS = 64
-Job = tuple[Callable[[], list[int]], int]
+Job = tuple[Callable[[], list[int]], int, str | None]
 
 
 class IdleWork:
@@ -35,9 +35,10 @@ class IdleWork:
         self._thread: threading.Thread | None = None  # the last there was
         _all.add(self)
 
-    def expect(self, make: Callable[[], list[int]], experts: int = 0) -> None:
-        """A prompt that begins with the ids that `make` gives will come, to be run with so many experts per token."""
-        self._jobs.append((make, experts))
+    def expect(self, make: Callable[[], list[int]], experts: int = 0, adapter: str | None = None) -> None:
+        """A prompt that begins with the ids that `make` gives will come, to be run with so many experts per token and
+        this adapter."""
+        self._jobs.append((make, experts, adapter))
         with self._own:
             if not self._runs and self._engine is not None:
                 self._thread = threading.Thread(target=self._run, name="qwen3-idle", daemon=True)
@@ -74,7 +75,7 @@ class IdleWork:
                 ids = job[0]() if job is not None else []
                 if self._lock.acquire(timeout=0.05):  # who holds it may be waiting for our end
                     try:
-                        more = self._step(ids, job[1] if job is not None else 0)
+                        more = self._step(ids, *(job[1:] if job is not None else ()))
                     finally:
                         self._lock.release()
                 elif job is not None:
@@ -88,13 +89,13 @@ class IdleWork:
             self._runs = not self._wanted and self._engine is not None and (more or bool(self._jobs))
             return self._runs
 
-    def _step(self, ids: list[int], experts: int) -> bool:
+    def _step(self, ids: list[int], experts: int = 0, adapter: str | None = None) -> bool:
         """What is expected is handed over, and one step made; whether there is more to do."""
         engine = self._engine
         if engine is None:
             return False
         if ids:
-            engine.prefill_ahead(ids, experts=experts)
+            engine.prefill_ahead(ids, experts=experts, adapter=adapter)
         if engine.has_idle_work and not self._wanted:
             engine.advance()
         return engine.has_idle_work

@@ -41,7 +41,7 @@ class Sample:
     torn: bool = False  # between the first and the last change that one token makes
     forced: bool = False  # its last token was
     bound: int = 0  # the slot that the picker has its state in, 0: none
-    expert_slot: int = 0  # where its number of experts per token is written, 0: nowhere
+    custom_slot: int = 0  # where its number of experts per token or its adapter is written, 0: nowhere
     trial: Trial | None = None  # while it is not decided whether it thinks
     masked: bool = False  # its slot has a grammar's mask
     drafts: tuple[int, ...] = ()  # proposed for the next step, to be verified

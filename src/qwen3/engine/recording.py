@@ -153,6 +153,10 @@ class Recorder(ABC):
         """A sample with a stream has a token more, and the scheduler knows it: see `steering.py`."""
 
     @abstractmethod
+    def _adapter(self, request: Request) -> int:
+        """The number of its adapter, 0: none."""
+
+    @abstractmethod
     def _kept(self, item: Sample, reason: str) -> int | None:
         """How many tokens of a sample that ends are worth keeping in the cache; None: all."""
 
@@ -272,9 +276,9 @@ class Recorder(ABC):
         """A sample got a slot: its state goes there."""
         request, row = item.request, item.row
         request.clock.started = request.clock.started or time.perf_counter()
-        if request.experts:
-            self.runner.set_experts(row.slot, request.experts)
-            item.expert_slot = row.slot
+        if request.experts or request.adapter is not None:
+            self.runner.customize(row.slot, request.experts, self._adapter(request))
+            item.custom_slot = row.slot
 
     def _ready(self, item: Sample) -> bool:
         """Its prompt is being computed: from now on its slot has what the picker needs. Not sooner: a device that waits
@@ -297,6 +301,6 @@ class Recorder(ABC):
 
     def _unbind(self, item: Sample) -> None:
         item.bound = 0
-        if item.expert_slot:
-            self.runner.set_experts(item.expert_slot, 0)
-            item.expert_slot = 0
+        if item.custom_slot:
+            self.runner.customize(item.custom_slot)
+            item.custom_slot = 0

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qwen3.engine.device_sampler import DeviceSampler
 from qwen3.engine.draft import DraftModel
-from qwen3.engine.graphs import Graph
+from qwen3.engine.graphs import Graph, Key, current
 from qwen3.engine.pickers import DevicePicked, Drafted, Sample, outcome
 from qwen3.engine.runner import Prompts, Runner
 from qwen3.errors import Qwen3Error
@@ -52,7 +52,7 @@ class Rounds:
 
     def __init__(self, runner: Runner, sampler: DeviceSampler, draft: DraftModel | None = None) -> None:
         self.runner, self.sampler, self.draft = runner, sampler, draft
-        self._graphs: dict[tuple[int, int, bool, int], Graph] = {}
+        self._graphs: dict[Key, Graph] = {}
         self._pool: Any = None
         self._span = torch.arange(MOST_ROWS + 1, dtype=torch.int32, device=runner.device)
 
@@ -68,8 +68,9 @@ class Rounds:
         if not self.fits(len(items), count, longest):
             return None
         size = next(size for size in _ROWS if size >= len(items))
-        key = size, count, self.runner.custom_experts > 0, self.runner.reach(size, longest + count)
+        key = size, count, self.runner.variant, self.runner.reach(size, longest + count)
         if key not in self._graphs:
+            self._graphs = current(self._graphs, key[2][1])
             self._graphs[key] = self._capture(size, count, key[-1])
         graph, rest = self._graphs[key], size - len(items)
         told = [item.row.slot for item in items] + [0] * rest

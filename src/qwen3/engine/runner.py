@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor
 from qwen3 import kernels
 from qwen3.kernels import BLOCK, StepPlan
 from qwen3.model.step import Stepper
+
+if TYPE_CHECKING:
+    from qwen3.engine.adapters import Adapters
 
 _SHORT, _PAIRS = 4096, 128
 """Up to so many keys none of more than so many (row, KV head) pairs needs dividing: see `Runner.reach`."""
@@ -79,7 +82,9 @@ class Runner:
         self.expert_counts = torch.full(
             (max_rows + 1,), config.num_experts_per_tok, dtype=torch.int32, device=self.device
         )
-        self.custom_experts = 0  # samples whose number of experts per token is not the model's
+        self.adapter_numbers = torch.zeros(max_rows + 1, dtype=torch.int32, device=self.device)
+        self.adapters: Adapters | None = None
+        self.custom: dict[int, tuple[int, int]] = {}  # slots with a number of experts, or of an adapter, of their own
         self._rows: tuple[list[int], list[Tensor]] = ([], [])  # slots of the last step without chunks; them and starts
 
     def upload(self, values: np.ndarray) -> Tensor:
@@ -167,20 +172,37 @@ class Runner:
         ids, positions, slots, lengths, tables = (
             torch.cat(some) if len(some) > 1 else some[0] for some in zip(*parts, strict=True)
         )
-        if self.custom_experts:
-            experts = self.expert_counts[rows if prompts is None else torch.cat([rows, prompts.owners])]
+        fewer, layout = self.variant
+        owners = rows if prompts is None or not (fewer or layout) else torch.cat([rows, prompts.owners])
+        if fewer:
+            experts = self.expert_counts[owners]
         plan = StepPlan(
             positions=positions, slots=slots, tables=tables, starts=starts, lengths=lengths, cos_sin=self.cos_sin,
             decode=len(rows), max_query=max_query, max_length=self.reach(len(rows), longest), chunks=chunks,
             invariant=self.invariant, experts=experts,
         )  # fmt: skip
-        return self.stepper.hidden(ids, plan, self.k_cache, self.v_cache, embedded=embedded, routes=routes)
+        how: dict[str, Any] = {"embedded": embedded, "routes": routes}
+        if layout and self.adapters is not None:
+            how["operations"] = self.adapters.operations(self.adapter_numbers[owners])
+        return self.stepper.hidden(ids, plan, self.k_cache, self.v_cache, **how)
 
     @torch.inference_mode()  # a request may be cancelled, and leave, between two steps
-    def set_experts(self, slot: int, count: int) -> None:
-        """Experts per token of the sample in `slot`; 0, when it leaves: the model's number."""
-        self.expert_counts[slot] = count or self.stepper.config.num_experts_per_tok
-        self.custom_experts += 1 if count else -1
+    def customize(self, slot: int, experts: int = 0, adapter: int = 0) -> None:
+        """Experts per token and adapter of the sample in `slot`; 0, and when it leaves: the model's number, none."""
+        self.expert_counts[slot] = experts or self.stepper.config.num_experts_per_tok
+        self.adapter_numbers[slot] = adapter
+        self.custom.pop(slot, None)
+        if experts or adapter:
+            self.custom[slot] = experts, adapter
+
+    @property
+    def variant(self) -> tuple[bool, int]:
+        """Which operations a step is made of: whether there are numbers of experts of their own, and where the adapters
+        are (0: nobody uses any). Each value has captured graphs of its own."""
+        if not self.custom or self.adapters is None:
+            return bool(self.custom), 0
+        experts, adapters = zip(*self.custom.values(), strict=True)
+        return any(experts), self.adapters.layout if any(adapters) else 0
 
     def route_record(self, tokens: int) -> Tensor:
         """Room for the experts that each of a step's tokens takes in each layer: int16 [L, N, k]; -1: none."""

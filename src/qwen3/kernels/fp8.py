@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwen3.kernels import reference, reference_engine
+from qwen3.kernels.frozen import frozen_linear
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -64,6 +65,8 @@ class Fp8Weight(nn.Module):
         cls, function: Any, types: Any, args: tuple[Any, ...] = (), how: dict[str, Any] | None = None
     ) -> Any:
         """In PyTorch's own functions (`F.linear`, say) it acts as the weight it stands for, in the input's dtype."""
+        if function is F.linear and torch.is_grad_enabled():
+            return frozen_linear(*args)
         return function(*(a.dequantize(args[0].dtype) if isinstance(a, cls) else a for a in args), **(how or {}))
 
     def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:

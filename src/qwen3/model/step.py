@@ -6,6 +6,7 @@ twin is `Qwen3.hidden`; the tests compare them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,34 +77,37 @@ class Stepper:
         *,
         embedded: Tensor | None = None,
         routes: Tensor | None = None,
+        operations: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None,
     ) -> Tensor:
         """ids [N] -> states [N, h] before the last norm; writes keys and values at `plan.slots`.
 
         k_cache, v_cache: [L, blocks, 16, KV, D]. embedded [N, h]: the ids' embeddings where they are at hand (they may
         be overwritten). routes [L, N, k]: filled with the experts that each token took in each sparse layer.
+        operations: what runs instead of `kernels.fused_linear` and `kernels.experts`.
         """
         config, invariant = self.config, plan.invariant
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        linear, experts = operations or (kernels.fused_linear, kernels.experts)
         x = F.embedding(ids, self.embedding) if embedded is None else embedded
         for i, w in enumerate(self.layers):
-            qkv = kernels.fused_linear(x, w.qkv, norm=w.norm1, eps=self.eps, invariant=invariant)
+            qkv = linear(x, w.qkv, norm=w.norm1, eps=self.eps, invariant=invariant)
             seen = kernels.attend(qkv, heads, kv_heads, w.q_norm, w.k_norm, self.eps, plan, k_cache[i], v_cache[i])
-            x = kernels.fused_linear(seen, w.out, residual=x, invariant=invariant, overwrite=True)
+            x = linear(seen, w.out, residual=x, invariant=invariant, overwrite=True)
             if w.router is None:
-                h = kernels.fused_linear(x, w.up, norm=w.norm2, eps=self.eps, silu=True, invariant=invariant)
-                x = kernels.fused_linear(h, w.down, residual=x, invariant=invariant, overwrite=True)
+                h = linear(x, w.up, norm=w.norm2, eps=self.eps, silu=True, invariant=invariant)
+                x = linear(h, w.down, residual=x, invariant=invariant, overwrite=True)
                 continue
             h = kernels.rms_norm(x, w.norm2, self.eps)
             if self.uniform_routing:
                 logits = kernels.uniform_logits(ids, plan.positions, i, config.num_experts)
             else:
-                logits = kernels.fused_linear(h, w.router, invariant=invariant)
+                logits = linear(h, w.router, invariant=invariant)
             scales, chosen = kernels.route(
                 logits, config.num_experts_per_tok, config.norm_topk_prob, counts=plan.experts
             )
             if routes is not None:
                 routes[i] = chosen
-            x = kernels.experts(h, w.up, w.down, scales, chosen, residual=x, invariant=invariant)
+            x = experts(h, w.up, w.down, scales, chosen, residual=x, invariant=invariant)
         return x
 
     def logits(self, hidden: Tensor, *, invariant: bool = False) -> Tensor:

@@ -36,14 +36,14 @@ from qwen3.engine.request import Request
 from qwen3.engine.sampler import TokenLogprob
 from qwen3.errors import Qwen3Error, UsageError
 from qwen3.llm import LLM, Timing
-from qwen3.options import check_options, unsupported
+from qwen3.options import check_options
 from qwen3.serve import wire
 from qwen3.serve.calls import Call, ModelInfo
 
 STATS = ("running", "queued", "used_blocks", "blocks", "steps", "max_batch", "max_len")
 _LONG = 64 << 10  # bytes of a call; longer ones have threads of their own
 _GRACE = 0.02  # seconds; who asks again at once is not made to wait for idle work
-_HEARTBEAT = 0.5
+_STATS_EVERY = 0.05
 _LOWEST = -9999.0  # for a log-probability of minus infinity, which JSON does not have
 
 
@@ -129,7 +129,8 @@ class Worker:
 
     def _guarded(self, work: Callable[..., None], key: int, rest: list[Any]) -> None:
         try:
-            work(key, *rest)
+            if key in self.pending:  # else cancelled meanwhile
+                work(key, *rest)
         except Exception as error:
             self.pending.discard(key)
             self.line.reply(key, error=error)
@@ -148,7 +149,6 @@ class Worker:
         self.inbox.put(lambda: self._add(key, asked, opened))
 
     def _asked(self, call: Call, check: Callable[[Request], None]) -> Asked:
-        unsupported(adapter=call.adapter)
         form = Form.of(call.tools, call.tool_choice, call.parallel_tool_calls, call.schema, call.regex, call.grammar)
         thinking = _made(ThinkingPolicy, call.thinking, "thinking.")
         sampling = _made(SamplingParams, call.sampling, "")
@@ -161,7 +161,7 @@ class Worker:
             )
         for request in asked.requests:
             request.tenant, request.priority = call.tenant, call.priority
-        return asked
+        return asked.using(call.adapter)
 
     def _ask(self, key: int, what: str, given: dict[str, Any]) -> None:
         answer = getattr(self, f"ask_{what}", None)
@@ -301,15 +301,19 @@ class Worker:
                 ended.append(sample)
         for sample in ended:
             self._forget(sample)
-        now, engine = time.monotonic(), self.engine
-        if news or self._replies or now - self._said > _HEARTBEAT:
-            self._said = now
-            running = sum(len(sample.request.output) for sample in self.samples.values())
-            stats = [*(getattr(engine, name) for name in STATS), self._generated + running]
-            replies, self._replies = self._replies, []
-            self.line.send(stats, replies, news)
+        now, replies = time.monotonic(), self._replies
+        fresh = bool(replies or ended) or now - self._said > _STATS_EVERY
+        if fresh or news:
+            self._replies = []
+            self.line.send(self.stats() if fresh else None, replies, news)
+            self._said = now if fresh else self._said
         if any(isinstance(sample.request.error, torch.AcceleratorError) for sample in ended):
             os._exit(1)  # the device's context is lost with all in it; a fresh process gets another
+
+    def stats(self) -> list[int]:
+        """STATS of the engine, and tokens so far."""
+        running = sum(len(sample.request.output) for sample in self.samples.values())
+        return [*(getattr(self.engine, name) for name in STATS), self._generated + running]
 
     def _collect(self, sample: Sample, news: list[Any]) -> None:
         request, key = sample.request, sample.key
@@ -380,7 +384,11 @@ class Worker:
         with contextlib.suppress(Qwen3Error):  # a template of its own may refuse what comes next
             ids = self.asking.next_ids(asked, fold(events).message)
             if ids:
-                self.inbox.put(lambda: self.engine.prefill_ahead(ids, tenant=request.tenant, experts=request.experts))
+                self.inbox.put(
+                    lambda: self.engine.prefill_ahead(
+                        ids, tenant=request.tenant, adapter=request.adapter, experts=request.experts
+                    )
+                )
 
 
 def _made(kind: type, fields: dict[str, Any], prefix: str) -> Any:
@@ -454,7 +462,7 @@ def main(fd: int) -> None:
         return
     workers.append(worker)
     gc.freeze()
-    line.send([*(getattr(worker.engine, name) for name in STATS), 0], [[0, vars(info_of(llm, name, kind)), None]], [])
+    line.send(worker.stats(), [[0, vars(info_of(llm, name, kind)), None]], [])
     worker.run()
 
 
