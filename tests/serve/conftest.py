@@ -203,7 +203,7 @@ def start_server(folder: Path, *flags: str, ready: bool = True, env: dict[str, s
         )  # fmt: skip
     assert process.stdout is not None
     line = process.stdout.readline()
-    if not line:
+    if not line.startswith('{"url"'):
         process.wait(10)
         process.stdout.close()
         raise AssertionError(f"no server, exit code {process.returncode}: {log.read_text()}")

@@ -100,7 +100,7 @@ class _Exchange:
             server.metrics.answered(self.dialect, self.status, seconds)
             event(
                 "request",
-                logging.DEBUG if self.path in ALWAYS and self.status < 400 else logging.INFO,
+                logging.DEBUG if self.path in ALWAYS and self.status in (200, 503) else logging.INFO,
                 id=self.id,
                 method=self.scope["method"][:16],
                 path=self.path[:200],
