@@ -118,9 +118,14 @@ class Experts(nn.Module):
         """What the engine's `experts` takes."""
         return self.gate_up_proj, self.down_proj
 
+    @property
+    def plain(self) -> bool:
+        """Whether there are no adapters beside the weights, and these are tensors, not compressed."""
+        return not self.loras and isinstance(self.gate_up_proj, Tensor)
+
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """x [N, h], weights and chosen [N, k] as `kernels.route` gives them -> [N, h]."""
-        if not self.loras:
+        if self.plain or not (self.loras or torch.is_grad_enabled()):
             return kernels.experts(x, self.gate_up_proj, self.down_proj, weights, chosen)
         return adapted_experts(x, self.gate_up_proj, self.down_proj, weights, chosen, *self.pairs(x.dtype))
 

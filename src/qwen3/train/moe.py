@@ -30,7 +30,10 @@ def sparse_forward(mlp: SparseMLP, x: Tensor, routes: Tensor | None = None) -> t
     flat = x.reshape(-1, x.shape[-1])
     logits = mlp.gate(flat)
     weights, chosen = route(logits, mlp.top_k, mlp.normalise, routes)
-    out = experts(flat, mlp.experts.gate_up_proj, mlp.experts.down_proj, weights, chosen)
+    if mlp.experts.plain:
+        out = experts(flat, mlp.experts.gate_up_proj, mlp.experts.down_proj, weights, chosen)
+    else:
+        out = mlp.experts(flat, weights, chosen)
     return out.view_as(x), logits, chosen
 
 
