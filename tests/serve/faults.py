@@ -173,13 +173,16 @@ async def slow_readers(served: Served, found: Found, readers: int, others: int, 
         took = took or (time.monotonic() - start if normal.done() else 0.0)
         await asyncio.sleep(0.2)
     found.check(all(answer.done for answer in normal.result()), "a stream beside the readers broke")
-    cut = re.search(r'qwen3_cut_calls_total\{why="slow_reader"\} (\S+)', await served.metrics())
+    gone, dropped = time.monotonic() - start, 0.0
+    while dropped < readers and time.monotonic() - start < gone + 2 * WRITE:
+        cut = re.search(r'qwen3_cut_calls_total\{why="slow_reader"\} (\S+)', await served.metrics())
+        dropped = float(cut[1]) if cut else 0.0
+        await asyncio.sleep(0.2)
     found.figures |= {
-        "others_s": took, "readers_gone_s": time.monotonic() - start, "server_grew_bytes": peak - first,
-        "dropped": float(cut[1]) if cut else 0.0,
+        "others_s": took, "readers_gone_s": gone, "server_grew_bytes": peak - first, "dropped": dropped,
     }  # fmt: skip
-    found.check(peak - first < 32e6, f"memory grew by {(peak - first) / 1e6:.0f} MB")
-    found.check(cut and float(cut[1]) >= readers, f"not all of {readers} slow readers were dropped")
+    found.check(peak - first < 16e6 + 5e5 * readers, f"memory grew by {(peak - first) / 1e6:.0f} MB")
+    found.check(dropped >= readers, f"{dropped:.0f} of {readers} slow readers were dropped")
     for crawler in crawlers:
         crawler.cancel()
     await asyncio.gather(*crawlers, return_exceptions=True)
@@ -251,8 +254,8 @@ async def overload(served: Served, found: Found, seconds: float, clients: int, t
 @section({"streams": 32, "plain": 8}, {"streams": 6, "plain": 2}, ends=True)
 async def drain(served: Served, found: Found, streams: int, plain: int) -> None:
     """SIGTERM to the whole process group under load: every answer that has begun ends, nothing new begins, exit 0."""
-    open_ones = [asyncio.create_task(served.ask(CHAT, endless(150, stream=True))) for _ in range(streams)]
-    open_ones += [asyncio.create_task(served.ask(CHAT, endless(100))) for _ in range(plain)]
+    open_ones = [asyncio.create_task(served.ask(CHAT, endless(80, stream=True))) for _ in range(streams)]
+    open_ones += [asyncio.create_task(served.ask(CHAT, endless(60))) for _ in range(plain)]
     await under_way(served, streams + plain)
     os.killpg(served.process.pid, signal.SIGTERM)
     start = time.monotonic()
@@ -326,9 +329,10 @@ async def engine_killed(served: Served, found: Found, rounds: int, streams: int,
         open_ones += [asyncio.create_task(served.ask(CHAT, endless(2000))) for _ in range(plain)]
         await under_way(served, streams + plain)
         served.engine.kill()
-        await asyncio.sleep(0.15)
-        ready = await served.ask("/ready")
-        found.check(ready.status == 503, f"/ready says {ready.status} without an engine")
+        killed, status = time.monotonic(), 200
+        while status == 200 and time.monotonic() - killed < 2:  # until the kernel has taken the process apart
+            status = (await served.ask("/ready")).status
+        found.check(status == 503, f"/ready says {status} without an engine")
         meanwhile = await served.ask(CHAT, chat(max_tokens=4))
         found.check(meanwhile.status in (200, 503), f"a request without an engine got {meanwhile.status}")
         for i, answer in enumerate(await asyncio.gather(*open_ones)):

@@ -263,7 +263,9 @@ class Served:
         return result, json.loads(said)
 
     def said(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")
+        """The log, without who asked whether it is ready."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(line for line in lines if "path=/ready" not in line)
 
     def trouble(self) -> list[str]:
         """Lines of the log that no client should be able to cause; who kills the engine may be told of it."""
