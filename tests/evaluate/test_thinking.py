@@ -85,7 +85,7 @@ def test_budgets_and_suites_by_name() -> None:
         thinking.families_of("chain,chess")
 
 
-@pytest.mark.parametrize("seed", [1, random.randrange(10**6)])
+@pytest.mark.parametrize("seed", [1, 77, 775981])
 def test_problems_are_held_out_in_equal_shares_and_always_the_same(seed: int) -> None:
     problems = thinking.held_out(("chain", "sort", "gcd"), 50, seed)
     assert problems == thinking.held_out(("chain", "sort", "gcd"), 50, seed)
