@@ -159,6 +159,21 @@ def test_list_search_rename_delete_undo(tab: Tab) -> None:
     assert tab.answer == "You said: apples and pears"
 
 
+def test_delete_while_it_answers(tab: Tab, fake: Fake) -> None:
+    tab.ask("chunks 3000 100", wait=False)
+    tab.until("document.querySelector('.prose')?.innerText.includes('word30')")
+    tab.page.hover(".chat-item")
+    tab.page.click("[aria-label='Delete chunks 3000 100']")
+    tab.until("document.querySelector('.empty')")
+    tab.page.wait_for_timeout(300)
+    assert tab.stored() == {"chats": [], "nodes": []}
+    assert fake.gone == 1
+    tab.page.click("text=Undo")
+    tab.page.click(".chat-item a")
+    tab.page.wait_for_selector(".ending")
+    assert "Interrupted" in tab.text(".ending")
+
+
 def test_two_tabs(tab: Tab, new_tab: Callable[..., Tab]) -> None:
     other = new_tab(beside=tab).open()
     tab.ask("from the first")
@@ -170,6 +185,7 @@ def test_two_tabs(tab: Tab, new_tab: Callable[..., Tab]) -> None:
     # Both go on in the same conversation at once: two branches, nothing lost.
     tab.ask("chunks 100 100", wait=False)
     other.ask("and I too")
+    assert tab.page.locator(".bubble").last.inner_text() == "chunks 100 100", "what comes in here stays in view"
     tab.over()
     stored = tab.stored()
     asked = {node["content"] for node in stored["nodes"] if node["role"] == "user"}
@@ -267,6 +283,14 @@ def test_no_storage(new_tab: Callable[..., Tab]) -> None:
     assert tab.answer == "You said: Hello"
     tab.ask("And again")
     assert len(tab.answers()) == 2
+    tab.page.keyboard.press("Control+Shift+O")
+    tab.ask("Elsewhere")
+    tab.page.click(".chat-item >> text=Hello")
+    tab.until("document.querySelectorAll('.bubble').length === 2")
+    with tab.page.expect_download() as download:
+        tab.page.click("text=Export")
+    exported = json.loads(Path(download.value.path()).read_text())["conversations"]
+    assert sorted(len(entry["messages"]) for entry in exported) == [2, 4]
 
 
 def test_storage_full(tab: Tab) -> None:

@@ -109,14 +109,24 @@ export class App {
   }
 
   async loadChats() {
-    const draft = this.chat.draft;
-    this.chats = new Map((await this.store.chats()).map((chat) => [chat.id, chat]));
-    if (!draft && this.chats.has(this.chat.id)) this.chat = this.chats.get(this.chat.id);
+    const stored = new Map((await this.store.chats()).map((chat) => [chat.id, chat]));
+    if (!this.store.sound) for (const [id, chat] of this.chats) stored.has(id) || stored.set(id, chat);
+    this.chats = stored;
+    const here = stored.get(this.chat.id);
+    if (!here || this.chat.draft) return;
+    // An answer that comes in here stays in view, whatever branch another tab has turned to.
+    this.chat = this.running(here.id) ? Object.assign(here, { leaf: this.chat.leaf }) : here;
+  }
+
+  /** The messages of a conversation: the stored ones, and those that could not be. */
+  async nodesOf(id) {
+    const nodes = new Map((await this.store.nodes(id)).map((node) => [node.id, node]));
+    if (!this.store.sound) for (const [nodeId, node] of this.trees.get(id) ?? []) nodes.set(nodeId, node);
+    return [...nodes.values()];
   }
 
   async loadTree(id) {
-    const stored = await this.store.nodes(id);
-    const nodes = new Map(stored.map((node) => [node.id, node]));
+    const nodes = new Map((await this.nodesOf(id)).map((node) => [node.id, node]));
     for (const [nodeId, run] of this.runs) if (run.node.chat === id) nodes.set(nodeId, run.node);
     for (const node of nodes.values()) {
       if (node.state !== "streaming" || this.runs.has(node.id)) continue;
@@ -155,7 +165,9 @@ export class App {
     }
     if (this.chat.id === id && this.trees.has(id)) return;
     const nodes = await this.loadTree(id);
-    for (const other of this.trees.keys()) if (other !== id && !this.running(other)) this.trees.delete(other);
+    for (const other of this.trees.keys()) {
+      if (other !== id && this.store.sound && !this.running(other)) this.trees.delete(other);
+    }
     this.chat = this.chats.get(id);
     this.chat.settings = { ...DEFAULTS, ...this.chat.settings };
     if (!nodes.has(this.chat.leaf)) this.chat.leaf = tree.newest(nodes);
@@ -188,7 +200,7 @@ export class App {
 
   async remove(id) {
     const chat = this.chats.get(id);
-    const messages = await this.store.nodes(id);
+    const messages = await this.nodesOf(id);
     this.running(id)?.stop.abort();
     this.chats.delete(id);
     this.trees.delete(id);
@@ -206,7 +218,7 @@ export class App {
   async exported(ids) {
     const conversations = [];
     for (const id of ids) {
-      const messages = (await this.store.nodes(id)).map(({ tab, beat, ...node }) => node);
+      const messages = (await this.nodesOf(id)).map(({ tab, beat, ...node }) => node);
       const { draft, ...chat } = this.chats.get(id);
       conversations.push({ chat, messages });
     }
@@ -217,7 +229,7 @@ export class App {
   async imported(data) {
     const entries = tree.checkedImport(data);
     const taken = new Set();
-    for (const id of this.chats.keys()) for (const node of await this.store.nodes(id)) taken.add(node.id);
+    for (const id of this.chats.keys()) for (const node of await this.nodesOf(id)) taken.add(node.id);
     for (const entry of entries) {
       entry.chat.settings = plainSettings(entry.chat.settings);
       if (!this.chats.has(entry.chat.id) && !entry.messages.some((node) => taken.has(node.id))) continue;
@@ -324,7 +336,7 @@ export class App {
     if (node.error?.status === 401) {
       this.needKey = true;
       this.changed();
-    }
+    } else if (this.model?.state !== "ready") await this.loadModels();
   }
 
   /** The body of a request. Throws Error where a text of the settings is no JSON. */
@@ -359,9 +371,10 @@ export class App {
     return budget ? { budget: Math.max(1, budget - (continued.stats.thinking ?? 0)) } : null;
   }
 
-  save(node) {
+  async save(node) {
+    if (!this.chats.has(node.chat)) return; // deleted meanwhile
     node.beat = Date.now();
-    return this.store.putNodes(node.chat, [node]);
+    await this.store.putNodes(node.chat, [node]);
   }
 
   phase(run) {

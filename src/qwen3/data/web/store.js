@@ -57,6 +57,11 @@ export class Store {
     return this.db ? done(this.db.transaction("nodes").objectStore("nodes").index("chat").getAll(chat)) : [];
   }
 
+  /** Whether everything that was written is there. */
+  get sound() {
+    return Boolean(this.db) && !this.failed;
+  }
+
   /** Writes, tells the other tabs, and says what went wrong; false if it did. */
   async write(id, work) {
     if (!this.db) return false;
@@ -65,6 +70,7 @@ export class Store {
       work(transaction.objectStore("chats"), transaction.objectStore("nodes"));
       await finished(transaction);
     } catch (error) {
+      this.failed = true;
       const full = error?.name === "QuotaExceededError";
       this.onerror(
         full
