@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -185,7 +185,7 @@ class Backend:
 
     state: "unloaded", "loading", "ready", "restarting" (its process has died) or "failed" (it could not be loaded; the
     next one who asks, after a while, tries again). info: known from the first load on. stats: running, queued,
-    used_blocks, blocks, steps, max_batch, max_len, tokens (generated so far), as of the last step; {} before. used:
+    used_blocks, blocks, steps, max_batch, max_len, tokens (generated so far), 50 ms old at most; {} before. used:
     when somebody last wanted it, on `time.monotonic`.
     """
 
@@ -266,14 +266,9 @@ class Backend:
                 code="queue_full",
                 retry_after=self._wait_for(n),
             )
-        contents = [message.get("content") for message in call.messages or ()]
-        at_least = sum(len(text) for text in (*contents, call.prompt) if isinstance(text, str))
-        self._fits(at_least, call.messages, call.tools, call.prompt)  # before megabytes are packed in vain
-        given = wire.call_to_wire(call)
         self._next += 1
         key, feed = self._next, _Feed(n)
-        frame = self._packed("open", key, given)
-        self._fits(len(frame), call.messages, call.tools, call.prompt)
+        frame = self._packed(["open", key, wire.call_to_wire(call)], call.prompt, call.messages, call.tools)
         self._feeds[key] = feed
         self._count += n
         try:
@@ -293,8 +288,7 @@ class Backend:
         given = {name: wire.call_to_wire(v) if isinstance(v, Call) else v for name, v in given.items()}
         self._next += 1
         key = self._next
-        frame = self._packed("ask", key, what, given)
-        self._fits(len(frame), *given.values(), apart=what in ("embed", "rerank"))
+        frame = self._packed(["ask", key, what, given], *given.values(), apart=what in ("embed", "rerank"))
         try:
             return await self._reply(key, frame)
         except asyncio.CancelledError:
@@ -332,10 +326,27 @@ class Backend:
                 message = f"{self.name} cannot be loaded: {error}"
                 raise ApiError(503, message, "model", "model_not_loaded", _RETRY_LOAD) from None
 
-    @staticmethod
-    def _packed(*message: Any) -> bytes:
+    def _packed(self, message: list[Any], *texts: Any, apart: bool = False) -> bytes:
+        """A frame. Raises ApiError for what cannot be one, and for `texts` that cannot fit into the context, whatever
+        their tokens are. apart: each for itself."""
+        assert self.info is not None
+        room = MAX_TOKEN_BYTES * self.info.context
         try:
-            return wire.pack(message)
+            frame = b""
+            # Megabytes in vain are not even packed; and what is short as a frame needs no closer look.
+            if sum(map(len, _large(texts))) > room or len(frame := wire.pack(message)) > room:
+                sizes = [len(text.encode("utf-8", "surrogatepass")) for text in _texts(texts)]
+                found = max(sizes, default=0) if apart else sum(sizes)
+                if found > room:
+                    raise ApiError(
+                        400,
+                        f"the text has {found:,} bytes, which cannot fit into this model's context of "
+                        f"{self.info.context:,} tokens: shorten it",
+                        code="context_length_exceeded",
+                    )
+            return frame or wire.pack(message)
+        except RecursionError:
+            raise ApiError(400, "the request is nested too deeply") from None
         except Qwen3Error as error:
             raise ApiError.of(error) from None
 
@@ -404,22 +415,6 @@ class Backend:
         if not feed.left:
             del self._feeds[piece[0]]
             feed.wake()
-
-    def _fits(self, size: int, *values: Any, apart: bool = False) -> None:
-        """Raises ApiError for texts that cannot fit into the context, whatever their tokens are. size: of the
-        frame, or less. apart: each text for itself."""
-        assert self.info is not None
-        room = MAX_TOKEN_BYTES * self.info.context
-        if size > room:
-            sizes = [len(text.encode("utf-8", "surrogatepass")) for text in _texts(values)]
-            found = max(sizes, default=0) if apart else sum(sizes)
-            if found > room:
-                raise ApiError(
-                    400,
-                    f"the text has {found:,} bytes, which cannot fit into this model's context of "
-                    f"{self.info.context:,} tokens: shorten it",
-                    code="context_length_exceeded",
-                )
 
     def _wait_for(self, n: int) -> float:
         """Seconds until so many samples have probably ended, 1 to 60."""
@@ -559,6 +554,16 @@ def api_error(error: Exception) -> ApiError:
         elif re.match(r"the prompt has [\d,]+ tokens, but", text):
             found.code = "context_length_exceeded"
     return found
+
+
+def _large(values: Iterable[Any]) -> Iterator[str]:
+    """The texts where most of a request's length is: those given as they are, in lists, and as messages' content."""
+    for value in values:
+        several = isinstance(value, list) and value and not isinstance(value[0], int)
+        for item in value if several else [value]:
+            text = item.get("content") if isinstance(item, dict) else item
+            if isinstance(text, str):
+                yield text
 
 
 def _texts(value: Any) -> Iterator[str]:

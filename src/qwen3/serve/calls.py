@@ -63,8 +63,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Sample:
-    """One whole answer. ids: the tokens, forced and end tokens among them. timing: seconds by the names of
-    `qwen3.llm.Timing`. seed: gives the same tokens again."""
+    """One whole answer. ids: the tokens, forced and end tokens among them. prompt_ids: of a raw prompt, and where
+    prompt_logprobs were asked for. timing: seconds by the names of `qwen3.llm.Timing`. seed: gives the same tokens
+    again."""
 
     index: int
     result: Result

@@ -428,8 +428,15 @@ def info_of(llm: LLM, name: str, kind: str) -> ModelInfo:
         device=str(llm.device),
         source=resolved.repo or resolved.name if resolved else "in memory",
         revision=(resolved.commit or resolved.revision or "") if resolved else "",
+        card=_card(llm),
         sampling={mode: vars(family.SAMPLING[mode]) for mode in sorted(modes)},
     )
+
+
+def _card(llm: LLM) -> str:
+    """The embedded model's; those of others are pages of a hub, markup and all."""
+    path = llm.resolved.path / "README.md" if llm.resolved and llm.resolved.kind == "embedded" else None
+    return path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
 
 
 def main(fd: int) -> None:
