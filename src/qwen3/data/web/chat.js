@@ -60,6 +60,7 @@ function Page({ app }) {
   const search = useRef(null);
   const area = useRef(null);
   const follow = useRef(true);
+  const top = useRef(0);
   useLayoutEffect(() => app.subscribe(() => draw((n) => n + 1)), []);
   const toEnd = () => {
     follow.current = true;
@@ -92,8 +93,12 @@ function Page({ app }) {
   useLayoutEffect(() => {
     if (follow.current) toEnd();
   }, [app.path.length, app.running(app.chat.id)]);
+  // Text that has grown since the last frame also puts the end further away; only who goes up leaves it.
   const scrolled = () => {
-    follow.current = atEnd(scroller.current);
+    const { scrollTop } = scroller.current;
+    if (atEnd(scroller.current)) follow.current = true;
+    else if (scrollTop < top.current) follow.current = false;
+    top.current = scrollTop;
     setAway(!follow.current);
   };
   const path = app.path;
