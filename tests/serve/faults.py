@@ -423,6 +423,55 @@ async def long_prompts(served: Served, found: Found, times: int, limit: float) -
         found.check(quantile(waits, 0.99) < limit, f"{name}: /health p99 {quantile(waits, 0.99):.0f} ms")
 
 
+@section({"times": 10, "gap": 1.0}, {"times": 1, "gap": 5.0})
+async def forms(served: Served, found: Found, times: int, gap: float) -> None:
+    """Forms that are hard to compile, one after the other, beside a stream: it goes on, and so does the server."""
+    wide = {f"field_{i}": {"type": "string", "pattern": f"^[a-z]{{{i % 50},200}}$"} for i in range(400)}
+    deep: dict[str, Any] = {"type": "integer"}
+    for i in range(15):
+        deep = {"anyOf": [{"type": "array", "items": deep}, {"type": "string", "maxLength": i}]}
+    hard: list[dict[str, Any]] = [
+        {"regex": "(a+)+b"},
+        {"regex": "(.{1,1000}){1,1000}x"},
+        {"regex": "(x+x+)+y|" + "|".join(f"[a-z]{{{i},{i + 500}}}" for i in range(200))},
+        {"guided_json": {"enum": [f"value {i}" for i in range(50_000)]}},
+        {"guided_json": {"type": "object", "properties": wide, "required": list(wide)}},
+        {"guided_json": {"$defs": {"x": {"anyOf": [{"$ref": "#/$defs/x"}, {"type": "null"}]}}, "$ref": "#/$defs/x"}},
+        {"guided_json": {"type": "string", "maxLength": 2**31 - 1}},
+        {"guided_json": deep},
+        {"grammar": "start: a\n" + "".join(f'a{i}: "x" a{i + 1} | "y"\n' for i in range(2000)) + 'a2000: "z"\na: a0'},
+        {"grammar": "start: a+\na: " + "(" * 500 + '"x"' + ")" * 500},
+    ]
+
+    async def ask() -> list[tuple[int, float]]:
+        answers = [await served.ask(CHAT, chat(max_tokens=8, **form)) for _ in range(times) for form in hard]
+        return [(answer.status, round(answer.seconds, 2)) for answer in answers]
+
+    gaps = []
+
+    async def watch() -> None:
+        """Notes the seconds between the events of a stream."""
+        async with Connection(served.port) as connection:
+            await connection.send(request(CHAT, endless(3000, stream=True)))
+            last = time.monotonic()
+            async for _ in connection.lines():
+                now = time.monotonic()
+                gaps.append(now - last)
+                last = now
+
+    watcher = asyncio.create_task(watch())
+    seen, waits = await served.health(ask(), 0.01)
+    watcher.cancel()
+    await asyncio.gather(watcher, return_exceptions=True)
+    statuses = [status for status, _ in seen]
+    found.figures |= {
+        "answers": seen, "health_p99_ms": quantile(waits, 0.99),
+        "stream_gap_s": [statistics.median(gaps), quantile(gaps, 0.99), max(gaps)],
+    }  # fmt: skip
+    found.check(max(gaps) < gap, f"the stream beside it stood still for {max(gaps):.1f} s")
+    found.check(set(statuses) <= {200, 400}, f"statuses {set(statuses)}")
+
+
 @section({"times": 30}, {"times": 5})
 async def leaves_in_prefill(served: Served, found: Found, times: int) -> None:
     """A prompt as long as the context, and a client that is gone before its first token."""
