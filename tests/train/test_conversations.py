@@ -13,7 +13,7 @@ from qwen3.chat import TEMPLATES, TokenStream, encode, fold, parse, render
 from qwen3.chat.stream import EARLY_STOP
 from qwen3.errors import UsageError
 from qwen3.tokenizer import Tokenizer
-from qwen3.train.conversations import Renderer, Turn
+from qwen3.train.conversations import Renderer, Turn, weighted
 
 TOK = Tokenizer.from_pretrained().prefix(8192)
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
@@ -174,7 +174,7 @@ def test_ids_that_were_sampled_are_never_encoded_again() -> None:
     answer = {"role": "assistant", "content": "thing", "ids": spelled, "trained": [1, 0, 1], "weight": 0.5}
     turn = Renderer(TOK).turn([{"role": "user", "content": "Hi"}, answer])
     assert turn.completion == spelled
-    sample = turn.sample("here", weighted=True)
+    sample = weighted(turn.sample("here"), turn.weight)
     assert sample.trained[len(turn.prompt) :].tolist() == [True, False, True]
     assert sample.streams["weight"][len(turn.prompt) :].tolist() == [0.5, 0.0, 0.5]
     later = Renderer(TOK).turn([{"role": "user", "content": "Hi"}, answer, *turn_of("Bye")])

@@ -12,7 +12,7 @@ template writes. An empty think block is the prompt's, and never trained.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -52,12 +52,15 @@ class Turn:
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
 
-    def sample(self, source: str = "", *, weighted: bool = False) -> TokenSample:
-        """weighted: with the stream "weight", which all samples of an update must have, or none."""
+    def sample(self, source: str = "") -> TokenSample:
+        """Its weight apart (see `weighted`)."""
         ids = np.array([*self.prompt, *self.completion], dtype=np.int32)
-        trained = np.array([False] * len(self.prompt) + self.trained)
-        streams = {"weight": np.where(trained, np.float32(self.weight), np.float32(0))} if weighted else {}
-        return TokenSample(ids, trained, streams, source=source)
+        return TokenSample(ids, np.array([False] * len(self.prompt) + self.trained), source=source)
+
+
+def weighted(sample: TokenSample, weight: float) -> TokenSample:
+    """The sample with the stream "weight", which all samples of an update must have, or none."""
+    return replace(sample, streams={"weight": np.where(sample.trained, np.float32(weight), np.float32(0))})
 
 
 @dataclass(frozen=True)
