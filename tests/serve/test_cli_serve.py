@@ -18,6 +18,8 @@ import pytest
 
 from qwen3.cli.main import main
 from qwen3.serve.keys import Keys
+from qwen3.serve.run import bind, url_of
+from qwen3.serve.settings import Settings
 from tests.serve.conftest import Running, bearer, start_server
 
 
@@ -209,3 +211,25 @@ def test_keys_of_a_process(server_with_keys: Running, key_file: Path) -> None:
             key_file.write_text(before)
             server_with_keys.process.send_signal(signal.SIGHUP)
     assert "2 keys of" in server_with_keys.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://127.0.0.1:"), ("localhost", "http://localhost:")],
+)
+def test_addresses(host: str, url: str) -> None:
+    """What is printed can be opened on this machine."""
+    with bind(host, 0) as listener:
+        port = listener.getsockname()[1]
+        assert url_of(Settings(host=host, insecure=True), listener) == f"{url}{port}"
+        socket.create_connection((url_of(Settings(host=host, insecure=True), listener)[7:].split(":")[0], port)).close()
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").is_file(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
+def test_addresses_of_ipv6(host: str) -> None:
+    with bind(host, 0) as listener:
+        port = listener.getsockname()[1]
+        socket.create_connection(("::1", port)).close()
+        found = url_of(Settings(host=host, insecure=True), listener)
+        assert found == (f"http://127.0.0.1:{port}" if host == "::" else f"http://[::1]:{port}")

@@ -179,10 +179,11 @@ def test_headers_that_crawl(listen: Callable[..., Listening]) -> None:
         b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"a: b\r\n" * 20_000 + b"\r\n",
         b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 5_000_000,
         b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"GET /?" + b"a" * 70_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
         b"GET /" + b"a" * 5_000_000,
         b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"a" * 3_000_000 + b": b",
     ],
-    ids=["one", "many", "endless", "path", "endless-path", "endless-name"],
+    ids=["one", "many", "endless", "path", "query", "endless-path", "endless-name"],
 )
 def test_giant_headers(listen: Callable[..., Listening], head: bytes) -> None:
     server = listen(Settings(models=(("fake", "fake"),)))

@@ -12,7 +12,7 @@ from qwen3 import __version__
 from qwen3.cli.console import note, out, out_json, warn
 from qwen3.errors import Qwen3Error
 
-NEEDS = ("fastapi", "uvicorn", "httptools", "pydantic", "multipart", "prometheus_client", "cryptography")
+NEEDS = ("fastapi", "uvicorn", "httptools", "pydantic", "python_multipart", "prometheus_client", "cryptography")
 
 
 def make_key(name: str, path: Path | None, as_json: bool) -> int:

@@ -113,7 +113,7 @@ class _Exchange:
 
     async def _pass(self, app: ASGIApp, receive: Receive) -> None:
         server, settings, state = self.server, self.server.settings, self.scope["state"]
-        headers = Headers(self.scope["headers"], settings.max_header)
+        headers = Headers(self.scope["headers"])
         given = headers.get("x-request-id")
         if given is not None and _ID.fullmatch(given):
             state["id"] = self.id = given

@@ -27,7 +27,8 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
     class Protocol(HttpToolsProtocol):
         timer: asyncio.TimerHandle | None = None
         in_head = True
-        overhead = 0  # bytes of this request that are no body
+        overhead = 0  # bytes of this request that are no body, those of the last piece counted whole
+        head = 0  # bytes of its address and headers
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -47,8 +48,9 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
                 self.start_timer()
             self.overhead += len(data)
             super().data_received(data)
-            if self.overhead > settings.max_header:
-                self.refuse(ApiError(431, f"the headers are longer than {settings.max_header:,} bytes"))
+            if self.overhead > settings.max_header or self.head > settings.max_header:
+                text = f"the headers are longer than {settings.max_header:,} bytes"
+                self.refuse(ApiError(431, text, code="headers_too_large"))
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
@@ -58,20 +60,31 @@ def protocol(settings: Settings) -> type[HttpToolsProtocol]:
         def on_headers_complete(self) -> None:
             self.stop_timer()
             self.in_head = False
-            if self.overhead <= settings.max_header + 65_536:  # else data_received refuses
-                super().on_headers_complete()
             self.overhead = 0
+            if self.head <= settings.max_header:  # else data_received refuses it
+                super().on_headers_complete()
+
+        def on_url(self, url: bytes) -> None:
+            self.head += len(url)
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self.head += len(name) + len(value) + 4
+            super().on_header(name, value)
 
         def on_chunk_header(self) -> None:
             self.overhead -= _CHUNK
 
         def on_body(self, body: bytes) -> None:
             self.overhead -= len(body)
-            super().on_body(body)
+            if self.head <= settings.max_header:
+                super().on_body(body)
 
         def on_message_complete(self) -> None:
             self.in_head, self.overhead = True, 0
-            super().on_message_complete()
+            if self.head <= settings.max_header:
+                self.head = 0
+                super().on_message_complete()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()

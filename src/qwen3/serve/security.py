@@ -25,16 +25,12 @@ class Headers:
 
     ONCE = frozenset({b"host", b"authorization", b"x-api-key", b"origin", b"content-length", b"content-type"})
 
-    def __init__(self, raw: Iterable[tuple[bytes, bytes]], limit: int) -> None:
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
         self._values: dict[bytes, bytes] = {}
-        size = 0
         for name, value in raw:
-            size += len(name) + len(value) + 4
             if name in self.ONCE and name in self._values:
                 raise ApiError(400, f"the header {name.decode()} is there twice", code="duplicate_header")
             self._values[name] = value
-        if size > limit:
-            raise ApiError(431, f"the headers are longer than {limit:,} bytes", code="headers_too_large")
 
     def get(self, name: str) -> str | None:
         value = self._values.get(name.encode())
