@@ -104,6 +104,8 @@ class Adapters:
             if shapes.get(module) != found:
                 there = f"{list(shapes[module])} here" if module in shapes else "not here"
                 raise UsageError(f"adapter {name!r} is of another model: {module} is {list(found)} there and {there}")
+            if not all(bool(t.to(model.dtype).isfinite().all()) for t in (part.a, part.b.float() * part.scale)):
+                raise UsageError(f"adapter {name!r}: {module} is not finite in {model.dtype}")
         fast = model.device.type != "cuda" or (
             model.dtype == torch.bfloat16 and torch.cuda.get_device_capability(model.device) >= (9, 0)
         )
