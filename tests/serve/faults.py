@@ -490,6 +490,35 @@ async def leaves_in_prefill(served: Served, found: Found, times: int) -> None:
     found.check(max(w or 99 for w in waits) < 3, f"{max(w or 99 for w in waits):.1f} s until its blocks were free")
 
 
+@section({"requests": 6000}, {"requests": 300})
+async def soak(served: Served, found: Found, requests: int) -> None:
+    """Short requests of all kinds, good and bad, on connections that stay: the memory of both processes stays, too."""
+    kinds = [
+        request(CHAT, chat(max_tokens=1), close=False),
+        request(CHAT, chat(max_tokens=2, stream=True), close=False),
+        request(CHAT, chat(max_tokens=0), close=False),
+        request("/v1/messages", {"model": "embedded", "max_tokens": 1, **chat()}, close=False),
+        request("/tokenize", {"prompt": "seven times six"}, close=False),
+        request("/no/such", close=False),
+    ]
+    samples = []
+
+    async def client(count: int) -> None:
+        async with Connection(served.port) as connection:
+            for i in range(count):
+                await connection.send(kinds[i % len(kinds)])
+                answer = await connection.answer(60)
+                found.check(answer.status in (200, 400, 404), f"{answer.status} {answer.body[:100]!r}")
+
+    for _ in range(6):
+        await asyncio.gather(*(client(requests // 48) for _ in range(8)))
+        samples.append([served.memory(), served.engine.memory_info().rss])
+    found.figures["memory_after_each_sixth"] = samples
+    for name, part in (("server", 0), ("engine", 1)):
+        grown = samples[-1][part] - samples[2][part]
+        found.check(grown < 8e6, f"the {name} grew by {grown / 1e6:.1f} MB in the second half")
+
+
 async def serve(name: str, size: dict[str, Any], room: Path, shared: list[Served]) -> Found:
     """Plays a section: on the server in `shared`, which is started where there is none, or on one of its own."""
     part = SECTIONS[name]

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import resource
-import signal
 import subprocess
 import time
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.serve.faults import FLAGS, Found, section
-from tests.serve.raw import CHAT, Answer, Served, bounce, chat, request
+from tests.serve.raw import CHAT, Answer, Connection, Served, bounce, chat, request
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 
@@ -30,15 +29,19 @@ def lines(count: int, tokens: int) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-async def upload(served: Served, data: bytes) -> Answer:
+def form(data: bytes) -> bytes:
+    """The bytes of an upload of a batch's input."""
     edge = b"edge-of-a-part"
     part = b"--%s\r\ncontent-disposition: form-data; name=%s\r\n\r\n%s\r\n"
     body = part % (edge, b'"purpose"', b"batch")
     body += (
         part % (edge, b'"file"; filename="in.jsonl"\r\ncontent-type: application/jsonl', data) + b"--%s--\r\n" % edge
     )
-    head = request("/v1/files", body).replace(b"application/json", b"multipart/form-data; boundary=" + edge, 1)
-    answer = await bounce(served, head, 60)
+    return request("/v1/files", body).replace(b"application/json", b"multipart/form-data; boundary=" + edge, 1)
+
+
+async def upload(served: Served, data: bytes) -> Answer:
+    answer = await bounce(served, form(data), 60)
     assert answer is not None, "an upload without an answer"
     return answer
 
@@ -125,6 +128,29 @@ async def disk_full(room: Path, found: Found, rows: int, wait: float) -> None:
             found.check(not any("Traceback" in line for line in served.trouble()), "a traceback in the log")
 
 
+@section({"clients": 100}, {"clients": 20}, starts=True)
+async def uploads_cut(room: Path, found: Found, clients: int) -> None:
+    """Clients that leave in the middle of an upload: nothing of it stays."""
+    dice, data = random.Random(7), form(lines(2000, 4))
+    async with Served(room, (*FLAGS, "--files-dir", str(room / "files"))) as served:
+        before = served.process.num_fds()
+
+        async def client() -> None:
+            await asyncio.sleep(dice.uniform(0, 2))
+            async with Connection(served.port, dice.random() < 0.5) as connection:
+                await connection.send(data[: int(dice.uniform(0.05, 0.999) * len(data))])
+                await asyncio.sleep(dice.uniform(0, 0.2))
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+        await asyncio.sleep(1)
+        left = [path.name for path in (room / "files").rglob("*") if path.is_file() and path.name != "lock"]
+        found.figures |= {"left": left, "descriptors": [before, served.process.num_fds()]}
+        found.check(not left, f"{len(left)} files of uploads that were cut")
+        found.check(served.process.num_fds() <= before + 2, "descriptors leak")
+        found.check((await upload(served, lines(1, 1))).status == 200, "a whole upload is not taken afterwards")
+        found.check(not served.trouble(), f"log: {served.trouble()[:2]}")
+
+
 @section({"rows": 1500, "kills": 50}, {"rows": 60, "kills": 2}, starts=True)
 async def batch_killed(room: Path, found: Found, rows: int, kills: int) -> None:
     """The whole server killed at random points of a batch: the output is that of a run nobody disturbed."""
@@ -135,7 +161,7 @@ async def batch_killed(room: Path, found: Found, rows: int, kills: int) -> None:
         state = await finished(served, await start(served, data), 600)
         whole = await output(served, state)
         took = time.monotonic() - begin
-    batch, done = "", []
+    batch, done, ends = "", [], []
     for kill in range(kills):
         served = Served(room, flags)
         async with served:  # its end is a SIGKILL to the group
@@ -144,11 +170,23 @@ async def batch_killed(room: Path, found: Found, rows: int, kills: int) -> None:
             with suppress(Exception):
                 counts = (await served.ask(f"/v1/batches/{batch}")).json["request_counts"]
                 done.append(counts["completed"])
-            if kill % 2:
-                served.engine.send_signal(signal.SIGKILL)
+            if kill % 3 == 1:
+                served.engine.kill()
+            elif kill % 3 == 2:
+                served.process.terminate()
+                took_to_end = time.monotonic()
+                code = await asyncio.to_thread(served.process.wait, 30)
+                ends.append(time.monotonic() - took_to_end)
+                found.check(code == 0, f"exit code {code} after SIGTERM beside a batch")
     async with Served(room, flags) as served:
         last = await finished(served, batch, 600)
         resumed = await output(served, last)
-    found.figures |= {"rows": rows, "kills": kills, "completed_at_kills": done, "counts": last["request_counts"]}
+    found.figures |= {
+        "rows": rows,
+        "kills": kills,
+        "completed_at_kills": done,
+        "sigterm_to_end_s": ends,
+        "counts": last["request_counts"],
+    }
     found.check(len(whole) == rows, f"{len(whole)} of {rows} rows undisturbed")
     found.check(resumed == whole, f"{sum(a != b for a, b in zip(resumed, whole, strict=False))} rows differ")

@@ -101,6 +101,8 @@ def counted(receive: Receive, limit: int, timeout: float) -> Receive:
                 message = await receive()
         except TimeoutError:
             raise late(timeout) from None
+        if message["type"] == "http.disconnect":
+            raise ApiError(499, "the client left while it sent its body", code="client_closed")
         size += len(message.get("body", b""))
         more = message.get("more_body", False)
         if size > limit:
