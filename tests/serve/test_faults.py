@@ -14,7 +14,7 @@ pytest.importorskip("psutil", reason="pip install 'qwen3[test]'")
 from tests.serve import hostile, storage  # noqa: F401 (they add their sections)
 from tests.serve.faults import SECTIONS, Served, serve
 
-SLOW = {"overload", "batch_killed", "disk_full", "uploads_cut"}
+SLOW = {"overload", "batch_killed", "disk_full", "uploads_cut", "second_signal"}
 
 
 @pytest.fixture(scope="module")
