@@ -195,6 +195,7 @@ class LLM:
         config = ModelConfig.from_pretrained(resolved.path)
         context_length(context, config)
         tokenizer, untold = find_tokenizer(resolved, config)
+        read = {name: read_adapter(folder, config) for name, folder in (adapters or {}).items()}
         mode, template, unclear = detect_mode(resolved, config, tokenizer.control.endoftext)
         warnings = [warning for warning in (untold, unclear) if warning]
         with catch_warnings(record=True) as seen:
@@ -203,7 +204,6 @@ class LLM:
             network = load_model(resolved.path, where, number_type, quantization=weights)
             prepare_cpu(network)  # before the engine takes what is left of the memory
         warnings += [str(item.message) for item in seen]
-        read = {name: read_adapter(folder, config) for name, folder in (adapters or {}).items()}
         self._build(
             network, tokenizer, mode, template, context, prefill_ahead,
             max_batch=max_batch, max_queue=max_queue, kv_dtype=kv_dtype, prefix_cache=prefix_cache, invariant=invariant,

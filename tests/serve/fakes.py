@@ -138,6 +138,8 @@ class FakeModels:
     def list(self) -> list[FakeBackend]:
         return self.backends
 
+    named = list
+
     async def start(self) -> None: ...
 
     async def close(self, drain: float = 0.0) -> None:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qwen3.checkpoint.folder import ADAPTER_CONFIG, is_adapter
 from qwen3.checkpoint.header import Header, TensorEntry, read_header, read_json, stamp
 from qwen3.checkpoint.journal import commit, finish_interrupted_save, staging
 from qwen3.checkpoint.safetensors_io import read_chunks
@@ -29,7 +30,7 @@ from qwen3.checkpoint.save import write_shard
 from qwen3.config import ModelConfig
 from qwen3.errors import ConfigError, CorruptFileError, ModelNotFoundError, UnsafeFileError
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER_CONFIG, "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"base_model\.model\.(model\.layers\.\d+\.[\w.]+)\.lora_([AB])\.weight")
 _EXPERTS = re.compile(r"(.+\.mlp\.experts)(\.base_layer)?")  # all of a layer in one tensor
@@ -110,10 +111,6 @@ def module_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 # Reading
-
-
-def is_adapter(folder: str | Path) -> bool:
-    return (Path(folder) / CONFIG).is_file()
 
 
 def adapter_stamp(folder: str | Path) -> tuple[int, ...]:

@@ -10,7 +10,13 @@ from qwen3.errors import ConfigError, CorruptFileError, ModelNotFoundError, Unsa
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MANIFEST = "qwen3.manifest.json"
+ADAPTER_CONFIG = "adapter_config.json"
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether there is a LoRA adapter in it (see `adapter.py`)."""
+    return (Path(folder) / ADAPTER_CONFIG).is_file()
 
 
 def find_weight_files(folder: str | Path) -> list[Path]:

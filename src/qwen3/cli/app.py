@@ -123,6 +123,9 @@ def run(
         Path | None, typer.Option("--grammar", metavar="FILE", help="The answer follows it (Lark or EBNF).")
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is: no chat template.")] = False,
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", metavar="DIR", help="Answer with this LoRA adapter (PEFT's format).")
+    ] = None,
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 …; none: the best there is.")
     ] = None,
@@ -167,6 +170,7 @@ def run(
         regex=regex,
         grammar=grammar,
         raw=raw,
+        adapter=adapter,
         device=device,
         dtype=dtype,
         speculation=speculation,
@@ -387,6 +391,10 @@ def serve(
     speculation: Annotated[
         str | None, typer.Option("--speculation", metavar="NAME", help="Guess tokens ahead: ngram, or a small model.")
     ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="NAME=DIR", help="A LoRA adapter of the first model; may be repeated."),
+    ] = None,
     drain: Annotated[
         float | None, typer.Option("--drain", metavar="S", help="Seconds that running answers get at the end (30).")
     ] = None,
@@ -441,7 +449,7 @@ def serve(
 
     if make_key is not None:
         return verb.make_key(make_key, api_key_file, as_json)
-    for name in ("allowed_hosts", "allowed_origins"):
+    for name in ("allowed_hosts", "allowed_origins", "adapters"):
         given[name] = tuple(given[name] or ())
     return verb.serve(models or [], as_json, given)
 

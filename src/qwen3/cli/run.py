@@ -47,6 +47,7 @@ class Options:
     regex: str | None = None
     grammar: Path | None = None
     raw: bool = False
+    adapter: Path | None = None
     device: str | None = None
     dtype: str | None = None
     speculation: str | None = None
@@ -143,6 +144,7 @@ def _run(words: list[str], model: str | None, prompt: str | None, options: Optio
         quiet=options.as_json,
         prefill_ahead=talk,
         speculation=options.speculation,
+        adapter=options.adapter,
     )
     if talk:
         from qwen3.cli.repl import Repl

@@ -41,9 +41,10 @@ def serve(models: list[str], as_json: bool, given: dict[str, Any]) -> int:
         raise Qwen3Error(
             f"the server needs packages that are not here ({', '.join(missing)}): pip install 'qwen3[serve]'"
         )
-    from qwen3.serve.settings import Settings, named
+    from qwen3.serve.settings import Settings, adapted, named
 
     fields = {name: value for name, value in given.items() if value is not None}
+    fields["adapters"] = adapted(given["adapters"])
     if models:
         fields["models"] = named(models)
     settings = Settings(**fields)
@@ -88,6 +89,8 @@ def _say(settings: Any, url: str, keys: int | None) -> None:
     else:
         access = "no keys: everybody on this machine may use it"
     note(f"model   {models}")
+    for name, folder in settings.adapters:
+        note(f"adapter {name} ({folder})")
     if settings.page:
         note(f"chat    {url}")
     note(f"API     {url}/v1 (OpenAI), {url} (Anthropic, Ollama)")

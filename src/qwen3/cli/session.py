@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -90,10 +91,13 @@ class Keyboard:
 
 class Session:
     """A model and how its answers are shown. `quiet`: not at all (`--json`). `keyboard`: where Enter says that thinking
-    has gone on long enough."""
+    has gone on long enough. `adapter`: the name of the one that all answers are made with."""
 
-    def __init__(self, llm: LLM, *, hide_thinking: bool = False, quiet: bool = False) -> None:
+    def __init__(
+        self, llm: LLM, *, hide_thinking: bool = False, quiet: bool = False, adapter: str | None = None
+    ) -> None:
         self.llm = llm
+        self.adapter = adapter
         self._warned: set[str] = set()
         self.hide_thinking = hide_thinking
         self.quiet = quiet
@@ -108,10 +112,15 @@ class Session:
         *,
         hide_thinking: bool = False,
         quiet: bool = False,
+        adapter: Path | None = None,
         **options: Any,
     ) -> Session:
-        """Finds (or downloads) and loads `model`, with more options of `LLM`; one line on stderr says what it is."""
+        """Finds (or downloads) and loads `model`, with more options of `LLM`; one line on stderr says what it is.
+        adapter: a folder."""
         check_options(model, device, dtype)
+        name = None if adapter is None else adapter.expanduser().resolve().name
+        if name is not None:
+            options["adapters"] = {name: adapter}
         found = resolve(model)
         print(dim(f"model: {found.describe()}", sys.stderr), end="", file=sys.stderr, flush=True)
         try:
@@ -121,20 +130,24 @@ class Session:
             raise
         demonstration = f": {DEMONSTRATION}" if found.kind == "embedded" else ""
         note(f" ({running(llm)}){demonstration}")
+        for used in llm.adapters.values():
+            base = f", made for {used.base}" if used.base else ""
+            note(f"adapter: {shown(used.source, sys.stderr)} (rank {used.rank}, {used.modules} matrices{base})")
         for warning in llm.warnings:
             warn(warning)
-        return cls(llm, hide_thinking=hide_thinking, quiet=quiet)
+        return cls(llm, hide_thinking=hide_thinking, quiet=quiet, adapter=name)
 
     def chat(
         self, messages: list[dict[str, Any]], thinking: ThinkingPolicy, sampling: SamplingParams, **form: Any
     ) -> Answer:
         """One answer, shown as it comes. The first Ctrl-C ends it, the second raises KeyboardInterrupt. form: more
         arguments of `LLM.chat`."""
-        return self._follow(lambda: self.llm.chat(messages, thinking=thinking, sampling=sampling, stream=True, **form))
+        form |= {"thinking": thinking, "sampling": sampling, "adapter": self.adapter}
+        return self._follow(lambda: self.llm.chat(messages, stream=True, **form))
 
     def complete(self, prompt: str, sampling: SamplingParams, **form: Any) -> Answer:
         """Continues `prompt` as it is, without a chat template; else as `chat`."""
-        return self._follow(lambda: self.llm.generate(prompt, sampling, stream=True, **form))
+        return self._follow(lambda: self.llm.generate(prompt, sampling, stream=True, adapter=self.adapter, **form))
 
     def _follow(self, start: Callable[[], ChatStream]) -> Answer:
         interrupted = False
@@ -271,6 +284,7 @@ def to_json(session: Session, answer: Answer) -> dict[str, Any]:
             "dtype": str(llm.dtype).removeprefix("torch."),
             "device": str(llm.device),
         },
+        "adapter": session.adapter and llm.adapters[session.adapter].source,
         "content": generation.content,
         "reasoning_content": generation.reasoning_content,
         "tool_calls": [call.to_dict() for call in generation.tool_calls],

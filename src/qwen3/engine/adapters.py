@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +33,13 @@ Operations = tuple[Callable[..., Tensor], Callable[..., Tensor]]
 
 @dataclass(frozen=True)
 class Loaded:
-    """An adapter as it is used. number: never that of another; columns: where it is."""
+    """An adapter as it is used. number: never that of another; columns: where it is; modules: how many matrices it
+    adapts; base, source, stamp: as of the `Adapter`."""
 
     number: int
     columns: tuple[int, ...]
     modules: int
+    base: str
     source: str
     stamp: tuple[int, ...]
 
@@ -86,7 +88,8 @@ class Adapters:
             for i in columns:
                 self._owners[i] = number
             self._owner.copy_(torch.tensor(self._owners, dtype=torch.int32))
-        self.loaded[name] = Loaded(number, tuple(columns), len(adapter.parts), adapter.source, adapter.stamp)
+        told = adapter.base, adapter.source, adapter.stamp
+        self.loaded[name] = Loaded(number, tuple(columns), len(adapter.parts), *told)
 
     def unload(self, name: str) -> None:
         """Its columns are free for others; with the last one all memory is."""
@@ -226,6 +229,14 @@ class Adapting(Steering):
         """What keys and values depend on has changed: those of requests that run are computed again."""
         requests = {item.row: item.request for item in self._live.values()}
         self.scheduler.renew(lambda row: self._identity(requests[row]))
+
+    def _variants(self) -> Iterator[None]:
+        """Steps that run meanwhile are those without adapters, then, where there are any, those with."""
+        yield
+        if self._adapters.loaded:
+            self.runner.custom[0] = 0, 1
+            yield
+            del self.runner.custom[0]
 
     @abstractmethod
     def _identity(self, request: Request) -> tuple[object, ...]:

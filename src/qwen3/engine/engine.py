@@ -390,7 +390,8 @@ class Engine(Adapting):
         gc.freeze()
         if isinstance(self.picker, DevicePicker):
             with torch.inference_mode():
-                self.graphs.capture(min(rows or self.max_batch, self.max_batch))
+                for _ in self._variants():
+                    self.graphs.capture(min(rows or self.max_batch, self.max_batch))
 
     def close(self) -> None:
         """Cancel what runs and give the memory back. The engine cannot be used afterwards."""

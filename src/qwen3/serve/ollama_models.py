@@ -152,7 +152,7 @@ def add_models(routes: APIRouter, server: Server) -> None:
 
     @routes.get("/tags")
     async def tags() -> Response:
-        return plain_response({"models": [entry(backend, since) for backend in server.models.list()]})
+        return plain_response({"models": [entry(backend, since) for backend in server.models.named()]})
 
     @routes.get("/ps")
     async def ps() -> Response:

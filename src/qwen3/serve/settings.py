@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from qwen3.checkpoint.folder import is_adapter
 from qwen3.errors import UsageError
 
 REASONING_FIELDS = ("both", "content", "reasoning", "none")
@@ -25,7 +26,8 @@ _ORIGIN = re.compile(r"https?://[^\s/?#@\\]+|null")
 class Settings:
     """All flags of `qwen3 serve`. Times are in seconds, sizes in bytes; None: the default of what it goes to.
 
-    models: (public name, what `LLM` is given) of each; the first is the default one. max_queue: requests of all keys
+    models: (public name, what `LLM` is given) of each; the first is the default one. adapters: (public name, folder)
+    of LoRA adapters of the first; each is a model to clients. max_queue: requests of all keys
     that may be under way; the next one is refused with 503. max_per_key: of one key (429). drain: how long running
     answers may take after SIGTERM. idle_unload: a model nobody asked for that long gives its memory back.
     max_loaded: models in memory at once (None: all). shared_prefix: one prefix cache for all keys, which lets a key
@@ -34,6 +36,7 @@ class Settings:
     """
 
     models: tuple[tuple[str, str], ...] = (("embedded", "embedded"),)
+    adapters: tuple[tuple[str, str], ...] = ()
     host: str = "127.0.0.1"
     port: int = 8000
     api_key_file: Path | None = None
@@ -73,12 +76,16 @@ class Settings:
         """Raises UsageError for the first field that is wrong."""
         if not self.models:
             raise UsageError("models is empty: name at least one model to serve")
-        names = [name for name, _ in self.models]
-        for name in names:
+        names = [name for name, _ in (*self.models, *self.adapters)]
+        for place, name in enumerate(names):
+            what, how = ("models", "NAME=MODEL") if place < len(self.models) else ("--adapter", "NAME=DIR")
             if not _NAME.fullmatch(name):
-                raise UsageError(f"models: {name!r} is no name to serve a model under; use NAME=MODEL")
-            if names.count(name) > 1:
-                raise UsageError(f"models: two are called {name!r}; give one another name with NAME=MODEL")
+                raise UsageError(f"{what}: {name!r} is no name to serve a model under; use {how}")
+            if name.casefold() in map(str.casefold, names[:place]):
+                raise UsageError(f"{what}: two are called {name!r}; give one another name with {how}")
+        for name, folder in self.adapters:
+            if not is_adapter(folder):
+                raise UsageError(f"--adapter {name}={folder}: there is no adapter in this folder")
         self._numbers()
         for field, allowed in (
             ("reasoning_field", REASONING_FIELDS), ("log_format", LOG_FORMATS), ("log_level", LOG_LEVELS),
@@ -151,6 +158,16 @@ def named(models: list[str] | tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         if not spec or not name:
             raise UsageError(f"models: {text!r} is neither MODEL nor NAME=MODEL")
         found.append((name, spec))
+    return tuple(found)
+
+
+def adapted(given: list[str] | tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """(public name, folder) of `NAME=DIR` or DIR, which goes by its own name."""
+    found = []
+    for text in given:
+        name, equals, folder = text.partition("=")
+        path = Path(folder if equals else text).expanduser().resolve()
+        found.append((name if equals else path.name, str(path)))
     return tuple(found)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 
+from qwen3.serve.models import Adapted
+
 if TYPE_CHECKING:
     from qwen3.serve.app import Server
     from qwen3.serve.backend import Backend
@@ -19,7 +21,7 @@ CAPABILITIES = {
 }
 
 
-def described(backend: Backend, created: int) -> dict[str, Any]:
+def described(backend: Backend | Adapted, created: int) -> dict[str, Any]:
     """OpenAI's object with more in it. What only a loaded model tells is left out of one that was never loaded."""
     found: dict[str, Any] = {
         "id": backend.name,
@@ -28,6 +30,8 @@ def described(backend: Backend, created: int) -> dict[str, Any]:
         "owned_by": "qwen3",
         "state": backend.state,
     }
+    if isinstance(backend, Adapted):
+        found["parent"] = backend.base.name
     if (info := backend.info) is None:
         return found
     chats = info.kind == "chat"
@@ -54,7 +58,7 @@ def router(server: Server) -> APIRouter:
 
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [described(backend, created) for backend in server.models.list()]}
+        return {"object": "list", "data": [described(backend, created) for backend in server.models.named()]}
 
     @routes.get("/v1/models/{id:path}")
     async def model(id: str, request: Request) -> dict[str, Any]:
