@@ -69,6 +69,7 @@ def test_limits_are_the_defaults() -> None:
     table = PAGE.partition("## Limits and errors")[2]
     for name, shown in (
         ("max_queue", "256"), ("max_per_key", "64"), ("max_body", "32 MiB"), ("max_header", "64 KiB"),
+        ("max_file", "256 MiB"), ("max_connections", "1024"),
         ("body_timeout", "60 s"), ("write_timeout", "60 s"), ("header_timeout", "10 s"),
     ):  # fmt: skip
         number, _, unit = shown.partition(" ")
