@@ -1,0 +1,263 @@
+"""Supervised fine-tuning of a tiny model: what it learns, what it tells, and that a killed run ends as a whole one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qwen3 import LLM, SamplingParams, ThinkingPolicy
+from qwen3.chat import encode
+from qwen3.checkpoint.adapter import read_adapter
+from qwen3.errors import UsageError
+from qwen3.model import Qwen3
+from qwen3.tokenizer import Tokenizer
+from qwen3.train.adapters import LoraConfig
+from qwen3.train.chats import BadRowsError
+from qwen3.train.packing import IGNORED
+from qwen3.train.samples import TokenSample, completion_sample
+from qwen3.train.sft import SFT, derive_optim, derive_tokens, micro_batches, rows_feed, run_sft
+from tests.fixtures import random_model, tiny_config
+
+TOK = Tokenizer.from_pretrained().prefix(608)
+
+
+@dataclass
+class Recorder:
+    """A run that keeps what it is told, and stops after so many updates."""
+
+    folder: Path
+    seed: int = 1
+    base: str = "tiny"
+    base_folder: Path | None = None
+    evaluate: Callable[[int], Mapping[str, float]] | None = None
+    stop_after: int = 10**9
+    said: list[str] = field(default_factory=list)
+    logged: list[dict[str, Any]] = field(default_factory=list)
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    def log(self, **fields: Any) -> None:
+        self.logged.append(fields)
+
+    def out_of_time(self) -> bool:
+        return sum("loss" in fields for fields in self.logged) >= self.stop_after
+
+
+def tiny() -> Qwen3:
+    return random_model(tiny_config())
+
+
+def chats(folder: Path, rows: int = 12, name: str = "chats.jsonl") -> str:
+    path = folder / name
+    lines = []
+    for i in range(rows):
+        answer: dict[str, Any] = {"role": "assistant", "content": f"b{i % 3}"}
+        if i % 2:
+            answer["reasoning_content"] = f"c{i % 3}"
+        lines.append(json.dumps({"messages": [{"role": "user", "content": f"a{i % 3}"}, answer]}))
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def parameters(model: Qwen3) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
+def test_a_tiny_model_learns_its_chats_in_both_modes(tmp_path: Path, lora: LoraConfig | None) -> None:
+    stage = SFT(data=(chats(tmp_path),), lora=lora, lr=0.01, updates=40, prompts_per_update=6)
+    run, model = Recorder(tmp_path / "out"), tiny()
+    before = parameters(model)
+    summary = run_sft(stage, model, TOK, run)
+    assert summary.finished
+    assert summary.loss < 0.1 < 3 < run.logged[0]["loss"]
+    frozen = [name for name, value in parameters(model).items() if name in before and value.equal(before[name])]
+    assert len(frozen) == (len(before) if lora else 0)
+    if lora:
+        adapter = read_adapter(tmp_path / "out", model.config)
+        assert (adapter.rank, adapter.base) == (4, "tiny")
+        llm = LLM.of(tiny(), TOK, adapters={"mine": adapter})
+    else:
+        llm = LLM(str(tmp_path / "out"), "cpu")
+    with llm:
+        for i in range(3):
+            for mode in ("on", "off"):
+                found = llm.chat(
+                    f"a{i}", ThinkingPolicy(mode=mode), SamplingParams(temperature=0, max_tokens=20),
+                    adapter="mine" if lora else None,
+                )  # fmt: skip
+                assert found.content == f"b{i}"
+                assert found.reasoning_content == (f"c{i}" if mode == "on" else "")
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    stage = SFT(data=(chats(tmp_path),), updates=7, prompts_per_update=5, save_every=2, lora=LoraConfig(rank=2))
+    whole, model = Recorder(tmp_path / "whole"), tiny()
+    run_sft(stage, model, TOK, whole)
+    for stop_after in (3, 1, 99):
+        again, resumed = Recorder(tmp_path / "parts", stop_after=stop_after), tiny()
+        summary = run_sft(stage, resumed, TOK, again)
+    assert "going on after update 4" in again.said
+    assert (summary.updates, summary.finished) == (7, True)
+    assert all(value.equal(parameters(resumed)[name]) for name, value in parameters(model).items())
+    assert [fields["loss"] for fields in again.logged] == [fields["loss"] for fields in whole.logged[4:]]
+    # once more: nothing is left to do, and the result stays
+    done = run_sft(stage, tiny(), TOK, Recorder(tmp_path / "parts"))
+    assert done.finished
+    assert math.isnan(done.loss)
+    with pytest.raises(UsageError, match=r"begun with updates=7, not 8: give another folder"):
+        run_sft(SFT(**{**vars(stage), "updates": 8}), tiny(), TOK, Recorder(tmp_path / "parts"))
+    chats(tmp_path, rows=13)
+    with pytest.raises(UsageError, match="begun with data="):
+        run_sft(stage, tiny(), TOK, Recorder(tmp_path / "parts"))
+
+
+def test_the_loss_is_a_mean_over_the_updates_tokens_however_they_are_packed(tmp_path: Path) -> None:
+    losses = []
+    for tokens in (64, 1024):
+        run = Recorder(tmp_path / str(tokens), stop_after=1)
+        stage = SFT(data=(chats(tmp_path),), prompts_per_update=12, tokens_per_micro_batch=tokens)
+        run_sft(stage, tiny(), TOK, run)
+        losses.append(run.logged[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    # against a plain loop: every sample by itself
+    model, total, count = tiny(), 0.0, 0
+    for i in range(12):
+        thinks = bool(i % 2)
+        prompt = encode([{"role": "user", "content": f"a{i % 3}"}], tokenizer=TOK, enable_thinking=thinks).ids
+        text = f"<think>\nc{i % 3}\n</think>\n\n" if thinks else ""
+        answer = TOK.encode(f"{text}b{i % 3}<|im_end|>")
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + answer]))[0, len(prompt) - 1 : -1]
+        total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum"))
+        count += len(answer)
+    assert losses[0] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_weights_scale_what_a_row_adds(tmp_path: Path) -> None:
+    def loss(*weights: float) -> float:
+        rows = [
+            {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a, "weight": w}]}
+            for (q, a), w in zip((("a", "b"), ("c", "d e f")), weights, strict=True)
+            if w
+        ]
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        run = Recorder(tmp_path / f"out{weights}", stop_after=1)
+        run_sft(SFT(data=(str(path),), prompts_per_update=len(rows)), tiny(), TOK, run)
+        return run.logged[0]["loss"]
+
+    first, second = loss(1, 0), loss(0, 1)
+    sizes = [len(TOK.encode(text)) + 1 for text in ("b", "d e f")]
+    expected = (3 * first * sizes[0] + second * sizes[1]) / (3 * sizes[0] + sizes[1])
+    assert loss(3, 1) == pytest.approx(expected, rel=1e-5)
+
+
+def test_nothing_is_trained_on_bad_rows_and_one_mode_alone_is_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    good = {"prompt": "a", "completion": "b"}
+    path.write_text(json.dumps(good) + "\n" + json.dumps({"prompt": "a"}) + "\n")
+    run, model = Recorder(tmp_path / "out"), tiny()
+    before = parameters(model)
+    with pytest.raises(BadRowsError, match="line 2"):
+        run_sft(SFT(data=(str(path),)), model, TOK, run)
+    assert not (tmp_path / "out").exists()
+    assert all(value.equal(before[name]) for name, value in parameters(model).items())
+    run_sft(SFT(data=(str(path),), bad_rows="skip", updates=1), model, TOK, run)
+    told = "\n".join(run.said)
+    assert "skipped 1 bad row" in told
+    assert "⟦b<|im_end|>⟧" in told
+    assert "warning: every trained turn does not think" in told
+
+
+def test_evaluation_follows_every_checkpoint(tmp_path: Path) -> None:
+    seen = []
+
+    def evaluate(update: int) -> dict[str, float]:
+        seen.append(update)
+        return {"obeyed": 0.5}
+
+    run = Recorder(tmp_path / "out", evaluate=evaluate)
+    run_sft(SFT(data=(chats(tmp_path),), updates=5, save_every=2), tiny(), TOK, run)
+    assert seen == [2, 4, 5]
+    assert {"update": 4, "obeyed": 0.5} in run.logged
+
+
+def samples(count: int, source: str = "all") -> list[TokenSample]:
+    return [completion_sample([1, 2], [10 + i] * (3 + i % 5), source=source) for i in range(count)]
+
+
+def test_feeds_are_functions_of_the_seed_and_the_place() -> None:
+    group = samples(10)
+    feed = rows_feed(group, ("all",), (), seed=3)
+    run = list(islice(feed(0, 100), 30))
+    assert [s.ids.tolist() for s in islice(feed(13, 100), 17)] == [s.ids.tolist() for s in run[13:]]
+    epochs = [[int(s.ids[2]) for s in run[i : i + 10]] for i in (0, 10, 20)]
+    assert all(sorted(epoch) == list(range(10, 20)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert len(list(feed(98, 100))) == 2
+    both = rows_feed(samples(10, "a") + samples(40, "b"), ("a", "b"), (3, 1), seed=3)
+    counts = Counter(s.source for s in both(0, 1000))
+    assert counts["a"] == pytest.approx(750, abs=50)
+    with pytest.raises(UsageError, match="b has a share of 1, but no sample"):
+        next(rows_feed(samples(2, "a"), ("a", "b"), (1, 1), 0)(0, 9))
+
+
+def test_every_sample_is_in_one_row_of_an_update() -> None:
+    group = samples(23)
+    for fixed in (True, False):
+        batches = micro_batches(iter(group), 32, 0, fixed)
+        assert sum(int(b.documents[b.documents > 0].size) for b in batches) == sum(map(len, group))
+        assert sum(b.trained_tokens for b in batches) == sum(int(s.trained.sum()) for s in group)
+        assert all(b.ids.shape[1] == 32 or (b is batches[-1] and not fixed) for b in batches)
+        assert {int(x) for b in batches for x in np.unique(b.labels) if x != IGNORED} == set(range(10, 33))
+
+
+def test_numbers_that_follow_from_others() -> None:
+    stage = SFT(data=("a",))
+    assert derive_tokens(stage, 70, "cpu") == 1024
+    assert derive_tokens(stage, 3000, "cpu") == 3072
+    assert derive_tokens(stage, 70, "cuda") == 16_384
+    with pytest.raises(UsageError, match="the longest sample has 70"):
+        derive_tokens(SFT(data=("a",), tokens_per_micro_batch=64), 70, "cpu")
+    full, why = derive_optim(stage, 4096)
+    adapter, _ = derive_optim(SFT(data=("a",), lora=LoraConfig()), 4096)
+    assert adapter.vector_lr == pytest.approx(10 * full.vector_lr)
+    assert "for all weights at width 4,096" in why
+    assert derive_optim(SFT(data=("a",), lr=3e-4), 64)[0].matrix_lr == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({}, "either data"),
+        ({"data": ("a",), "source": print}, "either data"),
+        ({"source": print}, "updates must be given"),
+        ({"data": ("a",), "shares": (1, 2)}, "shares must be one number"),
+        ({"data": ("a",), "shares": (0,)}, "shares must be one number"),
+        ({"data": ("a",), "epochs": 0}, "epochs must be a number above 0"),
+        ({"data": ("a",), "lr": math.nan}, "lr must be a number above 0"),
+        ({"data": ("a",), "prompts_per_update": 0}, "prompts_per_update must be a whole number from 1"),
+        ({"data": ("a",), "save_every": 2.5}, "save_every must be a whole number from 1"),
+        ({"data": ("a",), "warmup": 1}, "warmup is a share"),
+    ],
+)
+def test_keys_that_are_wrong(keys: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        SFT(**keys)
+
+
+def test_a_template_that_is_not_qwens_is_refused_before_anything(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="one of Qwen's chat templates"):
+        run_sft(SFT(data=("a",), template="llama"), tiny(), TOK, Recorder(tmp_path))
