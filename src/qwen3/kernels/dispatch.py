@@ -42,9 +42,9 @@ def available() -> dict[str, list[str]]:
     return {name: list(backends) for name, backends in _table.items()}
 
 
-def chosen(device: str = "cpu") -> dict[str, str]:
-    """Operation -> the backend that runs its inference on this kind of device (for `qwen3 doctor` and reports)."""
-    with torch.no_grad():
+def chosen(device: str = "cpu", training: bool = False) -> dict[str, str]:
+    """Operation -> the backend that runs it on this kind of device (for `qwen3 doctor` and reports)."""
+    with torch.set_grad_enabled(training):
         return {name: _pick(name, device)[0] for name in _table}
 
 

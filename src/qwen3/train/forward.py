@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from qwen3 import kernels
@@ -79,10 +80,10 @@ def to_tensors(batch: PackedBatch, device: torch.device) -> BatchTensors:
 
 
 class AttentionPlan(NamedTuple):
-    """How one batch attends, made once for all layers. mask: a BlockMask (flex) or what is added to the scores
-    (dense). bounds, longest: varlen."""
+    """How one batch attends, made once for all layers. kind: an AttentionKind, or "cudnn" for "equal" where that runs.
+    mask: a BlockMask (flex) or what is added to the scores (dense). bounds, longest: varlen."""
 
-    kind: AttentionKind
+    kind: str
     mask: Any = None
     bounds: Tensor | None = None
     longest: int = 0
@@ -109,7 +110,7 @@ def plan_attention(tensors: BatchTensors, dtype: torch.dtype, asked: AttentionKi
         return AttentionPlan(kind, None, *_rounded(tensors))
     if kind == "dense":
         return AttentionPlan(kind, _dense_mask(tensors.documents, dtype))
-    return AttentionPlan(kind)
+    return AttentionPlan("cudnn" if _cudnn_runs(tensors.ids.device, dtype) else kind)
 
 
 def attend(plan: AttentionPlan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ def attend(plan: AttentionPlan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return kernels.attention(q, k, v, plan.mask)
     if plan.kind == "varlen":
         return _varlen(plan, q, k, v)
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and _cudnn_runs(q.device, q.shape[-1]):
+    if plan.kind == "cudnn":
         return _cudnn(q, k, v)
     return kernels.attention(q, k, v, None, True)
 
@@ -134,10 +135,12 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @lru_cache
-def _cudnn_runs(device: torch.device, head_dim: int) -> bool:
-    """Whether this GPU's cuDNN has attention for such heads, both ways, with fewer heads of keys."""
-    q = torch.zeros(1, 2, 64, head_dim, dtype=torch.bfloat16, device=device, requires_grad=True)
-    k = torch.zeros(1, 1, 64, head_dim, dtype=torch.bfloat16, device=device, requires_grad=True)
+def _cudnn_runs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this device's cuDNN has attention for heads of 128, both ways, with fewer heads of keys."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    q = torch.zeros(1, 2, 64, 128, dtype=dtype, device=device, requires_grad=True)
+    k = torch.zeros(1, 1, 64, 128, dtype=dtype, device=device, requires_grad=True)
     try:
         with torch.enable_grad():
             _cudnn(q, k, k).sum().backward()
@@ -194,19 +197,17 @@ def _one_by_one(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
 
 
 def _flash_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = inspect.signature(varlen_attn).parameters  # 2.10 and 2.11 say is_causal, later ones window_size
-    how: dict[str, Any] = {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
-    if q.shape[1] != k.shape[1]:
-        if "enable_gqa" in known:
-            how["enable_gqa"] = True
-        else:
-            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, **how)
+    if "enable_gqa" not in _CAUSAL and q.shape[1] != k.shape[1]:
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, **_CAUSAL)
     assert isinstance(out, Tensor)
     return out
 
+
+_KNOWN = inspect.signature(varlen_attn).parameters  # torch 2.10 says is_causal, later ones window_size
+_CAUSAL: dict[str, Any] = {"is_causal": True} if "is_causal" in _KNOWN else {"window_size": (-1, 0)}
+if "enable_gqa" in _KNOWN:
+    _CAUSAL["enable_gqa"] = True
 
 if torch.cuda.is_available():  # uncompiled, FlexAttention would write out every score
     _flex: Callable[..., Any] = torch.compile(flex_attention)
@@ -284,6 +285,7 @@ class Forward:
                 raise UsageError(f"{name}={value!r} must be one of {', '.join(allowed)}")
         self.model = model
         self.attention = attention
+        kernels.chosen(model.device.type, training=True)  # now: compiled code may not meet a table that changes
         run: Callable[..., Any] = torch.compile(run_layer) if compiling == "layers" else run_layer
         if checkpointing != "none":
             run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)  # there is nothing random

@@ -21,6 +21,9 @@ from torch.autograd.function import once_differentiable
 from qwen3 import kernels
 from qwen3.model.network import RouterOutput, SparseMLP
 
+# torch's grouped product is one kernel from there on
+_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+
 
 def sparse_forward(mlp: SparseMLP, x: Tensor, routes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """As `SparseMLP.forward`, for training. x [B, T, h] -> (out [B, T, h], logits [B·T, E], chosen [B·T, k] int64).
@@ -77,11 +80,6 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     return out
 
 
-def _fast(x: Tensor) -> bool:
-    """Whether torch's grouped product takes it: bf16 on a Hopper or later; older ones would run it group by group."""
-    return x.is_cuda and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (9, 0)
-
-
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -101,7 +99,7 @@ class _GroupedLinear(torch.autograd.Function):
 def grouped_product(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     """a [N, i] by groups of rows with b [E, i, o] -> [N, o]; or a [i, N] by groups of columns with b [N, o] by groups
     of rows -> [E, i, o]."""
-    if _fast(a):
+    if a.is_cuda and a.dtype == torch.bfloat16 and _HOPPER:
         out: Tensor = torch._grouped_mm(a, b, offs=ends)
         return out
     return grouped_product_reference(a, b, ends)

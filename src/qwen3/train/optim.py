@@ -275,5 +275,5 @@ def _adam(
 
 if torch.cuda.is_available():  # one pass over the buffers each
     _nesterov = torch.compile(_nesterov)
-    _descend = torch.compile(_descend)
+    _descend = torch.compile(_descend, dynamic=True)  # one for all shapes
     _adam = torch.compile(_adam)
