@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+from qwen3.serve import logs
 from qwen3.serve.app import create_app
 from qwen3.serve.keys import Keys
 from qwen3.serve.run import bind, process
@@ -73,6 +75,19 @@ class AppClient:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5)
         self.loop.close()
+
+
+@pytest.fixture
+def log_as_it_was() -> Iterator[None]:
+    """Undoes what `qwen3.serve.logs.setup` does."""
+    before = logs.LOG.handlers[:], logs.LOG.level, logs.LOG.propagate
+    yield
+    logs.LOG.handlers[:], logs.LOG.propagate = before[0], before[2]
+    logs.LOG.setLevel(before[1])
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
+        logger = logging.getLogger(name)
+        logger.handlers[:], logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,15 @@ SECRET = "what nobody else should read"
 
 
 @pytest.fixture
-def log() -> Iterator[Callable[..., io.StringIO]]:
+def log(log_as_it_was: None) -> Callable[..., io.StringIO]:
     """`log(format, level)`: where the log goes."""
-    before = logs.LOG.handlers[:], logs.LOG.level, logs.LOG.propagate
 
     def setup(log_format: str = "json", level: str = "debug") -> io.StringIO:
         stream = io.StringIO()
         logs.setup(log_format, level, stream)
         return stream
 
-    yield setup
-    logs.LOG.handlers[:], logs.LOG.propagate = before[0], before[2]
-    logs.LOG.setLevel(before[1])
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
-        logger = logging.getLogger(name)
-        logger.handlers[:], logger.propagate = [], True
-        logger.setLevel(logging.NOTSET)
+    return setup
 
 
 def test_a_line(keyed_client: AppClient, log: Callable[..., io.StringIO]) -> None:
