@@ -9,7 +9,6 @@ import time
 from typing import Any, TextIO
 
 LOG = logging.getLogger("qwen3.serve")
-_PLAIN = "{time} {level} {message}"
 
 
 class _Format(logging.Formatter):

@@ -6,7 +6,7 @@ import ipaddress
 import math
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,3 @@ def adapted(given: list[str] | tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         path = Path(folder if equals else text).expanduser().resolve()
         found.append((name if equals else path.name, str(path)))
     return tuple(found)
-
-
-FIELDS = tuple(field.name for field in fields(Settings))
