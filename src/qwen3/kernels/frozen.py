@@ -31,7 +31,7 @@ def grouped_linear(x: Tensor, weight: Any, ends: Tensor) -> Tensor:
 
 def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """x [N, i], weight [E, i, o] -> [N, o]."""
-    if x.is_cuda and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (9, 0):
+    if x.is_cuda and x.dtype == torch.bfloat16 and torch.cuda.get_device_properties(x.device).major >= 9:
         out: Tensor = torch._grouped_mm(x, weight, offs=ends)
         return out
     sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()

@@ -10,7 +10,6 @@ work), or are those so far ("running": what the authors do where a batch comes i
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +19,6 @@ from torch.autograd.function import once_differentiable
 
 from qwen3 import kernels
 from qwen3.model.network import RouterOutput, SparseMLP
-
-# torch's grouped product is one kernel from there on
-_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
 
 
 def sparse_forward(mlp: SparseMLP, x: Tensor, routes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,50 +64,10 @@ def experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: T
     ends = torch.searchsorted(sorted_experts, numbers, right=True).int()  # no count leaves the device
     places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
     rows = _Dispatch.apply(x, order, places, k)
-    inner = kernels.silu_mul(grouped_linear(rows, gate_up, ends))
+    inner = kernels.silu_mul(kernels.grouped_linear(rows, gate_up, ends))
     inner = inner * _Permute.apply(weights.flatten(), order, places)[:, None].to(inner.dtype)
-    out = grouped_linear(inner, down, ends)
+    out = kernels.grouped_linear(inner, down, ends)
     return _Permute.apply(out, places, order).view(count, k, -1).sum(1)
-
-
-def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Rows ends[e-1] … ends[e]-1 of x [N, in] times weight[e] [out, in] transposed -> [N, out]. ends: int32 [E]."""
-    out: Tensor = _GroupedLinear.apply(x, weight, ends)
-    return out
-
-
-class _GroupedLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, ends)
-        return grouped_product(x, weight.mT, ends)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight, ends = ctx.saved_tensors
-        outer = outer.contiguous()
-        d_x = grouped_product(outer, weight, ends) if ctx.needs_input_grad[0] else None
-        d_weight = grouped_product(outer.mT, x, ends) if ctx.needs_input_grad[1] else None
-        return d_x, d_weight, None
-
-
-def grouped_product(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
-    """a [N, i] by groups of rows with b [E, i, o] -> [N, o]; or a [i, N] by groups of columns with b [N, o] by groups
-    of rows -> [E, i, o]."""
-    if a.is_cuda and a.dtype == torch.bfloat16 and _HOPPER:
-        out: Tensor = torch._grouped_mm(a, b, offs=ends)
-        return out
-    return grouped_product_reference(a, b, ends)
-
-
-def grouped_product_reference(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
-    """The same, group by group."""
-    bounds = [0, *ends.tolist()]
-    spans = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
-    if b.dim() == 3:
-        return torch.cat([a[span] @ b[e] for e, span in enumerate(spans)])
-    return torch.stack([a[:, span] @ b[span] for span in spans])
 
 
 class _Dispatch(torch.autograd.Function):
