@@ -36,7 +36,10 @@ async function send(path, { body, signal } = {}) {
   let response;
   try {
     response = await fetch(path, {
-      method: body === undefined ? "GET" : "POST", headers, signal, cache: "no-store",
+      method: body === undefined ? "GET" : "POST",
+      headers,
+      signal,
+      cache: "no-store",
       body: body === undefined ? undefined : JSON.stringify(body),
     });
   } catch (error) {
@@ -55,10 +58,13 @@ async function failure(response) {
   } catch {
     // A proxy's page, perhaps: its text is shown below.
   }
-  const message = told?.message ?? (typeof told === "string" ? told : `${response.status} ${text.slice(0, 200)}`.trim());
+  const message =
+    told?.message ?? (typeof told === "string" ? told : `${response.status} ${text.slice(0, 200)}`.trim());
   const wait = Number(response.headers.get("retry-after"));
   return new ApiFailure(response.status, message, {
-    param: told?.param ?? null, code: told?.code ?? null, retryAfter: wait > 0 ? wait : null,
+    param: told?.param ?? null,
+    code: told?.code ?? null,
+    retryAfter: wait > 0 ? wait : null,
   });
 }
 

@@ -6,11 +6,32 @@ import { recall, remember, Store } from "./store.js";
 import * as tree from "./tree.js";
 
 export const DEFAULTS = {
-  model: null, system: "", thinking: "on", budget: null, max_tokens: null, temperature: null, top_p: null, top_k: null,
-  min_p: null, presence_penalty: null, seed: null, schema: "", tools: "",
+  model: null,
+  system: "",
+  thinking: "on",
+  budget: null,
+  max_tokens: null,
+  temperature: null,
+  top_p: null,
+  top_k: null,
+  min_p: null,
+  presence_penalty: null,
+  seed: null,
+  schema: "",
+  tools: "",
 };
 /** What a new conversation takes over from the last one; a system prompt, schema or tools it does not. */
-const LASTING = ["model", "thinking", "budget", "max_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty"];
+const LASTING = [
+  "model",
+  "thinking",
+  "budget",
+  "max_tokens",
+  "temperature",
+  "top_p",
+  "top_k",
+  "min_p",
+  "presence_penalty",
+];
 const STALE_MS = 6000;
 
 export class App {
@@ -29,7 +50,10 @@ export class App {
   }
 
   async start() {
-    this.store = await Store.open({ onchange: (id) => this.refresh(id), onerror: (text) => this.toast(text, { kind: "error" }) });
+    this.store = await Store.open({
+      onchange: (id) => this.refresh(id),
+      onerror: (text) => this.toast(text, { kind: "error" }),
+    });
     await this.loadChats();
     const wanted = location.hash.slice(1);
     if (this.chats.has(wanted)) await this.open(wanted);
@@ -79,7 +103,8 @@ export class App {
       this.serverError = error.message;
     }
     // Facts come with the loaded model; a server that is away may come back.
-    const waiting = this.serverError !== null || this.models.some((model) => ["loading", "restarting"].includes(model.state));
+    const waiting =
+      this.serverError !== null || this.models.some((model) => ["loading", "restarting"].includes(model.state));
     if (waiting && !this.needKey) this.modelTimer = setTimeout(() => this.loadModels(), 2000);
     this.changed();
   }
@@ -236,7 +261,10 @@ export class App {
       const names = new Map(entry.messages.map((node) => [node.id, tree.newId()]));
       entry.chat = { ...entry.chat, id: tree.newId(), leaf: names.get(entry.chat.leaf) ?? null };
       entry.messages = entry.messages.map((node) => ({
-        ...node, id: names.get(node.id), parent: names.get(node.parent) ?? null, chat: entry.chat.id,
+        ...node,
+        id: names.get(node.id),
+        parent: names.get(node.parent) ?? null,
+        chat: entry.chat.id,
       }));
     }
     if (!(await this.store.putAll(entries))) return 0;
@@ -255,7 +283,14 @@ export class App {
 
   answerNode(parent) {
     const model = this.model?.id ?? this.chat.settings.model ?? "";
-    return this.node("assistant", parent, { reasoning: "", calls: [], stats: {}, state: "streaming", model, error: null });
+    return this.node("assistant", parent, {
+      reasoning: "",
+      calls: [],
+      stats: {},
+      state: "streaming",
+      model,
+      error: null,
+    });
   }
 
   /** Begins the record of a conversation with its first message. */

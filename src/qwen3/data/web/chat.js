@@ -11,10 +11,19 @@ import { copyText, html, Icon, IconButton, render, useEffect, useLayoutEffect, u
 
 /** What the demonstration model in the package does well; other models get questions fit for them. */
 const EXAMPLES = {
-  embedded: ["What is 27 * 14?", "Divide 947 by 6.", "Sort these numbers: 31, 7, 88, 12", "Write 45 in base 2.", "What can you do?", "What is the capital of France?"],
+  embedded: [
+    "What is 27 * 14?",
+    "Divide 947 by 6.",
+    "Sort these numbers: 31, 7, 88, 12",
+    "Write 45 in base 2.",
+    "What can you do?",
+    "What is the capital of France?",
+  ],
   other: [
-    "Which is larger, 9.11 or 9.9?", "Explain the birthday paradox, with the formula.",
-    "Write a Python function that merges overlapping intervals.", "Compare TCP and QUIC in a table.",
+    "Which is larger, 9.11 or 9.9?",
+    "Explain the birthday paradox, with the formula.",
+    "Write a Python function that merges overlapping intervals.",
+    "Compare TCP and QUIC in a table.",
   ],
 };
 
@@ -24,9 +33,17 @@ function Empty({ app }) {
   const examples = EXAMPLES[small ? "embedded" : "other"];
   return html`<div class="empty">
     <h2>What shall we work out?</h2>
-    ${small && model && html`<p class="faint">This is the small model that comes with the package: arithmetic, sorting, puzzles and
-      small talk. It shows its thinking first; <b>Answer now</b> cuts that short.</p>`}
-    <ul class="examples">${examples.map((text) => html`<li key=${text}><button type="button" onClick=${() => app.send(text)}>${text}</button></li>`)}</ul>
+    ${
+      small &&
+      model &&
+      html`<p
+      class="faint">This is the small model that comes with the package: arithmetic, sorting, puzzles and
+      small talk. It shows its thinking first; <b>Answer now</b> cuts that short.</p>`
+    }
+    <ul class="examples">${examples.map(
+      (text) => html`<li key=${text}><button type="button"
+      onClick=${() => app.send(text)}>${text}</button></li>`,
+    )}</ul>
   </div>`;
 }
 
@@ -44,10 +61,14 @@ function Messages({ app, editing, edit }) {
   const path = app.path;
   const locked = Boolean(app.running(app.chat.id));
   if (!path.length) return html`<${Empty} app=${app} />`;
-  return html`<ol class="turns">${turns(path).map(({ node, answers }, at, all) => node.role === "user"
-    ? html`<${User} key=${node.id} app=${app} node=${node} locked=${locked} editing=${editing === node.id} edit=${edit} />`
-    : html`<${Assistant} key=${node.id} app=${app} node=${node} run=${app.runs.get(node.id) ?? null} last=${at === all.length - 1}
-        locked=${locked} answers=${answers} />`)}</ol>`;
+  return html`<ol class="turns">${turns(path).map(({ node, answers }, at, all) =>
+    node.role === "user"
+      ? html`<${User} key=${node.id} app=${app} node=${node} locked=${locked} editing=${editing === node.id}
+      edit=${edit} />`
+      : html`<${Assistant} key=${node.id} app=${app} node=${node} run=${app.runs.get(node.id) ?? null}
+      last=${at === all.length - 1}
+        locked=${locked} answers=${answers} />`,
+  )}</ol>`;
 }
 
 function Page({ app }) {
@@ -74,14 +95,20 @@ function Page({ app }) {
     close();
     area.current?.focus();
   };
-  useLayoutEffect(() => listen({
-    app, create,
-    search: () => {
-      list(true);
-      setTimeout(() => search.current?.focus());
-    },
-    settings: () => show("settings"), help: () => show("help"),
-  }), []);
+  useLayoutEffect(
+    () =>
+      listen({
+        app,
+        create,
+        search: () => {
+          list(true);
+          setTimeout(() => search.current?.focus());
+        },
+        settings: () => show("settings"),
+        help: () => show("help"),
+      }),
+    [],
+  );
   useLayoutEffect(() => {
     app.ondrawn = () => follow.current && toEnd();
   }, []);
@@ -108,39 +135,77 @@ function Page({ app }) {
     document.title = app.chat.draft ? "qwen3" : `${app.chat.title} · qwen3`;
   }, [title]);
   return html`<div class=${`page ${listed ? "listed" : ""}`}>
-    <a class="skip" href="#message" onClick=${(event) => { event.preventDefault(); area.current.focus(); }}>Skip to the message field</a>
-    ${listed && html`<${Sidebar} app=${app} search=${search} close=${close} openHelp=${() => show("help")} />
-      <div class="shade" onClick=${() => list(false)}></div>`}
+    <a class="skip" href="#message"
+      onClick=${(event) => {
+        event.preventDefault();
+        area.current.focus();
+      }}>Skip to the message field</a>
+    ${
+      listed &&
+      html`<${Sidebar} app=${app} search=${search} close=${close} openHelp=${() => show("help")} />
+      <div class="shade" onClick=${() => list(false)}></div>`
+    }
     <div class="column">
       <header class="top">
-        <${IconButton} icon="menu" label=${listed ? "Hide conversations" : "Show conversations"} aria-expanded=${listed} onClick=${() => list(!listed)} />
+        <${IconButton} icon="menu" label=${listed ? "Hide conversations" : "Show conversations"}
+          aria-expanded=${listed} onClick=${() => list(!listed)} />
         <h1>${title}</h1>
         <button type="button" class="model-button" onClick=${() => show("models")} title="Models">
           <span class=${`state ${app.serverError ? "failed" : (app.model?.state ?? "loading")}`}></span>
-          <span class="model-id">${app.model?.id ?? (app.serverError ? "no server" : "…")}</span><${Icon} name="down" /></button>
+          <span class="model-id">${app.model?.id ?? (app.serverError ? "no server" : "…")}</span><${Icon}
+            name="down" /></button>
         <${IconButton} icon="sliders" label="Settings" keys="Ctrl+," onClick=${() => show("settings")} />
       </header>
-      <main ref=${scroller} onScroll=${scrolled} tabindex="-1"><${Messages} app=${app} editing=${editing} edit=${edit} /></main>
+      <main ref=${scroller} onScroll=${scrolled} tabindex="-1"><${Messages} app=${app} editing=${editing}
+        edit=${edit} /></main>
       <footer class="bottom">
-        ${away && path.length > 0 && html`<${IconButton} icon="bottom" label="To the end" class="to-end" onClick=${toEnd} />`}
-        <${Composer} app=${app} area=${area} openSettings=${() => show("settings")} editLast=${lastUser && !app.running(app.chat.id) && (() => edit(lastUser.id))} />
-        ${app.serverError && !app.needKey && html`<p class="server-error" role="alert">${app.serverError} <button type="button" class="quiet small" onClick=${() => app.loadModels()}>Try again</button></p>`}
+        ${
+          away &&
+          path.length > 0 &&
+          html`<${IconButton} icon="bottom" label="To the end" class="to-end"
+          onClick=${toEnd} />`
+        }
+        <${Composer} app=${app} area=${area} openSettings=${() => show("settings")}
+          editLast=${lastUser && !app.running(app.chat.id) && (() => edit(lastUser.id))} />
+        ${
+          app.serverError &&
+          !app.needKey &&
+          html`<p class="server-error" role="alert">${app.serverError} <button
+          type="button" class="quiet small" onClick=${() => app.loadModels()}>Try again</button></p>`
+        }
       </footer>
     </div>
     <${Toasts} app=${app} />
     <div class="offscreen" role="status">${app.said}</div>
-    ${app.needKey ? html`<${KeyDialog} app=${app} />`
-      : dialog === "settings" ? html`<${Settings} app=${app} close=${() => show(null)} />`
-      : dialog === "models" ? html`<${Models} app=${app} close=${() => show(null)} />`
-      : dialog === "help" ? html`<${Help} close=${() => show(null)} />` : null}
+    ${
+      app.needKey
+        ? html`<${KeyDialog} app=${app} />`
+        : dialog === "settings"
+          ? html`<${Settings} app=${app} close=${() => show(null)} />`
+          : dialog === "models"
+            ? html`<${Models} app=${app} close=${() => show(null)} />`
+            : dialog === "help"
+              ? html`<${Help} close=${() => show(null)} />`
+              : null
+    }
   </div>`;
 }
 
 function Toasts({ app }) {
-  return html`<div class="toasts" role="region" aria-label="Notices">${app.toasts.map((toast) => html`<div key=${toast.id} class=${`toast ${toast.kind}`}
+  return html`<div class="toasts" role="region" aria-label="Notices">${app.toasts.map(
+    (toast) => html`<div
+    key=${toast.id} class=${`toast ${toast.kind}`}
     role=${toast.kind === "error" ? "alert" : "status"}><span>${toast.text}</span>
-    ${toast.action && html`<button type="button" class="quiet small" onClick=${() => { app.untoast(toast); toast.action.run(); }}>${toast.action.label}</button>`}
-    <${IconButton} icon="close" label="Dismiss" onClick=${() => app.untoast(toast)} /></div>`)}</div>`;
+    ${
+      toast.action &&
+      html`<button type="button" class="quiet small"
+      onClick=${() => {
+        app.untoast(toast);
+        toast.action.run();
+      }}>${toast.action.label}</button>`
+    }
+    <${IconButton} icon="close" label="Dismiss" onClick=${() => app.untoast(toast)} /></div>`,
+  )}</div>`;
 }
 
 /** The copy buttons of code blocks, which are plain nodes. */
@@ -148,7 +213,10 @@ async function copyCode(event) {
   const button = event.target.closest?.(".copy-code");
   if (!button) return;
   const code = button.closest(".code").querySelector("pre");
-  button.textContent = await copyText(code.textContent.replace(/\n$/, "")).then(() => "Copied", () => "Not copied");
+  button.textContent = await copyText(code.textContent.replace(/\n$/, "")).then(
+    () => "Copied",
+    () => "Not copied",
+  );
   setTimeout(() => (button.textContent = "Copy"), 1500);
 }
 

@@ -2,7 +2,11 @@
 
 import { count, html, Icon, plural, useLayoutEffect, useRef, useState } from "./ui.js";
 
-const WAYS = { off: ["Off", "Answer at once"], auto: ["Auto", "Think only where an answer is in doubt"], on: ["On", "Think first"] };
+const WAYS = {
+  off: ["Off", "Answer at once"],
+  auto: ["Auto", "Think only where an answer is in doubt"],
+  on: ["On", "Think first"],
+};
 const STEPS = [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072];
 
 /** The budgets one can choose for a model with this context; null, the last one, is no bound. */
@@ -21,14 +25,24 @@ function Thinking({ app }) {
   const said = steps[at] === null ? "no limit" : plural(steps[at], "token");
   return html`<div class="think">
     <fieldset class="segments"><legend>Thinking</legend>
-      ${["off", "auto", "on"].filter((way) => modes.includes(way)).map((way) => html`<label key=${way} title=${WAYS[way][1]}>
-        <input type="radio" name="thinking" value=${way} checked=${mode === way} onChange=${() => app.set({ thinking: way })} />
-        <span>${WAYS[way][0]}</span></label>`)}
+      ${["off", "auto", "on"]
+        .filter((way) => modes.includes(way))
+        .map(
+          (way) => html`<label key=${way}
+        title=${WAYS[way][1]}>
+        <input type="radio" name="thinking" value=${way} checked=${mode === way}
+          onChange=${() => app.set({ thinking: way })} />
+        <span>${WAYS[way][0]}</span></label>`,
+        )}
     </fieldset>
-    ${mode !== "off" && html`<label class="budget"><span class="faint">up to</span>
-      <input type="range" min="0" max=${steps.length - 1} step="1" value=${at} aria-label="Thinking budget" aria-valuetext=${said}
+    ${
+      mode !== "off" &&
+      html`<label class="budget"><span class="faint">up to</span>
+      <input type="range" min="0" max=${steps.length - 1} step="1" value=${at} aria-label="Thinking budget"
+        aria-valuetext=${said}
         onInput=${(event) => app.set({ budget: steps[Number(event.target.value)] })} />
-      <span class="figures">${steps[at] === null ? "no limit" : count(steps[at])}</span></label>`}
+      <span class="figures">${steps[at] === null ? "no limit" : count(steps[at])}</span></label>`
+    }
   </div>`;
 }
 
@@ -46,9 +60,12 @@ function Chips({ app, openSettings }) {
     settings.schema.trim() && ["JSON schema", { schema: "" }],
     tools && [tools === 1 ? "1 tool" : `${tools} tools`, { tools: "" }],
   ].filter(Boolean);
-  return chips.map(([text, off]) => html`<span class="chip" key=${text}>
+  return chips.map(
+    ([text, off]) => html`<span class="chip" key=${text}>
     <button type="button" onClick=${openSettings}>${text}</button>
-    <button type="button" aria-label=${`Remove: ${text}`} title="Remove" onClick=${() => app.set(off)}><${Icon} name="close" /></button></span>`);
+    <button type="button" aria-label=${`Remove: ${text}`} title="Remove" onClick=${() => app.set(off)}><${Icon}
+      name="close" /></button></span>`,
+  );
 }
 
 export function Composer({ app, openSettings, editLast, area }) {
@@ -83,15 +100,20 @@ export function Composer({ app, openSettings, editLast, area }) {
     }
   };
   return html`<form class="composer" onSubmit=${send}>
-    <textarea id="message" ref=${area} rows="1" value=${text} placeholder="Ask something" aria-label="Message" autocomplete="off"
+    <textarea id="message" ref=${area} rows="1" value=${text} placeholder="Ask something" aria-label="Message"
+      autocomplete="off"
       onInput=${(event) => set(event.target.value)} onKeyDown=${key}></textarea>
     <div class="composer-row">
       <${Thinking} app=${app} />
       <${Chips} app=${app} openSettings=${openSettings} />
       <span class="grow"></span>
-      ${run
-        ? html`<button type="button" class="send" aria-label="Stop" title="Stop (Esc)" onClick=${() => app.stop()}><${Icon} name="stop" /></button>`
-        : html`<button type="submit" class="send" aria-label="Send" title="Send (Enter)" disabled=${!text.trim()}><${Icon} name="send" /></button>`}
+      ${
+        run
+          ? html`<button type="button" class="send" aria-label="Stop" title="Stop (Esc)" onClick=${() => app.stop()}>
+          <${Icon} name="stop" /></button>`
+          : html`<button type="submit" class="send" aria-label="Send" title="Send (Enter)" disabled=${!text.trim()}>
+          <${Icon} name="send" /></button>`
+      }
     </div>
   </form>`;
 }

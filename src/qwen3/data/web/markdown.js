@@ -110,7 +110,8 @@ function blocked(alt, source) {
   const link = document.createElement(/^https?:/i.test(source) ? "a" : "span");
   link.className = "blocked";
   link.textContent = `picture not loaded${alt ? `: ${alt}` : ""}`;
-  if (link.tagName === "A") Object.assign(link, { href: source, target: "_blank", rel: "noopener noreferrer", title: source });
+  if (link.tagName === "A")
+    Object.assign(link, { href: source, target: "_blank", rel: "noopener noreferrer", title: source });
   return link;
 }
 

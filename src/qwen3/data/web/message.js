@@ -94,18 +94,25 @@ function Stats({ stats }) {
   const parts = [];
   if (stats.first_token !== undefined) parts.push(["first token", seconds(stats.first_token)]);
   if (stats.first_answer !== undefined && stats.thinking) parts.push(["first answer", seconds(stats.first_answer)]);
-  if (stats.speed) parts.push([null, `${stats.speed < 10 ? stats.speed.toFixed(1) : count(Math.round(stats.speed))} tok/s`]);
+  if (stats.speed)
+    parts.push([null, `${stats.speed < 10 ? stats.speed.toFixed(1) : count(Math.round(stats.speed))} tok/s`]);
   const forced = stats.forced ?? 0;
   if (stats.completion) {
     const answer = Math.max(0, stats.completion - (stats.thinking ?? 0) - forced);
-    parts.push([null, stats.thinking ? `${count(stats.thinking)} thinking + ${count(answer)} answer tokens` : plural(answer, "token")]);
+    parts.push([
+      null,
+      stats.thinking ? `${count(stats.thinking)} thinking + ${count(answer)} answer tokens` : plural(answer, "token"),
+    ]);
   }
   if (stats.prompt) {
     const speed = stats.prompt_speed ? ` at ${count(Math.round(stats.prompt_speed))} tok/s` : "";
     parts.push(["prompt", `${count(stats.prompt)}${stats.cached ? `, ${count(stats.cached)} cached` : ""}${speed}`]);
   }
   if (!parts.length) return null;
-  return html`<p class="stats figures">${parts.map(([name, value], i) => html`<span key=${i}>${name && `${name} `}${value}</span>`)}</p>`;
+  return html`<p class="stats figures">${parts.map(
+    ([name, value], i) => html`<span key=${i}>
+    ${name && `${name} `}${value}</span>`,
+  )}</p>`;
 }
 
 /** Why there is less than one might expect, with what can be done about it. */
@@ -113,20 +120,28 @@ function Ending({ app, node, last, locked }) {
   const { stats, state, error } = node;
   const again = () => app.again(node);
   const something = (node.content || node.reasoning) && !node.calls.length;
-  const more = something && html`<button type="button" class="quiet small" disabled=${locked} onClick=${() => app.continue(node)}>Continue</button>`;
+  const more =
+    something &&
+    html`<button type="button" class="quiet small" disabled=${locked}
+    onClick=${() => app.continue(node)}>Continue</button>`;
   const retry = html`<button type="button" class="quiet small" disabled=${locked} onClick=${again}>Try again</button>`;
   const line = (text, ...buttons) => html`<div class="ending"><span>${text}</span>${last && buttons}</div>`;
   if (error) {
     const wait = error.retryAfter ? ` It may work in ${seconds(error.retryAfter)}.` : "";
     const where = error.param ? html` <code>${error.param}</code>` : "";
-    return html`<div class="ending failed" role="alert"><${Icon} name="warn" /><span>${error.message}${where}${wait}</span>
+    return html`<div class="ending failed" role="alert"><${Icon} name="warn" /><span>
+      ${error.message}${where}${wait}</span>
       ${last && retry}${last && more}</div>`;
   }
   if (state === "interrupted") return line("Interrupted: this is what had come.", more, retry);
   if (state === "stopped") return line("Stopped.", more || retry);
   if (state !== "done") return null;
   if (stats.finish === "length") {
-    return line(node.content ? "Cut by the token limit." : "The thinking took all tokens, so there is no answer.", more, retry);
+    return line(
+      node.content ? "Cut by the token limit." : "The thinking took all tokens, so there is no answer.",
+      more,
+      retry,
+    );
   }
   if (stats.finish === "loop") return line("The answer repeated itself and was ended.", retry);
   if (!node.content && !node.calls.length) return line("The model gave no answer.", retry);
@@ -137,19 +152,39 @@ export function Assistant({ app, node, run, last, locked, answers }) {
   const live = Boolean(run);
   const waiting = live && run.phase === "waiting" && !node.content && !node.reasoning;
   const wide = node.calls.length > 0;
-  return html`<li class=${`turn assistant ${last ? "last" : ""}`}><article aria-label=${node.model || "Assistant"} aria-busy=${live}>
-    ${waiting && html`<p class="waiting"><span class="dot"></span>${app.model?.state === "loading" ? "Loading the model" : "Waiting for the first token"}</p>`}
+  return html`<li class=${`turn assistant ${last ? "last" : ""}`}><article aria-label=${node.model || "Assistant"}
+    aria-busy=${live}>
+    ${
+      waiting &&
+      html`<p class="waiting"><span class="dot"></span>
+      ${app.model?.state === "loading" ? "Loading the model" : "Waiting for the first token"}</p>`
+    }
     <${Thinking} app=${app} node=${node} run=${run} />
     <${Answer} node=${node} run=${run} />
-    ${wide && html`<${Calls} app=${app} node=${node} answers=${answers} open=${!live && last && !answers.length}
-      branch=${answers[0] && html`<${Branches} app=${app} node=${answers[0]} />`} />`}
+    ${
+      wide &&
+      html`<${Calls} app=${app} node=${node} answers=${answers} open=${!live && last && !answers.length}
+      branch=${answers[0] && html`<${Branches} app=${app} node=${answers[0]} />`} />`
+    }
     ${!live && html`<${Ending} app=${app} node=${node} last=${last} locked=${locked} />`}
-    ${(node.stats.warnings ?? []).map((text) => html`<p class="warning" key=${text}><${Icon} name="warn" />${text}</p>`)}
-    ${!live && html`<footer class="actions">
+    ${(node.stats.warnings ?? []).map(
+      (text) => html`<p class="warning" key=${text}><${Icon} name="warn" />
+      ${text}</p>`,
+    )}
+    ${
+      !live &&
+      html`<footer class="actions">
       <${Branches} app=${app} node=${node} />
       <${CopyButton} app=${app} text=${node.content} />
       <${IconButton} icon="again" label="Another answer" disabled=${locked} onClick=${() => app.again(node)} />
-      ${last && !wide && node.content && html`<${IconButton} icon="more" label="Continue this answer" disabled=${locked} onClick=${() => app.continue(node)} />`}
-    </footer><${Stats} stats=${node.stats} />`}
+      ${
+        last &&
+        !wide &&
+        node.content &&
+        html`<${IconButton} icon="more" label="Continue this answer"
+        disabled=${locked} onClick=${() => app.continue(node)} />`
+      }
+    </footer><${Stats} stats=${node.stats} />`
+    }
   </article></li>`;
 }

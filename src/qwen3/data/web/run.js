@@ -57,7 +57,9 @@ export class Run {
         const got = node.content || node.reasoning;
         node.state = error.status === 0 && got ? "interrupted" : "error";
         node.error = {
-          message: error.message, status: error.status ?? null, param: error.param ?? null,
+          message: error.message,
+          status: error.status ?? null,
+          param: error.param ?? null,
           retryAfter: error.retryAfter ?? null,
         };
         if (!(error instanceof ApiFailure)) console.error(error);
@@ -150,14 +152,16 @@ export class Run {
       completion: (before.completion ?? 0) + made,
       prompt: counts?.prompt_tokens,
       cached: counts?.prompt_tokens_details?.cached_tokens,
-      speed: timings?.decode_tokens_per_second ?? (made > 1 && whole > first ? (made - 1) / (whole - first) : undefined),
+      speed:
+        timings?.decode_tokens_per_second ?? (made > 1 && whole > first ? (made - 1) / (whole - first) : undefined),
       prompt_speed: timings?.prompt_tokens_per_second,
       budget: before.budget ?? thinking?.budget ?? this.budget,
       ended_by: thinking?.ended_by ?? before.ended_by,
       forced: (before.forced ?? 0) + (thinking?.forced_tokens ?? 0),
       warnings: this.warnings ?? [],
     });
-    for (const [name, value] of Object.entries(node.stats)) if (value === undefined || value === null) delete node.stats[name];
+    for (const [name, value] of Object.entries(node.stats))
+      if (value === undefined || value === null) delete node.stats[name];
   }
 
   draw() {

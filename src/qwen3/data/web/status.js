@@ -37,13 +37,20 @@ function Chart({ title, now, unit, lines, names, top, most }) {
   const first = points(lines[0], top);
   return html`<figure class="chart"><h2>${title}</h2>
     <p class="now figures">${now}<small>${unit}</small></p>
-    <svg viewBox=${`0 0 ${WIDTH} ${HEIGHT}`} preserveAspectRatio="none" role="img" aria-label=${`${title}: ${now} ${unit}`}>
-      <line class="base" x1="0" x2=${WIDTH} y1=${HEIGHT} y2=${HEIGHT} /><line class="base" x1="0" x2=${WIDTH} y1="0" y2="0" />
-      <polygon class="area" points=${`0,${HEIGHT} ${first} ${WIDTH},${HEIGHT}`} /><polyline class="line" points=${first} />
+    <svg viewBox=${`0 0 ${WIDTH} ${HEIGHT}`} preserveAspectRatio="none" role="img"
+      aria-label=${`${title}: ${now} ${unit}`}>
+      <line class="base" x1="0" x2=${WIDTH} y1=${HEIGHT} y2=${HEIGHT} /><line class="base" x1="0" x2=${WIDTH} y1="0"
+        y2="0" />
+      <polygon class="area" points=${`0,${HEIGHT} ${first} ${WIDTH},${HEIGHT}`} /><polyline class="line"
+        points=${first} />
       ${lines[1] && html`<polyline class="second" points=${points(lines[1], top)} />`}
     </svg>
-    <figcaption class="legend">${names.map((name, i) => html`<span key=${name}><i class=${i ? "two" : ""}></i>${name}</span>`)}
-      <span class="grow"></span><span class="figures">${minutes(lines[0])}, top ${most ?? count(top)}</span></figcaption>
+    <figcaption class="legend">${names.map(
+      (name, i) => html`<span key=${name}><i class=${i ? "two" : ""}></i>
+      ${name}</span>`,
+    )}
+      <span class="grow"></span><span class="figures">${minutes(lines[0])}, top ${most ?? count(top)}</span>
+        </figcaption>
   </figure>`;
 }
 
@@ -56,19 +63,29 @@ function Charts({ history, models }) {
   // The second that is not over would always look like a drop.
   const settled = (values) => values.slice(0, -1);
   return html`<div class="charts">
-    <${Chart} title="Throughput" now=${count(Math.round(settled(made).at(-1)))} unit="tokens/s" names=${["out", "prompt"]}
+    <${Chart} title="Throughput" now=${count(Math.round(settled(made).at(-1)))} unit="tokens/s"
+      names=${["out", "prompt"]}
       lines=${[settled(made), settled(read)]} top=${ceiling(Math.max(10, ...made, ...read))} />
-    <${Chart} title="Requests" now=${count(history.running.at(-1))} unit=${`running, ${count(history.queued.at(-1))} waiting`}
-      names=${["running", "waiting"]} lines=${[history.running, history.queued]} top=${ceiling(Math.max(1, ...history.running, ...history.queued))} />
+    <${Chart} title="Requests" now=${count(history.running.at(-1))}
+      unit=${`running, ${count(history.queued.at(-1))} waiting`}
+      names=${["running", "waiting"]} lines=${[history.running, history.queued]}
+        top=${ceiling(Math.max(1, ...history.running, ...history.queued))} />
     <${Chart} title="KV cache" now=${share(used)} unit="% used" names=${[`${count(used)} of ${count(blocks)} blocks`]}
       lines=${[history.used_blocks.map(share)]} top=${100} most="100 %" />
   </div>`;
 }
 
 const COLUMNS = [
-  ["Model", (model) => html`<span class=${`state ${model.state}`}></span>${model.name}`], ["State", (model) => model.state],
-  ["Running", (model) => figure(model.running)], ["Waiting", (model) => figure(model.queued)],
-  ["At once", (model) => figure(model.max_batch)], ["Tokens so far", (model) => figure(model.tokens)],
+  [
+    "Model",
+    (model) => html`<span class=${`state ${model.state}`}></span>
+    ${model.name}`,
+  ],
+  ["State", (model) => model.state],
+  ["Running", (model) => figure(model.running)],
+  ["Waiting", (model) => figure(model.queued)],
+  ["At once", (model) => figure(model.max_batch)],
+  ["Tokens so far", (model) => figure(model.tokens)],
 ];
 
 function figure(n) {
@@ -78,7 +95,13 @@ function figure(n) {
 function Models({ models }) {
   return html`<div class="table" tabindex="0" role="region" aria-label="Models"><table>
     <thead><tr>${COLUMNS.map(([name]) => html`<th scope="col" key=${name}>${name}</th>`)}</tr></thead>
-    <tbody>${models.map((model) => html`<tr key=${model.name}>${COLUMNS.map(([name, show]) => html`<td key=${name} class="figures">${show(model)}</td>`)}</tr>`)}</tbody>
+    <tbody>${models.map(
+      (model) =>
+        html`<tr key=${model.name}>${COLUMNS.map(
+          ([name, show]) => html`<td key=${name}
+      class="figures">${show(model)}</td>`,
+        )}</tr>`,
+    )}</tbody>
   </table></div>`;
 }
 
@@ -90,8 +113,13 @@ function Problem({ error, again }) {
     again();
   };
   return html`<div class="problem" role="alert">${error.message}
-    ${error.status === 401 && html`<form onSubmit=${send}><input type="password" aria-label="API key" placeholder="API key" autocomplete="off"
-      value=${key} onInput=${(event) => set(event.target.value)} /><button class="primary small" disabled=${!key.trim()}>Use this key</button></form>`}</div>`;
+    ${
+      error.status === 401 &&
+      html`<form onSubmit=${send}><input type="password" aria-label="API key"
+      placeholder="API key" autocomplete="off"
+      value=${key} onInput=${(event) => set(event.target.value)} /><button class="primary small"
+        disabled=${!key.trim()}>Use this key</button></form>`
+    }</div>`;
 }
 
 function Board() {
@@ -111,7 +139,11 @@ function Board() {
     return () => clearInterval(timer);
   }, []);
   return html`<main class="board"><header><h1>Status</h1>
-      ${state && html`<p class="lead">${state.draining ? "finishing, no new requests" : state.status} · version ${state.version} · up ${up(state.uptime)}</p>`}
+      ${
+        state &&
+        html`<p class="lead">
+        ${state.draining ? "finishing" : state.status} · version ${state.version} · up ${up(state.uptime)}</p>`
+      }
       <a class="grow" href="/">To the chat</a></header>
     ${error && html`<${Problem} error=${error} again=${ask} />`}
     ${state && html`<${Charts} history=${state.history} models=${state.models} /><${Models} models=${state.models} />`}

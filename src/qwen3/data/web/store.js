@@ -36,7 +36,9 @@ export class Store {
       store.db.onversionchange = () => store.db.close();
     } catch (error) {
       store.db = null;
-      onerror(`This browser keeps no data for the page (${error?.message ?? error}): conversations last until you close it.`);
+      onerror(
+        `This browser keeps no data for the page (${error?.message ?? error}): conversations last until you close it.`,
+      );
     }
     if (globalThis.BroadcastChannel) {
       store.channel = new BroadcastChannel(NAME);

@@ -73,14 +73,21 @@ function Body({ node, run }) {
 }
 
 const ENDS = {
-  budget: "ended by the budget", client: "ended by “Answer now”", time: "ended by the time limit", steps: "ended by the step limit",
-  loop: "ended because it went in circles", eos: "ended early by the model", length: "cut by the token limit",
+  budget: "ended by the budget",
+  client: "ended by “Answer now”",
+  time: "ended by the time limit",
+  steps: "ended by the step limit",
+  loop: "ended because it went in circles",
+  eos: "ended early by the model",
+  length: "cut by the token limit",
 };
 
 /** "Thought for 8.1 s, 310 tokens" */
 function summary({ stats }) {
   const time = stats.think_seconds ? `Thought for ${seconds(stats.think_seconds)}` : "Thought";
-  const of = stats.budget ? `${count(stats.thinking ?? 0)} of ${plural(stats.budget, "token")}` : plural(stats.thinking ?? 0, "token");
+  const of = stats.budget
+    ? `${count(stats.thinking ?? 0)} of ${plural(stats.budget, "token")}`
+    : plural(stats.thinking ?? 0, "token");
   return stats.thinking ? `${time}, ${of}` : time;
 }
 
@@ -103,8 +110,12 @@ export function Thinking({ app, node, run }) {
         ${live ? html`<${Live} run=${run} />` : html`<span>${summary(node)}</span>`}
         ${why && html`<span class="faint">${why}</span>`}
       </button>
-      ${live && html`<button type="button" class="quiet small" disabled=${run.asked || !run.id} onClick=${() => app.answerNow()}
-        title="End the thinking and answer (Alt+A)">${run.asked ? "Answering…" : "Answer now"}</button>`}
+      ${
+        live &&
+        html`<button type="button" class="quiet small" disabled=${run.asked || !run.id}
+        onClick=${() => app.answerNow()}
+        title="End the thinking and answer (Alt+A)">${run.asked ? "Answering…" : "Answer now"}</button>`
+      }
     </div>
     ${live && run.budget ? html`<${Bar} used=${run.thinkingTokens} budget=${run.budget} />` : null}
     ${open && html`<${Body} node=${node} run=${live ? run : null} />`}
@@ -112,12 +123,16 @@ export function Thinking({ app, node, run }) {
 }
 
 function Live({ run }) {
-  const tokens = run.budget ? `${count(run.thinkingTokens)} of ${plural(run.budget, "token")}` : plural(run.thinkingTokens, "token");
-  return html`<span class="dot"></span><b>Thinking</b><span class="faint figures">${seconds(run.thinkingSeconds)} · ${tokens}</span>`;
+  const tokens = run.budget
+    ? `${count(run.thinkingTokens)} of ${plural(run.budget, "token")}`
+    : plural(run.thinkingTokens, "token");
+  return html`<span class="dot"></span><b>Thinking</b><span class="faint figures">
+    ${seconds(run.thinkingSeconds)} · ${tokens}</span>`;
 }
 
 function Bar({ used, budget }) {
   const part = Math.min(1, used / budget);
-  return html`<div class="bar" role="progressbar" aria-label="Thinking budget used" aria-valuemin="0" aria-valuemax=${budget}
+  return html`<div class="bar" role="progressbar" aria-label="Thinking budget used" aria-valuemin="0"
+    aria-valuemax=${budget}
     aria-valuenow=${Math.min(used, budget)}><div style=${{ transform: `scaleX(${part})` }}></div></div>`;
 }

@@ -8,7 +8,9 @@ export const OWN = {
     about: "Current date and time of a time zone",
     parameters: { zone: { type: "string", description: "Such as Europe/Paris; left out: here" } },
     required: [],
-    run: ({ zone }) => ({ time: new Date().toLocaleString("en-GB", { timeZone: zone || undefined, timeZoneName: "short" }) }),
+    run: ({ zone }) => ({
+      time: new Date().toLocaleString("en-GB", { timeZone: zone || undefined, timeZoneName: "short" }),
+    }),
   },
   calculate: {
     about: "Calculate the value of an expression",
@@ -23,16 +25,23 @@ export const EXAMPLE = JSON.stringify(
     type: "function",
     function: { name, description: about, parameters: { type: "object", properties: parameters, required } },
   })),
-  null, 2,
+  null,
+  2,
 );
 
 /** The value of an arithmetic expression, by recursive descent. Throws Error for anything else. */
 export function calculate(text) {
-  const tokens = text.replaceAll("×", "*").replaceAll("÷", "/").replaceAll("**", "^").match(/\d+(?:\.\d+)?|[-+*/^()]|\S/g) ?? [];
+  const tokens =
+    text
+      .replaceAll("×", "*")
+      .replaceAll("÷", "/")
+      .replaceAll("**", "^")
+      .match(/\d+(?:\.\d+)?|[-+*/^()]|\S/g) ?? [];
   let at = 0;
   const sum = () => {
     let value = product();
-    while (tokens[at] === "+" || tokens[at] === "-") value = tokens[at++] === "+" ? value + product() : value - product();
+    while (tokens[at] === "+" || tokens[at] === "-")
+      value = tokens[at++] === "+" ? value + product() : value - product();
     return value;
   };
   const product = () => {
@@ -83,11 +92,17 @@ export function Calls({ app, node, answers, open, branch }) {
     const next = { ...given, [at]: text };
     give(next);
     if (node.calls.every((_, i) => next[i] !== undefined)) {
-      app.giveResults(node, node.calls.map((_, i) => next[i]));
+      app.giveResults(
+        node,
+        node.calls.map((_, i) => next[i]),
+      );
     }
   };
-  return html`<ol class="calls">${node.calls.map((call, at) => html`<${Call} key=${call.id || at} call=${call}
-    answer=${answers[at]?.content ?? given[at]} open=${open && given[at] === undefined} give=${(text) => set(at, text)} />`)}
+  return html`<ol class="calls">${node.calls.map(
+    (call, at) => html`<${Call} key=${call.id || at} call=${call}
+    answer=${answers[at]?.content ?? given[at]} open=${open && given[at] === undefined}
+      give=${(text) => set(at, text)} />`,
+  )}
     ${branch}</ol>`;
 }
 
@@ -98,15 +113,32 @@ function Call({ call, answer, open, give }) {
     <div class="call-head"><${Icon} name="tool" /><code>${call.name || "…"}</code>
       <span class="faint">${answer !== undefined ? "answered" : open ? "waits for you" : "being written"}</span></div>
     <pre tabindex="0" role="group" aria-label=${`Arguments of ${call.name}`}>${pretty(call.args)}</pre>
-    ${answer !== undefined && html`<div class="call-answer"><span class="faint">Result</span>
-      <pre tabindex="0" role="group" aria-label=${`Result of ${call.name}`}>${pretty(answer)}</pre></div>`}
-    ${open && answer === undefined && html`<form class="call-form" onSubmit=${(event) => { event.preventDefault(); give(text); }}>
+    ${
+      answer !== undefined &&
+      html`<div class="call-answer"><span class="faint">Result</span>
+      <pre tabindex="0" role="group" aria-label=${`Result of ${call.name}`}>${pretty(answer)}</pre></div>`
+    }
+    ${
+      open &&
+      answer === undefined &&
+      html`<form class="call-form"
+      onSubmit=${(event) => {
+        event.preventDefault();
+        give(text);
+      }}>
       <textarea rows="2" value=${text} aria-label=${`Result of ${call.name}`} onInput=${(e) => setText(e.target.value)}
-        placeholder=${own ? "Approve to let the page work it out, or write the result yourself" : "Write the result, as the tool would give it"}></textarea>
+        placeholder=${own ? "Approve to have it run, or write the result" : "Write what the tool would give"}></textarea>
       <div class="row">
-        ${own && html`<button type="button" class="primary small" onClick=${() => give(result(call))}>Approve and run</button>`}
-        <button type="submit" class=${`${own ? "quiet" : "primary"} small`} disabled=${!text.trim()}>Send this result</button>
-        <button type="button" class="quiet small" onClick=${() => give("The user did not allow this call.")}>Deny</button>
-      </div></form>`}
+        ${
+          own &&
+          html`<button type="button" class="primary small"
+          onClick=${() => give(result(call))}>Approve and run</button>`
+        }
+        <button type="submit" class=${`${own ? "quiet" : "primary"} small`}
+          disabled=${!text.trim()}>Send this result</button>
+        <button type="button" class="quiet small"
+          onClick=${() => give("The user did not allow this call.")}>Deny</button>
+      </div></form>`
+    }
   </li>`;
 }

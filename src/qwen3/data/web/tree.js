@@ -47,7 +47,11 @@ export function newest(nodes) {
 
 /** A first message as a title. */
 export function titleOf(text) {
-  const line = text.trim().split("\n", 1)[0].replace(/^[#>*\-\s`]+(?=\S)/, "").trim();
+  const line = text
+    .trim()
+    .split("\n", 1)[0]
+    .replace(/^[#>*\-\s`]+(?=\S)/, "")
+    .trim();
   return line.length > 60 ? `${line.slice(0, 59).trimEnd()}…` : line || "New conversation";
 }
 
@@ -67,7 +71,9 @@ export function requestMessages(nodes, system) {
       if (at > lastUser && node.reasoning) message.reasoning_content = node.reasoning;
       if (node.calls.length) {
         message.tool_calls = node.calls.map(({ id, name, args }) => ({
-          id, type: "function", function: { name, arguments: args },
+          id,
+          type: "function",
+          function: { name, arguments: args },
         }));
         if (!node.content) message.content = null;
       }
@@ -92,8 +98,11 @@ export function checkedImport(data) {
     }
     return {
       chat: {
-        id: chat.id, title: chat.title, leaf: typeof chat.leaf === "string" ? chat.leaf : null,
-        created: number(chat.created), updated: number(chat.updated),
+        id: chat.id,
+        title: chat.title,
+        leaf: typeof chat.leaf === "string" ? chat.leaf : null,
+        created: number(chat.created),
+        updated: number(chat.updated),
         settings: chat.settings && typeof chat.settings === "object" ? chat.settings : {},
       },
       messages: messages.map((node, i) => checkedNode(node, chat.id, `${where}, message ${i + 1}`)),
@@ -112,7 +121,9 @@ function checkedNode(node, chat, where) {
   }
   if (node.role === "assistant") {
     made.calls = (Array.isArray(node.calls) ? node.calls : []).map((call) => ({
-      id: String(call?.id ?? ""), name: String(call?.name ?? ""), args: String(call?.args ?? ""),
+      id: String(call?.id ?? ""),
+      name: String(call?.name ?? ""),
+      args: String(call?.args ?? ""),
     }));
     made.state = ["done", "stopped", "interrupted", "error"].includes(node.state) ? node.state : "done";
     made.model = typeof node.model === "string" ? node.model : "";

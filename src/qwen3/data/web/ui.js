@@ -25,9 +25,6 @@ const ICONS = {
   down: "M6 9l6 6 6-6",
   bottom: "M12 5v14M6 13l6 6 6-6",
   sliders: "M4 8h9M17 8h3M4 16h3M11 16h9M13 5.5v5M7 13.5v5",
-  sun: "M12 16a4 4 0 1 1 0-8 4 4 0 0 1 0 8zM12 3v2M12 19v2M3 12h2M19 12h2M5.6 5.6L7 7M17 17l1.4 1.4M18.4 5.6L17 7M7 17l-1.4 1.4",
-  moon: "M20 14.5A8.5 8.5 0 0 1 9.5 4 8.5 8.5 0 1 0 20 14.5z",
-  auto: "M12 4a8 8 0 1 0 0 16zM12 4a8 8 0 0 1 0 16",
   warn: "M12 4L2.5 20h19zM12 10v4M12 17v.5",
   tool: "M14.5 6.5a4 4 0 0 1 5 5l-2.6-.6-2-2zM14.5 6.5l-.9 3.4L4.5 19l.5.5L14.2 10.6",
   chart: "M4 20h16M7 16v-4M12 16V6M17 16v-7",
@@ -41,7 +38,8 @@ export function Icon({ name }) {
 
 /** A button that shows an icon alone; its label is also its tooltip. */
 export function IconButton({ icon, label, keys, class: more = "", ...rest }) {
-  return html`<button type="button" class=${`icon-button ${more}`} aria-label=${label} title=${keys ? `${label} (${keys})` : label}
+  return html`<button type="button" class=${`icon-button ${more}`} aria-label=${label}
+    title=${keys ? `${label} (${keys})` : label}
     ...${rest}><${Icon} name=${icon} /></button>`;
 }
 
@@ -67,7 +65,12 @@ export function seconds(s) {
 
 /** Parameters or bytes in short: 18_400_000 -> "18M" */
 export function short(n, unit = "") {
-  const steps = [[1e12, "T"], [1e9, unit ? "G" : "B"], [1e6, "M"], [1e3, "k"]];
+  const steps = [
+    [1e12, "T"],
+    [1e9, unit ? "G" : "B"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ];
   const [size, letter] = steps.find(([size]) => n >= size) ?? [1, ""];
   const value = n / size;
   return `${value < 10 && size > 1 ? value.toFixed(1) : Math.round(value)}${unit ? " " : ""}${letter}${unit}`;
