@@ -5,11 +5,12 @@ Load balance over the GLOBAL batch (Qiu et al. 2025, "Demons in the detail"; use
 probability of expert i over the update's tokens; 1 when all is even. f_i is a count and has no gradient, so that the
 gradient of a micro-batch needs nothing of the others but their counts. With one micro-batch these are there; with
 several they come from a forward pass over all of them first ("exact": the formula to the last digit, for a third more
-work), or are those so far ("running": what the authors do where a batch comes in parts).
+work), or are those so far ("running": what the authors do where a batch comes in parts, near enough for many parts).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -104,13 +105,11 @@ class _Permute(torch.autograd.Function):
 
 class RouterSums(NamedTuple):
     """Sums over the tokens of a micro-batch that are no padding, one row for each sparse layer. counts [L, E]: choices
-    of each expert. probabilities [L, E]: differentiable. entropy [L]: of a token's distribution over experts, nats.
-    tokens: scalar."""
+    of each expert. probabilities [L, E]: differentiable. entropy [L]: of a token's distribution over experts, nats."""
 
     counts: Tensor
     probabilities: Tensor
     entropy: Tensor
-    tokens: Tensor
 
 
 def router_sums(routers: list[RouterOutput], documents: Tensor) -> RouterSums:
@@ -124,10 +123,15 @@ def router_sums(routers: list[RouterOutput], documents: Tensor) -> RouterSums:
             entropies.append(-(kept @ torch.special.xlogy(p, p).sum(-1)))
             weights = kept[:, None].expand_as(router.experts).flatten()
             counts.append(kept.new_zeros(p.shape[-1]).index_add_(0, router.experts.flatten(), weights))
-    return RouterSums(torch.stack(counts), torch.stack(sums), torch.stack(entropies), kept.sum())
+    return RouterSums(torch.stack(counts), torch.stack(sums), torch.stack(entropies))
 
 
-def balance_loss(probabilities: Tensor, counts: Tensor, tokens: Tensor) -> Tensor:
+def added(parts: Sequence[RouterSums]) -> RouterSums:
+    """The sums over several micro-batches, without gradients."""
+    return RouterSums(*(torch.stack(sums).sum(0).detach() for sums in zip(*parts, strict=True)))
+
+
+def balance_loss(probabilities: Tensor, counts: Tensor, tokens: float) -> Tensor:
     """Σ over layers of E · Σ_i f_i · P_i. probabilities [L, E]: summed over tokens of this part of the update. counts
     [L, E] and tokens: of the whole update. The losses of the parts add up to that of the whole."""
     shares = counts / counts.sum(-1, keepdim=True)

@@ -24,7 +24,7 @@ from qwen3.model import Qwen3
 from qwen3.train.checkpoints import Checkpoints, random_state, restore_random
 from qwen3.train.forward import AttentionKind, BatchTensors, Checkpointing, Compiling, Forward, to_tensors
 from qwen3.train.losses import linear_cross_entropy, token_logprobs
-from qwen3.train.moe import RouterSums, balance_loss, load_statistics, router_sums
+from qwen3.train.moe import RouterSums, added, balance_loss, load_statistics, router_sums
 from qwen3.train.optim import OptimConfig, Optimizer
 from qwen3.train.packing import IGNORED, PackedBatch
 
@@ -159,6 +159,7 @@ class Trainer:
         # bf16 gradients are made at a scale that is a power of two and divided by the rest in float32, exactly.
         scale = 2.0 ** -math.frexp(normaliser)[1]
         whole = self._count_routes(batches)
+        filled = float(sum((batch.documents > 0).sum() for batch in batches))
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         sums: dict[str, Tensor] = {}
         routed: list[RouterSums] = []
@@ -171,10 +172,10 @@ class Trainer:
                 sums[name] = sums.get(name, 0) + value.detach()
             if routers:
                 now = router_sums(routers, tensors.documents)
-                routed.append(now._replace(probabilities=now.probabilities.detach()))
+                routed.append(added([now]))
                 if self.balance:
-                    counts, tokens = whole or _summed(routed)
-                    part = part + self.balance * normaliser * balance_loss(now.probabilities, counts, tokens)
+                    counts = added(routed).counts if whole is None else whole
+                    part = part + self.balance * normaliser * balance_loss(now.probabilities, counts, filled)
             (part * scale).backward()
             self.optimizer.collect()
         norm = self.optimizer.step(lr_scale, 1 / (normaliser * scale))
@@ -186,20 +187,19 @@ class Trainer:
             gc.freeze()
         pending = {"loss": total / normaliser, "norm": norm} | {name: value / trained for name, value in sums.items()}
         if routed:
-            pending |= _routing(routed)
+            pending |= _routing(added(routed), filled)
         return Metrics(self._speed(batches, trained, started), pending)
 
-    def _count_routes(self, batches: Sequence[PackedBatch]) -> tuple[Tensor, Tensor] | None:
-        """(choices [L, E], tokens) of the whole update, where they must be known before its first gradient."""
+    def _count_routes(self, batches: Sequence[PackedBatch]) -> Tensor | None:
+        """The choices [L, E] of the whole update, where they must be known before its first gradient."""
         config = self.model.config
         sparse = any(config.is_sparse_layer(i) for i in range(config.num_hidden_layers))
         if not sparse or not self.balance or len(batches) == 1 or self.balance_counts == "running":
             return None
-        return _summed([router_sums(self._routers(batch), _documents(batch, self.device)) for batch in batches])
+        return added([self._routed(to_tensors(batch, self.device)) for batch in batches]).counts
 
-    def _routers(self, batch: PackedBatch) -> list[Any]:
-        routers = self.forward(to_tensors(batch, self.device))[1]
-        return [router._replace(logits=router.logits.detach()) for router in routers]
+    def _routed(self, tensors: BatchTensors) -> RouterSums:
+        return added([router_sums(self.forward(tensors)[1], tensors.documents)])
 
     def _speed(self, batches: Sequence[PackedBatch], trained: int, started: float) -> dict[str, float]:
         self._last = time.perf_counter()
@@ -266,21 +266,9 @@ class Trainer:
         return store
 
 
-def _documents(batch: PackedBatch, device: torch.device) -> Tensor:
-    return torch.from_numpy(batch.documents).to(device)
-
-
-def _summed(parts: Sequence[RouterSums]) -> tuple[Tensor, Tensor]:
-    counts, tokens = torch.stack([p.counts for p in parts]).sum(0), torch.stack([p.tokens for p in parts]).sum()
-    return counts, tokens
-
-
-def _routing(parts: Sequence[RouterSums]) -> dict[str, Tensor]:
-    counts, tokens = _summed(parts)
-    probabilities = torch.stack([p.probabilities for p in parts]).sum(0)
-    entropy = torch.stack([p.entropy for p in parts]).sum(0).mean() / tokens
-    balance = balance_loss(probabilities, counts, tokens) / len(counts)
-    return {"balance": balance, "router_entropy": entropy} | load_statistics(counts)
+def _routing(sums: RouterSums, tokens: float) -> dict[str, Tensor]:
+    balance = balance_loss(sums.probabilities, sums.counts, tokens) / len(sums.counts)
+    return {"balance": balance, "router_entropy": sums.entropy.mean() / tokens} | load_statistics(sums.counts)
 
 
 def flops(config: ModelConfig, batch: PackedBatch) -> float:
