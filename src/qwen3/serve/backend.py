@@ -446,7 +446,7 @@ class Backend:
                         loaded.set_result(None)
                     began = time.monotonic()
                     await link.lost
-                    self.state = "restarting"
+                    self.state, self.stats = "restarting", {}
                     how = await self._stop()
                     _log.error("the engine's process of %s has ended (%s); starting another", self.name, how)
                     self._fail_all(f"the engine's process has ended ({how}): the request is lost, send it again", pause)
