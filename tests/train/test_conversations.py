@@ -181,6 +181,23 @@ def test_ids_that_were_sampled_are_never_encoded_again() -> None:
     assert TOK.encode("thing")[0] in later.prompt  # as history it is read, as inference would
 
 
+def test_sampled_ids_without_their_thought() -> None:
+    question = {"role": "user", "content": "Hi"}
+    thought = Renderer(TOK).turn([question, {"role": "assistant", "reasoning_content": "Easy.", "content": "thing"}])
+    spelled = [*thought.completion[:-2], *TOK.encode("th"), *TOK.encode("ing"), TOK.control.im_end]
+    answer = {"role": "assistant", "reasoning_content": "Easy.", "content": "thing", "ids": spelled}
+    direct = Renderer(TOK).turn([question, {**answer, "trained": [1] * (len(spelled) - 3) + [0, 1, 1]}], thinking=False)
+    assert direct.prompt == encode([question], tokenizer=TOK, enable_thinking=False).ids
+    assert direct.completion == spelled[-3:]
+    assert direct.trained == [False, True, True]
+    # where the blank line is not a token of its own, the text is encoded
+    end = spelled.index(TOK.control.end_think) + 1
+    glued = [*spelled[:end], *TOK.encode(" "), *spelled[end:]]
+    direct = Renderer(TOK).turn([question, {**answer, "ids": glued}], thinking=False)
+    assert direct.completion == [*TOK.encode("thing"), TOK.control.im_end]
+    assert direct.trained == [True, True]
+
+
 def turn_of(question: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": "Yes."}]
 

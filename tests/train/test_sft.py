@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,35 +22,43 @@ from qwen3.model import Qwen3
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.adapters import LoraConfig
 from qwen3.train.chats import BadRowsError
+from qwen3.train.feeds import micro_batches, rows_feed
+from qwen3.train.fusion import Fusion
+from qwen3.train.optim import OptimConfig
 from qwen3.train.packing import IGNORED
+from qwen3.train.recipe import keys, override
+from qwen3.train.run import Run
 from qwen3.train.samples import TokenSample, completion_sample
-from qwen3.train.sft import SFT, derive_optim, derive_tokens, micro_batches, rows_feed, run_sft
+from qwen3.train.sft import SFT, Lora, derive_optim, derive_tokens, recipe, run_sft
+from qwen3.train.start import Job
 from tests.fixtures import random_model, tiny_config
 
 TOK = Tokenizer.from_pretrained().prefix(608)
 
 
-@dataclass
-class Recorder:
-    """A run that keeps what it is told, and stops after so many updates."""
+class Recorder(Run):
+    """A run that keeps what it is told, and is over after so many updates."""
 
-    folder: Path
-    seed: int = 1
-    base: str = "tiny"
-    base_folder: Path | None = None
-    evaluate: Callable[[int], Mapping[str, float]] | None = None
-    stop_after: int = 10**9
-    said: list[str] = field(default_factory=list)
-    logged: list[dict[str, Any]] = field(default_factory=list)
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
+    def __init__(self, folder: Path, stop_after: int = 10**9) -> None:
+        self.said: list[str] = []
+        self.logged: list[dict[str, Any]] = []
+        self.stop_after = stop_after
+        super().__init__(folder, say=self.said.append)
 
     def log(self, **fields: Any) -> None:
         self.logged.append(fields)
+        super().log(**fields)
 
-    def out_of_time(self) -> bool:
-        return sum("loss" in fields for fields in self.logged) >= self.stop_after
+    @property
+    def over(self) -> bool:
+        return len(self.logged) >= self.stop_after
+
+
+def job(run: Run, model: Qwen3 | None = None, seed: int = 1) -> Job:
+    return Job(model or tiny(), TOK, run, seed, "hybrid", "qwen3", "tiny", {})
+
+
+FULL = Lora(rank=0)
 
 
 def tiny() -> Qwen3:
@@ -74,61 +81,58 @@ def parameters(model: Qwen3) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
-def test_a_tiny_model_learns_its_chats_in_both_modes(tmp_path: Path, lora: LoraConfig | None) -> None:
+@pytest.mark.parametrize("lora", [FULL, Lora(rank=4)])
+def test_a_tiny_model_learns_its_chats_in_both_modes(tmp_path: Path, lora: Lora) -> None:
     stage = SFT(data=(chats(tmp_path),), lora=lora, lr=0.01, updates=40, prompts_per_update=6)
     run, model = Recorder(tmp_path / "out"), tiny()
-    before = parameters(model)
-    summary = run_sft(stage, model, TOK, run)
-    assert summary.finished
-    assert summary.loss < 0.1 < 3 < run.logged[0]["loss"]
+    before, work = parameters(model), job(run, model)
+    summary = run_sft(stage, work)
+    assert summary["finished"]
+    assert summary["loss"] < 0.1 < 3 < run.logged[0]["loss"]
     frozen = [name for name, value in parameters(model).items() if name in before and value.equal(before[name])]
-    assert len(frozen) == (len(before) if lora else 0)
-    if lora:
-        adapter = read_adapter(tmp_path / "out", model.config)
+    assert len(frozen) == (len(before) if lora.rank else 0)
+    assert bool(work.notes.get("adapter")) == bool(lora.rank)
+    if lora.rank:
+        adapter = read_adapter(tmp_path / "out" / "adapter", model.config)
         assert (adapter.rank, adapter.base) == (4, "tiny")
         llm = LLM.of(tiny(), TOK, adapters={"mine": adapter})
     else:
-        llm = LLM(str(tmp_path / "out"), "cpu")
+        llm = LLM.of(model, TOK)
     with llm:
         for i in range(3):
             for mode in ("on", "off"):
                 found = llm.chat(
                     f"a{i}", ThinkingPolicy(mode=mode), SamplingParams(temperature=0, max_tokens=20),
-                    adapter="mine" if lora else None,
+                    adapter="mine" if lora.rank else None,
                 )  # fmt: skip
                 assert found.content == f"b{i}"
                 assert found.reasoning_content == (f"c{i}" if mode == "on" else "")
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    stage = SFT(data=(chats(tmp_path),), updates=7, prompts_per_update=5, save_every=2, lora=LoraConfig(rank=2))
+    stage = SFT(data=(chats(tmp_path),), updates=7, prompts_per_update=5, save_every=2, lora=Lora(rank=2))
     whole, model = Recorder(tmp_path / "whole"), tiny()
-    run_sft(stage, model, TOK, whole)
+    run_sft(stage, job(whole, model))
     for stop_after in (3, 1, 99):
-        again, resumed = Recorder(tmp_path / "parts", stop_after=stop_after), tiny()
-        summary = run_sft(stage, resumed, TOK, again)
-    assert "going on after update 4" in again.said
-    assert (summary.updates, summary.finished) == (7, True)
+        again, resumed = Recorder(tmp_path / "parts", stop_after), tiny()
+        summary = run_sft(stage, job(again, resumed))
+        assert summary["finished"] is (stop_after == 99)
+    assert "sft: going on from update 4 of 7" in again.said
     assert all(value.equal(parameters(resumed)[name]) for name, value in parameters(model).items())
     assert [fields["loss"] for fields in again.logged] == [fields["loss"] for fields in whole.logged[4:]]
-    # once more: nothing is left to do, and the result stays
-    done = run_sft(stage, tiny(), TOK, Recorder(tmp_path / "parts"))
-    assert done.finished
-    assert math.isnan(done.loss)
     with pytest.raises(UsageError, match=r"begun with updates=7, not 8: give another folder"):
-        run_sft(SFT(**{**vars(stage), "updates": 8}), tiny(), TOK, Recorder(tmp_path / "parts"))
+        run_sft(replace(stage, updates=8), job(Recorder(tmp_path / "parts")))
     chats(tmp_path, rows=13)
     with pytest.raises(UsageError, match="begun with data="):
-        run_sft(stage, tiny(), TOK, Recorder(tmp_path / "parts"))
+        run_sft(stage, job(Recorder(tmp_path / "parts")))
 
 
 def test_the_loss_is_a_mean_over_the_updates_tokens_however_they_are_packed(tmp_path: Path) -> None:
     losses = []
     for tokens in (64, 1024):
         run = Recorder(tmp_path / str(tokens), stop_after=1)
-        stage = SFT(data=(chats(tmp_path),), prompts_per_update=12, tokens_per_micro_batch=tokens)
-        run_sft(stage, tiny(), TOK, run)
+        stage = SFT(data=(chats(tmp_path),), prompts_per_update=12, tokens_per_micro_batch=tokens, lora=FULL)
+        run_sft(stage, job(run))
         losses.append(run.logged[0]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     # against a plain loop: every sample by itself
@@ -155,7 +159,7 @@ def test_weights_scale_what_a_row_adds(tmp_path: Path) -> None:
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         run = Recorder(tmp_path / f"out{weights}", stop_after=1)
-        run_sft(SFT(data=(str(path),), prompts_per_update=len(rows)), tiny(), TOK, run)
+        run_sft(SFT(data=(str(path),), prompts_per_update=len(rows)), job(run))
         return run.logged[0]["loss"]
 
     first, second = loss(1, 0), loss(0, 1)
@@ -171,27 +175,48 @@ def test_nothing_is_trained_on_bad_rows_and_one_mode_alone_is_warned_of(tmp_path
     run, model = Recorder(tmp_path / "out"), tiny()
     before = parameters(model)
     with pytest.raises(BadRowsError, match="line 2"):
-        run_sft(SFT(data=(str(path),)), model, TOK, run)
-    assert not (tmp_path / "out").exists()
+        run_sft(SFT(data=(str(path),)), job(run, model))
+    assert not list((tmp_path / "out").iterdir())
     assert all(value.equal(before[name]) for name, value in parameters(model).items())
-    run_sft(SFT(data=(str(path),), bad_rows="skip", updates=1), model, TOK, run)
+    run_sft(SFT(data=(str(path),), bad_rows="skip", updates=1), job(run, model))
     told = "\n".join(run.said)
     assert "skipped 1 bad row" in told
     assert "⟦b<|im_end|>⟧" in told
     assert "warning: every trained turn does not think" in told
 
 
-def test_evaluation_follows_every_checkpoint(tmp_path: Path) -> None:
-    seen = []
+def test_obedience_is_measured_where_checkpoints_are_due(tmp_path: Path) -> None:
+    run = Recorder(tmp_path / "out")
+    run_sft(SFT(data=(chats(tmp_path),), updates=5, save_every=2, obedience=4), job(run))
+    assert [fields["update"] for fields in run.logged if "obeyed" in fields] == [2, 4, 5]
+    assert all(0 <= fields.get("obeyed", 0) <= 1 for fields in run.logged)
 
-    def evaluate(update: int) -> dict[str, float]:
-        seen.append(update)
-        return {"obeyed": 0.5}
 
-    run = Recorder(tmp_path / "out", evaluate=evaluate)
-    run_sft(SFT(data=(chats(tmp_path),), updates=5, save_every=2), tiny(), TOK, run)
-    assert seen == [2, 4, 5]
-    assert {"update": 4, "obeyed": 0.5} in run.logged
+def test_fusion_trains_both_modes_of_rows_that_think(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    answer = {"role": "assistant", "content": "b", "reasoning_content": "c"}
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "a"}, answer]}) + "\n")
+    run, model = Recorder(tmp_path / "out"), tiny()
+    stage = SFT(
+        data=(str(path),), fusion=Fusion(direct=0.5), updates=40, prompts_per_update=6, lr=0.01, lora=FULL
+    )  # fmt: skip
+    assert run_sft(stage, job(run, model))["loss"] < 0.1
+    assert not any(line.startswith("warning") for line in run.said)
+    with LLM.of(model, TOK) as llm:
+        for mode, thought in (("on", "c"), ("off", "")):
+            found = llm.chat("a", ThinkingPolicy(mode=mode), SamplingParams(temperature=0, max_tokens=20))
+            assert (found.content, found.reasoning_content) == ("b", thought)
+
+
+def test_the_recipe_is_set_by_words(tmp_path: Path) -> None:
+    words = [f"data={chats(tmp_path)}", "lora.rank=4", "fusion.direct=0.5", "epochs=1", f"out={tmp_path / 'out'}"]
+    made = override(recipe(), words)
+    (stage,) = made.stages
+    assert (stage.lora.config, stage.fusion.direct, stage.epochs) == (LoraConfig(rank=4), 0.5, 1)
+    assert override(recipe(), ["lora.rank=0"]).stages[0].lora.config is None
+    assert all(text for name, (_, text) in keys(made) if name.startswith("sft."))
+    with pytest.raises(UsageError, match=r"data is missing: data=chats.jsonl"):
+        run_sft(SFT(), job(Recorder(tmp_path / "out")))
 
 
 def samples(count: int, source: str = "all") -> list[TokenSample]:
@@ -211,7 +236,7 @@ def test_feeds_are_functions_of_the_seed_and_the_place() -> None:
     counts = Counter(s.source for s in both(0, 1000))
     assert counts["a"] == pytest.approx(750, abs=50)
     with pytest.raises(UsageError, match="b has a share of 1, but no sample"):
-        next(rows_feed(samples(2, "a"), ("a", "b"), (1, 1), 0)(0, 9))
+        rows_feed(samples(2, "a"), ("a", "b"), (1, 1), 0)
 
 
 def test_every_sample_is_in_one_row_of_an_update() -> None:
@@ -225,39 +250,36 @@ def test_every_sample_is_in_one_row_of_an_update() -> None:
 
 
 def test_numbers_that_follow_from_others() -> None:
-    stage = SFT(data=("a",))
+    stage = SFT()
     assert derive_tokens(stage, 70, "cpu") == 1024
     assert derive_tokens(stage, 3000, "cpu") == 3072
     assert derive_tokens(stage, 70, "cuda") == 16_384
     with pytest.raises(UsageError, match="the longest sample has 70"):
         derive_tokens(SFT(data=("a",), tokens_per_micro_batch=64), 70, "cpu")
-    full, why = derive_optim(stage, 4096)
-    adapter, _ = derive_optim(SFT(data=("a",), lora=LoraConfig()), 4096)
+    full, why = derive_optim(SFT(lora=FULL), 4096)
+    adapter, _ = derive_optim(stage, 4096)
     assert adapter.vector_lr == pytest.approx(10 * full.vector_lr)
     assert "for all weights at width 4,096" in why
     assert derive_optim(SFT(data=("a",), lr=3e-4), 64)[0].matrix_lr == 3e-4
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("given", "told"),
     [
-        ({}, "either data"),
-        ({"data": ("a",), "source": print}, "either data"),
-        ({"source": print}, "updates must be given"),
-        ({"data": ("a",), "shares": (1, 2)}, "shares must be one number"),
-        ({"data": ("a",), "shares": (0,)}, "shares must be one number"),
-        ({"data": ("a",), "epochs": 0}, "epochs must be a number above 0"),
-        ({"data": ("a",), "lr": math.nan}, "lr must be a number above 0"),
-        ({"data": ("a",), "prompts_per_update": 0}, "prompts_per_update must be a whole number from 1"),
-        ({"data": ("a",), "save_every": 2.5}, "save_every must be a whole number from 1"),
-        ({"data": ("a",), "warmup": 1}, "warmup is a share"),
+        ({"epochs": 0}, "sft.epochs must be a number above 0"),
+        ({"lr": math.nan}, "sft.lr must be a number above 0"),
+        ({"prompts_per_update": 0}, "sft.prompts_per_update must be a whole number from 1"),
+        ({"save_every": 2.5}, "sft.save_every must be a whole number from 1"),
+        ({"warmup": 1}, "sft.warmup is a share"),
+        ({"data": ("a",), "source": print}, "sft.data is given beside source"),
+        ({"source": print}, "sft.updates must be given"),
+        ({"data": ("a",), "shares": (1, 2)}, "sft.shares must be one number"),
+        ({"data": ("a",), "shares": (0,)}, "sft.shares must be one number"),
+        ({"data": ("a",), "turns": "all", "fusion": Fusion(direct=0.5)}, "sft.fusion goes with data alone"),
+        ({"data": ("a",), "lr": 1e-3, "optim": OptimConfig()}, "sft.lr and optim are both given"),
+        ({"data": ("a",), "template": "llama"}, "one of Qwen's chat templates"),
     ],
 )
-def test_keys_that_are_wrong(keys: dict[str, Any], told: str) -> None:
+def test_keys_that_are_wrong(tmp_path: Path, given: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        SFT(**keys)
-
-
-def test_a_template_that_is_not_qwens_is_refused_before_anything(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="one of Qwen's chat templates"):
-        run_sft(SFT(data=("a",), template="llama"), tiny(), TOK, Recorder(tmp_path))
+        run_sft(SFT(**given), job(Recorder(tmp_path)))

@@ -76,7 +76,7 @@ class BadRowsError(UsageError):
 
 @dataclass
 class ChatData:
-    """Samples (their source is the file) and what is to be known about them before they are trained on.
+    """Samples (their source is the file), the chats they are of, and what is to be known before training on them.
 
     rows: read, blank lines apart. thinking, direct: samples that think and that do not. bad: rows that were skipped.
     too_long: samples that were dropped. duplicates: samples that repeat an earlier one (they are kept). unused:
@@ -84,6 +84,7 @@ class ChatData:
     """
 
     context: int
+    chats: list[Chat] = field(default_factory=list)
     samples: list[TokenSample] = field(default_factory=list)
     rows: int = 0
     thinking: int = 0
@@ -171,6 +172,7 @@ def load_chats(
             data.warnings += [f"{row.where}: {warning}" for turn in found for warning in turn.warnings]
             kept = [turn for turn in found if len(turn) <= context]
             data.too_long += len(found) - len(kept)
+            data.chats += [row] if kept else []
             data.samples += [turn.sample(str(path)) for turn in kept]
             weights += [turn.weight for turn in kept]
             data.thinking += sum(turn.thinking for turn in kept)

@@ -137,6 +137,10 @@ class Renderer:
             warnings += made.warnings
         else:
             completion, trained = _given(messages[here], self.tokenizer, where)
+            if not thinks and self.tokenizer.control.end_think in completion:  # sampled with the thought left out now
+                answer = self._answer(completion, last)
+                same = completion[-len(answer) :] == answer
+                completion, trained = answer, trained[-len(answer) :] if same else [True] * len(answer)
         return Turn(prompt.ids, completion, trained, thinks, here, _weight(messages, here), warnings)
 
     def stopped(
@@ -158,18 +162,22 @@ class Renderer:
         end = self.tokenizer.control.end_think
         if end not in turn.completion:
             raise UsageError(f"messages[{turn.message}].ids have no </think>: there is no thought to cut")
-        at = turn.completion.index(end)
-        thought, answer = turn.completion[:at], turn.completion[at + 1 :]
-        bounds = list(range(1, at + 1)) if by == "tokens" else _paragraph_ends(self.tokenizer, thought)
+        thought = turn.completion[: turn.completion.index(end)]
+        bounds = list(range(1, len(thought) + 1)) if by == "tokens" else _paragraph_ends(self.tokenizer, thought)
         kept = thought[: bounds[max(1, int(share * len(bounds))) - 1]]
-        if (gap := self.tokenizer.encode_plain(AFTER_THINK)) == answer[: len(gap)]:
-            answer = answer[len(gap) :]  # the early-stop text ends with it
-        else:
-            last = normalize([_without(messages[-1])])[0]
-            answer = encode_pieces(_written(last, self.template, False, "messages[-1]"), self.tokenizer).ids
+        answer = self._answer(turn.completion, normalize([_without(messages[-1])])[0])
         forced = [*kept, *self.tokenizer.encode(EARLY_STOP)]
         trained = [False] * len(forced) + [True] * len(answer)
         return Turn(turn.prompt, forced + answer, trained, True, turn.message, turn.weight, turn.warnings)
+
+    def _answer(self, completion: Sequence[int], message: dict[str, Any]) -> list[int]:
+        """What follows the thought of a completion, without the blank line between: behind an empty think block or the
+        early-stop text that is there already."""
+        answer = list(completion[completion.index(self.tokenizer.control.end_think) + 1 :])
+        gap = self.tokenizer.encode_plain(AFTER_THINK)
+        if answer[: len(gap)] == gap and len(answer) > len(gap):
+            return answer[len(gap) :]
+        return encode_pieces(_written(message, self.template, False, "messages[-1]"), self.tokenizer).ids
 
     def _mode(self, history: list[dict[str, Any]], last: dict[str, Any], asked: bool | None, where: str) -> bool:
         reasoning = bool(last["reasoning_content"].strip())
