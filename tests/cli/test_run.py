@@ -118,6 +118,7 @@ def test_json_has_stable_keys_and_is_alone_on_stdout(qwen3: Command, model: Path
         "usage",
         "seed",
         "timing",
+        "adapter",
     ]
     assert list(value["model"]) == ["name", "path", "repo", "revision", "sha256", "dtype", "device"]
     assert value["seed"] == 3

@@ -13,7 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwen3.checkpoint import load_weights, save_checkpoint
-from qwen3.checkpoint.adapter import CONFIG, WEIGHTS, Adapter, LowRank, module_shapes, read_adapter, write_adapter
+from qwen3.checkpoint.adapter import (
+    CONFIG,
+    WEIGHTS,
+    Adapter,
+    LowRank,
+    adapter_stamp,
+    is_adapter,
+    module_shapes,
+    read_adapter,
+    write_adapter,
+)
 from qwen3.errors import ConfigError, CorruptFileError, ModelNotFoundError, Qwen3Error, UnsafeFileError, UsageError
 from qwen3.model import Qwen3
 from qwen3.model.load import quantize_model
@@ -180,6 +190,19 @@ def test_harmless_keys_of_other_versions_are_taken(tmp_path: Path) -> None:
     names = [name for name in load_file(tmp_path / WEIGHTS) if ".layers.0." in name]
     changed(tmp_path, lambda t: [t.pop(name) for name in names])
     assert list(read_adapter(tmp_path, config).parts) == ["model.layers.1.self_attn.q_proj"]
+
+
+def test_a_trainers_folder_is_its_adapter(tmp_path: Path) -> None:
+    config = tiny_config()
+    adapter = random_adapter(config, 4, ("q_proj",))
+    write_adapter(tmp_path / "out" / "adapter", adapter, config)
+    found = read_adapter(tmp_path / "out", config)
+    assert same(found, adapter)
+    assert found.source == str(tmp_path / "out")
+    assert is_adapter(tmp_path / "out")
+    assert adapter_stamp(tmp_path / "out") == found.stamp != ()
+    assert not is_adapter(tmp_path)
+    assert adapter_stamp(tmp_path) == ()
 
 
 # Merging

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qwen3.checkpoint.folder import ADAPTER_CONFIG, is_adapter
+from qwen3.checkpoint.folder import ADAPTER_CONFIG, adapter_folder, is_adapter
 from qwen3.checkpoint.header import Header, TensorEntry, read_header, read_json, stamp
 from qwen3.checkpoint.journal import commit, finish_interrupted_save, staging
 from qwen3.checkpoint.safetensors_io import read_chunks
@@ -115,19 +115,22 @@ def module_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def adapter_stamp(folder: str | Path) -> tuple[int, ...]:
     """Changes when an adapter is written again; () where there is none."""
-    file = Path(folder) / WEIGHTS
+    file = adapter_folder(folder) / WEIGHTS
     return stamp(file.stat()) if file.exists() else ()
 
 
 def read_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> Adapter:
-    """An adapter's tensors in float32 on the CPU, checked against the model it is for.
+    """An adapter's tensors in float32 on the CPU, checked against the model it is for. folder: the adapter's, or what a
+    trainer left, with an `adapter` in it.
 
     Raises ModelNotFoundError without an adapter in the folder, UnsafeFileError where it is a pickle, ConfigError for a
     kind of adapter that is not supported, naming the key, CorruptFileError listing every tensor that is missing, extra,
     misshapen or not finite.
     """
-    folder = Path(folder).expanduser()
-    finish_interrupted_save(folder)
+    given = Path(folder).expanduser()
+    for place in (given, given / "adapter"):
+        finish_interrupted_save(place)
+    folder = adapter_folder(given)
     if not is_adapter(folder):
         what = "is a model, not an adapter" if (folder / "config.json").exists() else "holds no adapter"
         what = f"{what} (there is no {CONFIG})" if folder.is_dir() else "no such folder"
@@ -170,7 +173,7 @@ def read_adapter(folder: str | os.PathLike[str], config: ModelConfig) -> Adapter
         if not (bool(part.a.isfinite().all()) and bool(part.b.isfinite().all())):
             raise CorruptFileError(f"{folder / WEIGHTS}: {module} has NaN or infinite values")
     base = str(told.get("base_model_name_or_path") or "")
-    return Adapter(parts, base, str(folder.resolve()), header.stamp)
+    return Adapter(parts, base, str(given.resolve()), header.stamp)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -15,8 +15,15 @@ UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether there is a LoRA adapter in it (see `adapter.py`)."""
-    return (Path(folder) / ADAPTER_CONFIG).is_file()
+    """Whether there is a LoRA adapter (see `adapter.py`) in it, or a trainer's folder has one."""
+    return (adapter_folder(folder) / ADAPTER_CONFIG).is_file()
+
+
+def adapter_folder(folder: str | Path) -> Path:
+    """The folder itself, or the `adapter` in what a trainer left."""
+    folder = Path(folder)
+    inner = folder / "adapter"
+    return inner if not (folder / ADAPTER_CONFIG).is_file() and (inner / ADAPTER_CONFIG).is_file() else folder
 
 
 def find_weight_files(folder: str | Path) -> list[Path]:

@@ -284,7 +284,6 @@ def to_json(session: Session, answer: Answer) -> dict[str, Any]:
             "dtype": str(llm.dtype).removeprefix("torch."),
             "device": str(llm.device),
         },
-        "adapter": session.adapter and llm.adapters[session.adapter].source,
         "content": generation.content,
         "reasoning_content": generation.reasoning_content,
         "tool_calls": [call.to_dict() for call in generation.tool_calls],
@@ -294,4 +293,5 @@ def to_json(session: Session, answer: Answer) -> dict[str, Any]:
         "usage": asdict(generation.usage) if generation.usage else None,
         "seed": generation.seed,
         "timing": asdict(generation.timing) if generation.timing else None,
+        "adapter": session.adapter and llm.adapters[session.adapter].source,
     }
