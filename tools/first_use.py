@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import urllib.request
 from collections.abc import Callable
@@ -122,7 +123,8 @@ def more_pictures(context: Any, page: Any, url: str) -> None:
         slider.press("ArrowLeft")
     ask(page, SUDOKU)
     page.wait_for_selector(".thought.live .thought-text")
-    page.wait_for_timeout(500)
+    while len(page.locator(".thought-text").inner_text()) < 300:
+        page.wait_for_timeout(50)
     picture(page, "page-thinking")
     page.wait_for_selector(".stats")
     page.keyboard.press("Control+Shift+O")
@@ -161,11 +163,15 @@ def machine() -> str:
 
 def written(play: Play, where: str, commit: str, chromium: str, answered: float) -> str:
     rows = "\n".join(f"| {at:.1f} s | {took:.2f} s | {what} |" for at, took, what in play.rows)
+    said = (
+        f"Played by `tools/first_use.py` at commit {commit} on {where}, with {chromium}. It installs this package into a "
+        "fresh environment, starts the server as a user would, opens the page in a fresh profile and clicks the first "
+        "example. PyTorch (its CPU build) comes from a package index that is near; over a slow line the installation "
+        "takes as long as 200 MB do."
+    )
     return f"""# A first use
 
-Played by `tools/first_use.py` at commit {commit} on {where}, with
-{chromium}. It installs this package into a fresh environment, starts the server as a user would, opens the page in a fresh profile and clicks the first example. PyTorch
-(its CPU build) comes from a package index that is near; over a slow line the installation takes as long as 200 MB do.
+{textwrap.fill(said, 118)}
 
 **{answered:.0f} seconds from nothing to the first streamed answer**, most of it the installation.
 
