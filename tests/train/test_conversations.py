@@ -151,7 +151,7 @@ def test_the_last_soft_switch_decides_and_a_contradiction_is_told() -> None:
 
 def test_last_trains_the_whole_last_exchange_and_all_everything() -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Hello!"},
         {"role": "user", "content": "1 + 1?"},

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from qwen3.tokenizer import Tokenizer
 from qwen3.train.adapters import LoraConfig
 from qwen3.train.chats import BadRowsError
 from qwen3.train.feeds import micro_batches, rows_feed
-from qwen3.train.fusion import Fusion
+from qwen3.train.fusion import Fusion, flag_obedience, some_questions
 from qwen3.train.optim import OptimConfig
 from qwen3.train.packing import IGNORED
 from qwen3.train.recipe import keys, override
@@ -99,8 +99,9 @@ def test_a_tiny_model_learns_its_chats_in_both_modes(tmp_path: Path, lora: Lora)
     else:
         llm = LLM.of(model, TOK)
     with llm:
+        modes: tuple[Literal["on", "off"], ...] = ("on", "off")
         for i in range(3):
-            for mode in ("on", "off"):
+            for mode in modes:
                 found = llm.chat(
                     f"a{i}", ThinkingPolicy(mode=mode), SamplingParams(temperature=0, max_tokens=20),
                     adapter="mine" if lora.rank else None,
@@ -186,10 +187,18 @@ def test_nothing_is_trained_on_bad_rows_and_one_mode_alone_is_warned_of(tmp_path
 
 
 def test_obedience_is_measured_where_checkpoints_are_due(tmp_path: Path) -> None:
-    run = Recorder(tmp_path / "out")
-    run_sft(SFT(data=(chats(tmp_path),), updates=5, save_every=2, obedience=4), job(run))
-    assert [fields["update"] for fields in run.logged if "obeyed" in fields] == [2, 4, 5]
-    assert all(0 <= fields.get("obeyed", 0) <= 1 for fields in run.logged)
+    """On the adapter that is being trained: the base alone does not obey."""
+    run, path = Recorder(tmp_path / "out"), tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        for messages, thinks in some_questions(4, 1):
+            answer = {"role": "assistant", "content": "b"} | ({"reasoning_content": "c"} if thinks else {})
+            file.write(json.dumps({"messages": [*messages, answer]}) + "\n")
+    stage = SFT(data=(str(path),), updates=25, save_every=12, obedience=4, lr=0.01, prompts_per_update=4)
+    run_sft(stage, job(run))
+    assert [fields["update"] for fields in run.logged if "obeyed" in fields] == [12, 24, 25]
+    assert run.logged[-1]["obeyed"] == 1.0
+    with LLM.of(tiny(), TOK) as llm:
+        assert flag_obedience(llm, some_questions(4, 1))["obeyed"] < 1
 
 
 def test_fusion_trains_both_modes_of_rows_that_think(tmp_path: Path) -> None:
@@ -203,8 +212,8 @@ def test_fusion_trains_both_modes_of_rows_that_think(tmp_path: Path) -> None:
     assert run_sft(stage, job(run, model))["loss"] < 0.1
     assert not any(line.startswith("warning") for line in run.said)
     with LLM.of(model, TOK) as llm:
-        for mode, thought in (("on", "c"), ("off", "")):
-            found = llm.chat("a", ThinkingPolicy(mode=mode), SamplingParams(temperature=0, max_tokens=20))
+        for budget, thought in ((None, "c"), (0, "")):
+            found = llm.chat("a", ThinkingPolicy(budget=budget), SamplingParams(temperature=0, max_tokens=20))
             assert (found.content, found.reasoning_content) == ("b", thought)
 
 

@@ -197,11 +197,13 @@ def some_questions(count: int, seed: int = 0) -> list[tuple[Messages, bool]]:
     return found
 
 
-def flag_obedience(llm: LLM, questions: Sequence[tuple[Messages, bool]], max_tokens: int = 48) -> dict[str, float]:
+def flag_obedience(
+    llm: LLM, questions: Sequence[tuple[Messages, bool]], max_tokens: int = 48, adapter: str | None = None
+) -> dict[str, float]:
     """Shares of the questions where the model thought as told: "obeyed", and of either kind "obeyed_think" and
-    "obeyed_no_think". An answer of `max_tokens` is enough to see it."""
+    "obeyed_no_think". An answer of `max_tokens` is enough to see it. adapter: as for `LLM.chat`."""
     sampling = SamplingParams(max_tokens=max_tokens, seed=0)
-    answers = llm.chat_batch([messages for messages, _ in questions], None, sampling)
+    answers = llm.chat_batch([messages for messages, _ in questions], None, sampling, adapter=adapter)
     right: dict[bool, list[bool]] = {True: [], False: []}
     for (_, thinks), answer in zip(questions, answers, strict=True):
         thought = bool(answer.reasoning_content.strip()) or ("<think>" in answer.text and not thinks)

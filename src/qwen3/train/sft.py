@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qwen3.errors import UsageError
 from qwen3.llm import LLM
-from qwen3.train.adapters import LoraConfig, add_lora, save_adapter, table
+from qwen3.train.adapters import LoraConfig, adapter_of, add_lora, save_adapter, table
 from qwen3.train.chats import ChatData, load_chats, preview
 from qwen3.train.conversations import Renderer, Turns
 from qwen3.train.feeds import Feed, rows_feed, update_batches
@@ -188,8 +188,10 @@ def one_mode_only(data: ChatData, template: str) -> list[str]:
 def _obedience(stage: SFT, job: Job, update: int, planned: int) -> dict[str, float]:
     if not stage.obedience or (update % stage.save_every and update != planned):
         return {}
-    with LLM.of(job.model, job.tokenizer, mode=job.mode) as llm:
-        return flag_obedience(llm, some_questions(stage.obedience, job.seed))
+    # An engine serves adapters beside its model: one that is in the network for training it would not see.
+    adapters = {"trained": adapter_of(job.model)} if stage.lora.rank else {}
+    with LLM.of(job.model, job.tokenizer, mode=job.mode, adapters=adapters) as llm:
+        return flag_obedience(llm, some_questions(stage.obedience, job.seed), adapter=next(iter(adapters), None))
 
 
 # Numbers that follow from others
