@@ -18,35 +18,27 @@ def test_before_anything_was_seen_there_is_a_guess() -> None:
     assert not Pace().must_close(0.1, 24, 1000), "nothing is known of the speed"
 
 
-def test_answers_behind_thoughts_that_were_cut_count_apart() -> None:
+def test_answers_are_learnt_from() -> None:
     pace = Pace()
-    for _ in range(20):
-        pace.answered(10)
-    assert pace.answer_tokens(1000) == 10
-    for _ in range(8):
-        pace.answered(100, thought_cut=True)
-    assert pace.answer_tokens(1000) == 100
-
-
-def test_an_answer_that_its_limit_cut_would_have_been_longer() -> None:
-    pace = Pace()
-    for _ in range(8):
-        pace.answered(100, thought_cut=True, cut=True)
-    assert pace.answer_tokens(1000) == 125
+    for _ in range(7):
+        pace.answered(100)
+    assert pace.answer_tokens(1000) == 100, "few, but one of them was longer than the guess"
+    pace.answered(10)
+    assert pace.answer_tokens(50) == 50
 
 
 def test_a_long_answer_in_twenty_is_not_waited_for() -> None:
     pace = Pace()
     for i in range(20):
-        pace.answered(800 if i == 0 else 20, thought_cut=True)
+        pace.answered(800 if i == 0 else 20)
     assert pace.answer_tokens(1000) == 20
 
 
 def test_it_closes_when_what_is_left_just_holds_the_rest() -> None:
     pace = stepped(0.01)
     for _ in range(8):
-        pace.answered(50, thought_cut=True)
-    need = 1.2 * 0.01 * (1 + 24 + 50)
+        pace.answered(50)
+    need = 1.8 * 0.01 * (1 + 24 + 50)
     assert pace.must_close(need * 0.99, 24, 1000)
     assert not pace.must_close(need * 1.01, 24, 1000)
     assert not pace.must_close(need * 0.99, 24, 10), "no more than 10 tokens may come"

@@ -2,8 +2,7 @@
 
 What is left of a request's time has to hold the closing text and the answer. How long a token takes is measured while
 the engine runs, queueing and the other requests included, since both show in the time between two tokens of a sample;
-how many tokens an answer takes is learnt from those there were. A thought that is cut is often gone on with in the
-answer, so answers behind one are counted apart, and one that its limit cut counts as longer than it came to be.
+how many tokens an answer takes is learnt from the answers that ended by themselves.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from collections import deque
 
 _FIRST_GUESS = 64  # tokens of an answer, before any has been seen
 _ENOUGH = 8  # answers that are worth more than the guess
-_QUANTILE = 0.95
-_CUT = 1.25  # how much longer an answer might have become that its limit ended
-_MARGIN = 1.2  # on the time that the rest is expected to take
+_QUANTILE = 0.9
+# On the time that the rest is expected to take: behind a thought that was cut, answers are longer than those they are
+# learnt from. Learning from those behind cuts would feed on itself: cut sooner, they go on longer.
+_MARGIN = 1.8
 _MEMORY = 0.9  # weight of the past in the mean time of a step
 
 
@@ -24,7 +24,6 @@ class Pace:
 
     def __init__(self) -> None:
         self._answers: deque[int] = deque(maxlen=128)
-        self._after_cuts: deque[int] = deque(maxlen=128)
         self._steps: deque[float] = deque(maxlen=64)
         self._mean = 0.0
         self._last: float | None = None
@@ -37,10 +36,9 @@ class Pace:
             self._mean += weight * (now - self._last - self._mean)
         self._last = now
 
-    def answered(self, tokens: int, *, thought_cut: bool = False, cut: bool = False) -> None:
-        """An answer ended after so many tokens, its closing text and thought not counted. thought_cut: its thought did
-        not end by itself. cut: nor did the answer."""
-        (self._after_cuts if thought_cut else self._answers).append(math.ceil(_CUT * tokens) if cut else tokens)
+    def answered(self, tokens: int) -> None:
+        """An answer ended by itself after so many tokens, its closing text and thought not counted."""
+        self._answers.append(tokens)
 
     @property
     def seconds_per_token(self) -> float:
@@ -51,12 +49,11 @@ class Pace:
         return max(self._mean, slow)
 
     def answer_tokens(self, limit: int) -> int:
-        """Tokens that the answer behind a thought which is cut now may take, at most `limit`."""
-        seen = self._after_cuts if len(self._after_cuts) >= _ENOUGH else self._answers
-        if len(seen) < _ENOUGH:
-            guess = max(_FIRST_GUESS, max([*seen, *self._after_cuts], default=0))
+        """Tokens that an answer may take, at most `limit`."""
+        if len(self._answers) < _ENOUGH:
+            guess = max(_FIRST_GUESS, max(self._answers, default=0))
         else:
-            guess = sorted(seen)[math.ceil(_QUANTILE * len(seen)) - 1]
+            guess = sorted(self._answers)[math.ceil(_QUANTILE * len(self._answers)) - 1]
         return min(limit, guess)
 
     def must_close(self, left: float, forced: int, limit: int) -> bool:

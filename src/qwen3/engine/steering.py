@@ -16,7 +16,6 @@ from dataclasses import replace
 
 import torch
 
-from qwen3.chat import ThinkingReport
 from qwen3.chat.stream import EARLY_STOP, TokenStream
 from qwen3.engine.deadline import Pace
 from qwen3.engine.params import SamplingParams
@@ -209,8 +208,6 @@ class Steering(Recorder):
             left = request.clock.added + request.time_limit - now
             if left <= 0:
                 request.warnings.append(f"the time limit of {request.time_limit:g} s ended it")
-                if stream.state == "answer":
-                    self._learn_answer(stream, cut=True)
                 self._finish(item, "length")
             elif stream.state in ("start", "thinking"):
                 limit = request.max_tokens - len(request.output)
@@ -228,14 +225,7 @@ class Steering(Recorder):
         stream = item.request.stream
         if stream is None or reason != "stop":
             return None
-        report = self._learn_answer(stream)
+        report = stream.report()
+        self._pace.answered(len(stream.output_ids) - report.used - report.forced_tokens)
         # The next turn's prompt has no thoughts: what was computed behind them is of no use to it.
         return None if report.ended_by is None else len(item.request.ids)
-
-    def _learn_answer(self, stream: TokenStream, cut: bool = False) -> ThinkingReport:
-        report = stream.report()
-        thought_cut = report.ended_by not in (None, "natural")
-        self._pace.answered(
-            len(stream.output_ids) - report.used - report.forced_tokens, thought_cut=thought_cut, cut=cut
-        )
-        return report
