@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -285,6 +286,8 @@ class Forward:
                 raise UsageError(f"{name}={value!r} must be one of {', '.join(allowed)}")
         self.model = model
         self.attention = attention
+        if compiling == "layers":  # layers differ in their number alone, which is no reason to compile each
+            torch._dynamo.config.allow_unspec_int_on_nn_module = True
         kernels.chosen(model.device.type, training=True)  # now: compiled code may not meet a table that changes
         run: Callable[..., Any] = torch.compile(run_layer) if compiling == "layers" else run_layer
         if checkpointing != "none":
