@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -106,16 +107,20 @@ def test_log_probabilities_go_with_their_tokens(made: Worker) -> None:
 
 
 def test_a_call_that_is_cancelled_while_it_is_rendered_never_runs(made: Worker) -> None:
+    go_on = threading.Event()
+    for _ in range(2):
+        made._threads[0].submit(go_on.wait)
     opened(made, 1)
     made.hear(["cancel", 1], 10)
-    run(made, lambda: not made.pending)
-    for threads in made._threads:
-        threads.submit(lambda: None).result()
+    made.hear(["answer_now", 99], 10)
+    run(made, lambda: made.inbox.empty())
+    assert not made.pending
+    go_on.set()
+    made._threads[0].submit(lambda: None).result()
     run(made, lambda: made.inbox.empty())
     assert not made.engine.has_work
     assert made.line.replies() == {}
     made.hear(["cancel", 1], 10)
-    made.hear(["answer_now", 99], 10)
     run(made, lambda: made.inbox.empty())
 
 
@@ -142,7 +147,8 @@ def test_what_is_wrong_is_the_reply(made: Worker) -> None:
     assert {kind for kind, _ in replies.values()} == {"UsageError"}
     starts = [
         "temperature=", "temprature is not", "thinking.budgets is not", "adapter 'x' is not", "the prompt has",
-        "messages", "regex", "continue_last", "the prompt holds", "the prompt is empty", "nothing called", "token id", "dimensions",
+        "messages", "regex", "continue_last", "the prompt holds", "the prompt is empty", "nothing called", "token id",
+        "dimensions",
     ]  # fmt: skip
     for key, start in enumerate(starts, 1):
         assert replies[key][1].startswith(start)

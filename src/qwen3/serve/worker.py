@@ -230,6 +230,8 @@ class Worker:
         """Do what was asked, waiting for it where nothing else is to do; move everything on by one; say what is new."""
         engine = self.engine
         self._obey()
+        if self._replies:  # before a step, which may take long where a prompt is
+            self._tell()
         if engine.has_work:
             self._idling = False
             engine.advance()
