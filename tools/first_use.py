@@ -165,7 +165,7 @@ def written(play: Play, where: str, commit: str, chromium: str, answered: float)
     rows = "\n".join(f"| {at:.1f} s | {took:.2f} s | {what} |" for at, took, what in play.rows)
     said = (
         f"Played by `tools/first_use.py` at commit {commit} on {where}, with {chromium}. It installs this package into "
-        "a fresh environment, starts the server as a user would, opens the page in a fresh profile and clicks the first "
+        "a fresh environment, starts the server as a user would, opens the page in a fresh profile, clicks the first "
         "example. PyTorch (its CPU build) comes from a package index that is near; over a slow line the installation "
         "takes as long as 200 MB do."
     )
