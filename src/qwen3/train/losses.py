@@ -18,6 +18,14 @@ from qwen3.train.packing import IGNORED
 CHUNK = 4096  # tokens: 1.2 GB of bf16 logits with the official vocabulary
 
 
+def chunk_for(weight: Tensor) -> int:
+    """Tokens whose logits under this head take 2.5 GB, or 1/32 of a smaller GPU's memory; 1 GB on other devices."""
+    room = 1e9
+    if weight.is_cuda:
+        room = min(2.5e9, torch.cuda.get_device_properties(weight.device).total_memory / 32)
+    return max(256, int(room / (weight.element_size() * weight.shape[0])) // 256 * 256)
+
+
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None = None, chunk: int = CHUNK
 ) -> Tensor:

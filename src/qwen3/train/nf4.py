@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from qwen3.checkpoint.adapter import sites
 from qwen3.errors import UsageError
-from qwen3.kernels import frozen_linear
+from qwen3.kernels import frozen_linear, register_frozen
+from qwen3.kernels.frozen import Held
 from qwen3.model import Qwen3
 from qwen3.model.lora import base_weight, replace_weight
 
@@ -80,15 +81,27 @@ class Nf4Weight(nn.Module):
             return frozen_linear(*args)
         return function(*(a.dequantize(args[0].dtype) if isinstance(a, cls) else a for a in args), **(how or {}))
 
+    @property
+    def held(self) -> Held:
+        return "nf4", [self.codes, self.sizes, self.scales, self.mean], [*self.shape]
+
     def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """The weight itself, computed in float32 and rounded to `dtype`."""
-        return _decode(self.codes, self.sizes, self.scales, self.mean, _on(self.device), dtype).view(self.shape)
+        _, tensors, numbers = self.held
+        return _dequantize(tensors, numbers, dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Nf4Weight:
         self.codes, self.sizes = fn(self.codes), fn(self.sizes)
         for name in ("scales", "mean"):  # as integers, which no cast touches
             setattr(self, name, fn(getattr(self, name).view(torch.int32)).view(torch.float32))
         return self
+
+
+def _dequantize(tensors: list[Tensor], numbers: list[int], dtype: torch.dtype) -> Tensor:
+    return _decode(*tensors, _on(tensors[0].device), dtype).view(numbers)
+
+
+register_frozen("nf4", _dequantize)
 
 
 @cache

@@ -13,9 +13,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from qwen3.checkpoint.names import fused_shapes
@@ -23,7 +24,7 @@ from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-_BATCH = 1 << 28  # weights that are orthogonalised at once: 0.5 GB in bf16, and three times that beside it
+_BATCH = 1 << 28  # weights that are orthogonalised at once, or a layer's: 0.5 GB in bf16, and three times that beside
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -85,7 +86,11 @@ class _Role:
 
 class Optimizer:
     """Muon (or AdamW) on hidden matrices, AdamW on the rest. `params` are the network's own tensors, those that are to
-    be trained, updated in place. Masters are float32, or float64 for parameters that are."""
+    be trained, updated in place. Masters are float32, or float64 for parameters that are.
+
+    Among several processes, parameters that are DTensors keep masters and moments of their own shard, and Muon fetches
+    the whole of a direction; parameters that every process has whole get the sum of all gradients.
+    """
 
     def __init__(self, params: Mapping[str, Tensor], model_config: ModelConfig, config: OptimConfig) -> None:
         if not params:
@@ -97,7 +102,7 @@ class Optimizer:
         self._shapes = fused_shapes(model_config)
         self._roles = self._lay_out()
         end = self._roles[-1].stop
-        some = next(iter(self.params.values()))
+        some = local(next(iter(self.params.values())))
         dtype = torch.promote_types(some.dtype, torch.float32)
         matrices = [r for r in self._roles if is_matrix(r.names[0], self._shapes)]
         self._decayed = max((r.stop for r in matrices), default=0)
@@ -109,14 +114,14 @@ class Optimizer:
         self.second = self._views(self._second, self._adam)
         self._fresh = True  # nothing is in `_grad` yet
         for name, p in self.params.items():
-            self.master[name].copy_(p.detach())
+            self.master[name].copy_(local(p.detach()))
 
     def _lay_out(self) -> list[_Role]:
         """Hidden matrices first, then the rest."""
         alike: dict[tuple[bool, str, torch.Size], list[str]] = {}
         for name, p in self.params.items():
             role = re.sub(r"\.\d+\.", ".*.", name)
-            alike.setdefault((not is_matrix(name, self._shapes), role, p.shape), []).append(name)
+            alike.setdefault((not is_matrix(name, self._shapes), role, local(p).shape), []).append(name)
         roles: list[_Role] = []
         for key in sorted(alike):
             roles.append(_Role(tuple(alike[key]), key[2], roles[-1].stop if roles else 0))
@@ -141,7 +146,7 @@ class Optimizer:
         missing = sorted(name for name, p in self.params.items() if p.grad is None)
         if missing:
             raise RuntimeError(f"no gradient for {', '.join(missing)}")
-        grads = [p.grad for p in self.params.values() if p.grad is not None]
+        grads = [local(p.grad) for p in self.params.values() if p.grad is not None]
         sums = [self._gradients[name] for name in self.params]
         if self._fresh:
             torch._foreach_copy_(sums, grads)
@@ -162,7 +167,7 @@ class Optimizer:
         if self._fresh or any(p.grad is not None for p in self.params.values()):
             self.collect()
         self._fresh = True
-        norm = torch.linalg.vector_norm(self._grad) * gradient_scale
+        norm = self._norm() * gradient_scale
         finite = norm.isfinite()
         if self._muon:
             self._orthogonal(scale, gradient_scale, finite)
@@ -170,26 +175,35 @@ class Optimizer:
         self._write_back()
         return norm
 
+    def _norm(self) -> Tensor:
+        """Of the whole gradient; where each process has all parameters, what they collected is added up first."""
+        if processes() == 1:
+            return torch.linalg.vector_norm(self._grad)
+        if not is_sharded(next(iter(self.params.values()))):
+            dist.all_reduce(self._grad)
+            return torch.linalg.vector_norm(self._grad)
+        square = torch.linalg.vector_norm(self._grad).square()
+        dist.all_reduce(square)
+        return square.sqrt()
+
     def _write_back(self) -> None:
-        torch._foreach_copy_([p.data for p in self.params.values()], [self.master[name] for name in self.params])
+        places = [local(p.detach()) for p in self.params.values()]
+        torch._foreach_copy_(places, [self.master[name] for name in self.params])
 
     def _orthogonal(self, scale: float, gradient_scale: float, finite: Tensor) -> None:
         c = self.config
         part = slice(0, self._adam)
         direction = _nesterov(self._first[part], self._grad[part], self._scalar(gradient_scale), finite, c.momentum)
+        lr = self._scalar(c.matrix_lr * scale)
         for role in self._muon:
-            for master, matrices in zip(
-                self._matrices(role, self._master), self._matrices(role, direction), strict=True
-            ):
-                rows, columns = master.shape[-2:]
-                lr = self._scalar(c.matrix_lr * scale * math.sqrt(max(1.0, rows / columns)))
-                at_once = max(1, _BATCH // (rows * columns))
-                for target, source in zip(master.split(at_once), matrices.split(at_once), strict=True):
-                    _descend(target, orthogonalize(source), lr, finite, c.weight_decay)
-
-    def _matrices(self, role: _Role, flat: Tensor) -> Iterator[Tensor]:
-        """The logical matrices of a role, as views [count, rows, columns] of the buffer."""
-        return logical_matrices(role.names[0], role.of(flat), self.model_config)
+            name, at_once = role.names[0], max(1, _BATCH // max(1, role.size))
+            layers = zip(role.of(self._master).split(at_once), role.of(direction).split(at_once), strict=True)
+            for master, own in layers:
+                update = gathered(own, self.params[name])
+                for matrices in logical_matrices(name, update, self.model_config):
+                    rows, columns = matrices.shape[-2:]
+                    matrices.copy_(orthogonalize(matrices) * math.sqrt(max(1.0, rows / columns)))
+                _descend(master, own_part(update, self.params[name]), lr, finite, c.weight_decay)
 
     def _adamw(self, scale: float, clip: Tensor, finite: Tensor) -> None:
         c = self.config
@@ -227,6 +241,48 @@ class Optimizer:
         self._write_back()
         self.step_count = step_count
         self._fresh = True
+
+
+def processes() -> int:
+    """How many train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor. Asked by its method: importing the class takes more than a second."""
+    return hasattr(tensor, "to_local")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a DTensor, the same memory; another tensor itself."""
+    part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return part
+
+
+def gathered(own: Tensor, like: Any) -> Tensor:
+    """own [count, *shard], of parameters sharded as `like` → [count, *shape], whole. Unsharded ones stay themselves."""
+    if not is_sharded(like):
+        return own
+    from torch.distributed.tensor import DTensor
+
+    shape, stride = torch.Size((len(own), *like.shape)), (like.numel(), *like.stride())
+    return DTensor.from_local(own, like.device_mesh, _deeper(like), shape=shape, stride=stride).full_tensor()
+
+
+def own_part(whole: Tensor, like: Any) -> Tensor:
+    """The inverse of `gathered`; nothing is sent."""
+    if not is_sharded(like):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, like.device_mesh, _deeper(like), src_data_rank=None).to_local()
+
+
+def _deeper(like: Any) -> list[Any]:
+    """The placements of a parameter, for several of its kind one above the other."""
+    from torch.distributed.tensor import Shard
+
+    return [Shard(p.dim + 1) if isinstance(p, Shard) else p for p in like.placements]
 
 
 def is_matrix(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:

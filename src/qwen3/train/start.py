@@ -6,8 +6,10 @@ Python file with a function `recipe()`.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from qwen3.model import Qwen3, load_model
 from qwen3.model.load import best_device
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.recipe import Recipe, described, override
-from qwen3.train.run import Run
+from qwen3.train.run import Run, duration
 
 
 @dataclass
@@ -132,9 +134,6 @@ def _result(run: Run) -> str | None:
 # Recipes by name, each a module and a function of it; imported when asked for.
 RECIPES: dict[str, tuple[str, str, str]] = {
     "sft": ("qwen3.train.sft", "recipe", "chats of your own: data=chats.jsonl model=…; lora.rank=0 trains all weights"),
-    "pretrain": ("qwen3.train.pretrain", "recipe", "texts of your own, fresh weights or on from a checkpoint"),
-    "rl": ("qwen3.train.rl", "recipe", "verified problems, rollouts from this package's engine"),
-    "distill": ("qwen3.train.distill", "recipe", "a small model from a large one: stored, then on-policy"),
 }
 
 
@@ -161,3 +160,34 @@ def _from_file(path: Path) -> Any:
     if not callable(getattr(module, "recipe", None)):
         raise UsageError(f"{path} has no function recipe()")
     return module.recipe()
+
+
+def main(
+    words: Sequence[str],
+    say: Callable[[str], None] | None = None,
+    max_minutes: float | None = None,
+    emit: Callable[[dict[str, Any]], None] | None = None,
+) -> int:
+    """RECIPE and its `key=value` words: the exit code. 0 only where all steps are done, or the time limit that was
+    asked for is over; 130 for a run that somebody ended, which goes on when it is started again. `--keys` among the
+    words prints what can be set. emit: takes what `train` returns."""
+    tell = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    if not words or words[0].startswith("-") or "=" in words[0]:
+        known = "\n".join(f"  {name:10} {text}" for name, (_, _, text) in RECIPES.items())
+        raise UsageError(f"give a recipe: a file *.py with a function recipe(), or one of\n{known}")
+    recipe = find_recipe(words[0], [word for word in words[1:] if word != "--keys"])
+    if "--keys" in words:
+        print(described(recipe))
+        return 0
+    if max_minutes is not None:
+        recipe = dataclasses.replace(recipe, max_minutes=max_minutes)
+    result = train(recipe, tell)
+    if emit is not None:
+        emit(result)
+    if result["model"]:
+        tell(f"result: {result['model']}")
+    if result["finished"]:
+        return 0
+    again = "start it again to go on" if recipe.max_minutes is None else "the time is up; start it again to go on"
+    tell(f"not finished after {duration(result['seconds'])}: {again}")
+    return 0 if recipe.max_minutes is not None and result["seconds"] >= 60 * recipe.max_minutes else 130

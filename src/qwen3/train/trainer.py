@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from qwen3.config import ModelConfig
@@ -23,9 +24,9 @@ from qwen3.errors import UsageError
 from qwen3.model import Qwen3
 from qwen3.train.checkpoints import Checkpoints, random_state, restore_random
 from qwen3.train.forward import AttentionKind, BatchTensors, Checkpointing, Compiling, Forward, to_tensors
-from qwen3.train.losses import linear_cross_entropy, token_logprobs
+from qwen3.train.losses import chunk_for, linear_cross_entropy, token_logprobs
 from qwen3.train.moe import RouterSums, added, balance_loss, load_statistics, router_sums
-from qwen3.train.optim import OptimConfig, Optimizer
+from qwen3.train.optim import OptimConfig, Optimizer, is_sharded, processes
 from qwen3.train.packing import IGNORED, PackedBatch
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by the vendor's data sheets
@@ -59,7 +60,7 @@ class CrossEntropy:
         if len(tensors.places) < 0.9 * len(labels):  # the head for trained places alone
             hidden, labels = hidden[tensors.places], labels[tensors.places]
             weights = None if weights is None else weights[tensors.places]
-        return linear_cross_entropy(hidden, head, labels, weights), {}
+        return linear_cross_entropy(hidden, head, labels, weights, chunk_for(head)), {}
 
 
 class Metrics(Mapping[str, float]):
@@ -141,7 +142,12 @@ class Trainer:
     @property
     def head(self) -> Tensor:
         """[V, h]."""
-        return self.model.embed_tokens.weight if self.model.lm_head is None else self.model.lm_head.weight
+        weight: Any = (self.model.embed_tokens if self.model.lm_head is None else self.model.lm_head).weight
+        if not is_sharded(weight):
+            return weight
+        from torch.distributed.tensor import Partial
+
+        return weight.full_tensor(grad_placements=[Partial()] * weight.device_mesh.ndim)
 
     def update(self, batches: Sequence[PackedBatch], loss: LossFn, lr_scale: float = 1.0) -> Metrics:
         """One step of the optimiser on the gradients of all `batches`, learning rates times `lr_scale`.
@@ -152,14 +158,17 @@ class Trainer:
         that is not finite changes nothing; norm says so. Raises UsageError when no token is trained.
         """
         started = self._last or time.perf_counter()
-        normaliser = math.fsum(loss.normaliser(batch) for batch in batches)
-        trained = sum(batch.trained_tokens for batch in batches)
+        tokens, filled, trained, normaliser = self._everywhere(
+            sum(batch.ids.size for batch in batches),
+            sum(int((batch.documents > 0).sum()) for batch in batches),
+            sum(batch.trained_tokens for batch in batches),
+            math.fsum(loss.normaliser(batch) for batch in batches),
+        )
         if not normaliser > 0 or not trained:
-            raise UsageError(f"an update with {trained} trained tokens, whose normaliser is {normaliser}")
+            raise UsageError(f"an update with {trained:.0f} trained tokens, whose normaliser is {normaliser}")
         # bf16 gradients are made at a scale that is a power of two and divided by the rest in float32, exactly.
         scale = 2.0 ** -math.frexp(normaliser)[1]
         whole = self._count_routes(batches)
-        filled = float(sum((batch.documents > 0).sum() for batch in batches))
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         sums: dict[str, Tensor] = {}
         routed: list[RouterSums] = []
@@ -174,7 +183,7 @@ class Trainer:
                 now = router_sums(routers, tensors.documents)
                 routed.append(added([now]))
                 if self.balance:
-                    counts = added(routed).counts if whole is None else whole
+                    counts = self._summed(added(routed)).counts if whole is None else whole
                     part = part + self.balance * normaliser * balance_loss(now.probabilities, counts, filled)
             (part * scale).backward()
             self.optimizer.collect()
@@ -185,10 +194,12 @@ class Trainer:
         if self.updates == 1:  # what lives now lives on: the collector need not look at it again
             gc.collect()
             gc.freeze()
+        self._add_across(total, *sums.values())
         pending = {"loss": total / normaliser, "norm": norm} | {name: value / trained for name, value in sums.items()}
         if routed:
-            pending |= _routing(added(routed), filled)
-        return Metrics(self._speed(batches, trained, started), pending)
+            pending |= _routing(self._summed(added(routed)), filled)
+        work = self._everywhere(sum(flops(self.model.config, batch) for batch in batches))[0]
+        return Metrics({"tokens": tokens, "trained": trained} | self._speed(tokens, work, started), pending)
 
     def _count_routes(self, batches: Sequence[PackedBatch]) -> Tensor | None:
         """The choices [L, E] of the whole update, where they must be known before its first gradient."""
@@ -196,22 +207,40 @@ class Trainer:
         sparse = any(config.is_sparse_layer(i) for i in range(config.num_hidden_layers))
         if not sparse or not self.balance or len(batches) == 1 or self.balance_counts == "running":
             return None
-        return added([self._routed(to_tensors(batch, self.device)) for batch in batches]).counts
+        return self._summed(added([self._routed(to_tensors(batch, self.device)) for batch in batches])).counts
 
     def _routed(self, tensors: BatchTensors) -> RouterSums:
         return added([router_sums(self.forward(tensors)[1], tensors.documents)])
 
-    def _speed(self, batches: Sequence[PackedBatch], trained: int, started: float) -> dict[str, float]:
+    def _everywhere(self, *numbers: float) -> list[float]:
+        """Their sums over all processes."""
+        if processes() == 1:
+            return [float(n) for n in numbers]
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        self._add_across(tensor)
+        return [float(n) for n in tensor.tolist()]
+
+    @staticmethod
+    def _add_across(*tensors: Tensor) -> None:
+        if processes() > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def _summed(self, sums: RouterSums) -> RouterSums:
+        self._add_across(*sums)
+        return sums
+
+    def _speed(self, tokens: float, work: float, started: float) -> dict[str, float]:
+        """work: floating-point operations of all processes."""
         self._last = time.perf_counter()
         seconds = self._last - started
-        tokens = sum(batch.ids.size for batch in batches)
-        known = {"tokens": tokens, "trained": trained, "seconds": seconds, "tokens_per_second": tokens / seconds}
+        known = {"seconds": seconds, "tokens_per_second": tokens / seconds}
         if self.device.type == "cuda":
             known["memory"] = torch.cuda.max_memory_allocated(self.device) / 1e9
             name = torch.cuda.get_device_name(self.device)
             peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
             if peak:
-                known["mfu"] = sum(flops(self.model.config, batch) for batch in batches) / seconds / peak
+                known["mfu"] = work / seconds / peak / processes()
         return known
 
     def logprobs(self, batch: PackedBatch, temperature: float = 1.0) -> Tensor:
@@ -221,7 +250,8 @@ class Trainer:
         with torch.enable_grad():
             hidden = self.forward(tensors)[0].detach().flatten(0, 1)
         with torch.no_grad():
-            found, _ = token_logprobs(hidden, self.head, tensors.labels.flatten(), temperature=temperature)
+            labels, head = tensors.labels.flatten(), self.head
+            found, _ = token_logprobs(hidden, head, labels, chunk_for(head), temperature)
         return found.view(tensors.labels.shape).cpu()
 
     def save(self, folder: str | Path, position: Mapping[str, Any], keep: int = 3) -> None:
