@@ -149,12 +149,14 @@ def loop(
     position: Callable[[], Mapping[str, Any]] | None = None,
     restore: Callable[[Mapping[str, Any]], None] | None = None,
     after: Callable[[int], Mapping[str, Any]] | None = None,
+    watch: bool = True,
 ) -> dict[str, Any]:
     """Updates up to number `updates`, or until the run is over; returns a summary with `finished`.
 
     batches(i): those of update i, a pure function of i where nothing else is restored. schedule(i): what multiplies the
     learning rates. position, restore: what else a resumed run must know (JSON). after(i): measurements once update i
-    is made, {} where there are none; they go into the log.
+    is made, {} where there are none; they go into the log. watch: whether a loss has a course that it may leave (a
+    policy's has none: its mean is about 0).
 
     Raises TrainingError for a loss or gradient that is not finite and for one that leaves its course.
     """
@@ -184,7 +186,7 @@ def loop(
                 f"{stage}: update {done} has a loss of {value} and a gradient norm of {norm}; its batches are in {path}"
             )
         apart = value - mean
-        spiked = apart > _SPIKE * abs(mean) and apart > _SPIKE * math.sqrt(spread)
+        spiked = watch and apart > _SPIKE * abs(mean) and apart > _SPIKE * math.sqrt(spread)
         spikes = spikes + 1 if spiked else 0
         if spikes >= _SPIKES:
             path = run.keep_batches(stage, done, made)

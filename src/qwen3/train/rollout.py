@@ -1,0 +1,138 @@
+"""Samples from the package's own engine over the very parameters that are trained.
+
+Sampling is from the whole distribution at temperature 1, so the log-probabilities the engine reports are those of the
+policy that sampled. Tokens that a rule put in (the budget's closing text, an opening tag) are read but not trained.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from qwen3.chat import Message, ThinkingPolicy, TokenStream, parse
+from qwen3.engine.engine import Engine
+from qwen3.engine.machine import Machine
+from qwen3.engine.params import SamplingParams
+from qwen3.engine.request import Request
+from qwen3.errors import UsageError
+from qwen3.tokenizer import Tokenizer
+from qwen3.train.samples import TokenSample, completion_sample
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids: as rendered. thinking: whether the model is to think."""
+
+    ids: Sequence[int]
+    thinking: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """One sampled answer. sample: prompt and answer with the stream "logprob" (the sampler's), trained where a token
+    was sampled; with routes where they were asked for. output: the answer's ids, forced ones included. forced: how
+    many. finish: "stop" or "length"."""
+
+    sample: TokenSample
+    output: tuple[int, ...]
+    forced: int
+    finish: str
+    thinking: bool
+
+    def __len__(self) -> int:
+        return len(self.output)
+
+    def message(self, tokenizer: Tokenizer) -> Message:
+        """The answer in parts; a thought that never ended has no answer behind it."""
+        found = parse(self.output, tokenizer)
+        if self.thinking and tokenizer.control.end_think not in self.output:
+            return replace(found, content="", reasoning_content=found.reasoning_content + found.content)
+        return found
+
+
+def rollouts(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    samples: int,
+    seed: str,
+    *,
+    max_tokens: int,
+    budget: int | None = None,
+    routes: bool = False,
+    tenant: str = "rollout",
+) -> list[list[Rollout]]:
+    """`samples` answers to each prompt, in order; the same for a seed and weights on one machine.
+
+    max_tokens: of an answer, thought included. budget: of thinking; then it is closed by the published text. routes:
+    keep the experts that each token took. tenant: prompts that others left in the cache are not used: they would change
+    the sizes of steps, and so the last bits. Raises UsageError where a prompt and its answer do not fit the engine's
+    context, and what a request failed with.
+    """
+    groups = []
+    for number, prompt in enumerate(prompts):
+        noise = random.Random(f"{seed}/{number}").getrandbits(53)
+        groups.append([_request(engine, prompt, max_tokens, budget, noise, i, routes, tenant) for i in range(samples)])
+        if groups[-1][0].warnings:
+            raise UsageError(f"prompt {number} of {len(prompt.ids):,} tokens: {groups[-1][0].warnings[0]}")
+    for group in groups:
+        engine.add_samples(group)
+    while engine.has_work:
+        engine.advance()
+    return [
+        [_finished(request, prompt.thinking) for request in group]
+        for group, prompt in zip(groups, prompts, strict=True)
+    ]
+
+
+def _request(
+    engine: Engine,
+    prompt: Prompt,
+    max_tokens: int,
+    budget: int | None,
+    seed: int,
+    index: int,
+    routes: bool,
+    tenant: str,
+) -> Request:
+    assert engine.tokenizer is not None
+    ids = list(prompt.ids)
+    params = SamplingParams(
+        max_tokens=max_tokens, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=seed, logprobs=0
+    )
+    thinking = ThinkingPolicy(mode="on", budget=budget, loop_guard=False) if prompt.thinking else None
+    # Nothing may be banned: what is sampled from must be what the log-probabilities are of.
+    rules = TokenStream(engine.tokenizer, ids, thinking, include_tools=False, forbid_think=False)
+    request = Request(ids, params, index=index, tenant=tenant, keep_routes=routes)
+    engine.check(request)
+    request.machine = Machine.of(rules, params, request.max_tokens)
+    return request
+
+
+def _finished(request: Request, thinking: bool) -> Rollout:
+    if request.error is not None:
+        raise request.error
+    assert request.finish_reason is not None
+    forced = np.array([entry.forced for entry in request.logprobs])
+    logprob = np.array([entry.logprob for entry in request.logprobs], dtype=np.float32)
+    sample = completion_sample(request.ids, request.tokens, {"logprob": np.where(forced, np.float32(0), logprob)})
+    sample.trained[len(request.ids) :] &= ~forced
+    return Rollout(
+        replace(sample, routes=_routes(request)),
+        tuple(request.tokens),
+        int(forced.sum()),
+        request.finish_reason,
+        thinking,
+    )
+
+
+def _routes(request: Request) -> np.ndarray | None:
+    """int16 [layers, n, k]; the last token was never an input, so it has none."""
+    if not request.keep_routes:
+        return None
+    known = len(request.ids) + len(request.tokens) - 1
+    found = torch.cat(request.routes, dim=1)[:, -known:]  # a sample that was set aside was computed again as a whole
+    return torch.nn.functional.pad(found, (0, 0, 0, 1), value=-1).numpy()
