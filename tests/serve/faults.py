@@ -234,18 +234,15 @@ async def overload(served: Served, found: Found, seconds: float, clients: int, t
         return [round(sum(process.cpu_times()[:2]), 2) for process in (served.process, served.engine, psutil.Process())]
 
     await load(None)  # warm
-    cpu = [spent()]
-    peak, _, _ = await load(None)
+    before, cpu = (await load(None))[0], [spent()]
+    good, seen, waits = await load(before * times)
     cpu.append(spent())
-    good, seen, waits = await load(peak * times)
-    cpu.append(spent())
+    await served.idle(60)
+    peak = (before + (await load(None))[0]) / 2  # of before and after: other work on this machine comes and goes
     found.figures |= {
-        "cpu_s_of_server_engine_and_clients": cpu,
-        "peak_per_s": peak,
-        "overloaded_per_s": good,
-        "offered_per_s": peak * times,
-        "statuses": dict(seen),
-    }
+        "peak_per_s": peak, "overloaded_per_s": good, "offered_per_s": before * times, "statuses": dict(seen),
+        "cpu_s_of_server_engine_and_clients": [round(last - first, 2) for first, last in zip(*cpu, strict=True)],
+    }  # fmt: skip
     found.check(good >= 0.9 * peak, f"goodput fell from {peak:.1f} to {good:.1f} requests/s")
     found.check(set(seen) <= {"200", "429", "503"}, f"other ends than 200, 429 and 503: {dict(seen)}")
     found.check(all(wait > 0 for wait in waits), "a refusal without retry-after")
@@ -343,7 +340,7 @@ async def engine_killed(served: Served, found: Found, rounds: int, streams: int,
         back.append(await served.ready(30))
         found.check((await served.ask(CHAT, chat(max_tokens=4))).status == 200, "no answer after the restart")
     found.figures |= {"recovered_after_s": back, "ends": dict(ends)}
-    found.check(max(back) < 20, f"{max(back):.1f} s until ready again")
+    found.check(max(back) < 30, f"{max(back):.1f} s until ready again")  # the pause doubles with each death
 
 
 @section({"clients": 100, "seconds": 12}, {"clients": 10, "seconds": 4})
