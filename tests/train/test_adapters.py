@@ -24,12 +24,18 @@ from qwen3.checkpoint.adapter import (
     read_adapter,
     write_adapter,
 )
+from qwen3.engine import Engine, Request, SamplingParams
 from qwen3.errors import ConfigError, CorruptFileError, ModelNotFoundError, Qwen3Error, UnsafeFileError, UsageError
 from qwen3.model import Qwen3
 from qwen3.model.load import quantize_model
 from qwen3.model.lora import attach, detach, loras
-from qwen3.train.adapters import LoraConfig, adapter_of, add_lora, load_adapter, merge, save_adapter, table
+from qwen3.train.adapters import LoraConfig, Policy, adapter_of, add_lora, load_adapter, merge, save_adapter, table
+from qwen3.train.forward import plan_attention, run_layer, run_layers, to_tensors
 from qwen3.train.nf4 import NF4, Nf4Weight, dynamic_code, hold_nf4, memory, quantize_nf4
+from qwen3.train.optim import OptimConfig
+from qwen3.train.packing import pack
+from qwen3.train.samples import completion_sample
+from qwen3.train.trainer import CrossEntropy, Trainer
 from tests.adapting import merged_by_names, random_adapter
 from tests.engine.test_engine import oracle
 from tests.fixtures import random_model, tiny_config
@@ -342,6 +348,49 @@ def test_qlora_trains_as_lora_on_the_rounded_weights(moe: bool) -> None:
     model.bfloat16()
     name, value = next(iter(held.items()))
     assert torch.equal(model.get_submodule(name).dequantize(torch.float32), value), "a cast leaves it as it is"
+
+
+def test_a_compiled_layer_keeps_no_weight_either() -> None:
+    """A compiler that sees that forward and backward write out the same weight would keep it."""
+    model = hold_nf4(random_model(tiny_config(num_hidden_layers=1)))
+    attach(model, random_adapter(model.config, 2))
+    batch, _ = pack([completion_sample([], list(range(16)))], 1, 16, 0)
+    tensors = to_tensors(batch, torch.device("cpu"))
+    kept: list[tuple[torch.Size, torch.dtype]] = []
+    run = torch.compile(run_layer, backend="aot_eager_decomp_partition")
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append((t.shape, t.dtype)) or t, lambda t: t):
+        found, _ = run_layers(model, tensors, plan_attention(tensors, model.dtype), run)
+    assert kept
+    assert not {shape for shape, dtype in kept if dtype == torch.float32} & {(256, 64), (64, 128)}
+    assert torch.allclose(found, model.hidden(tensors.ids), atol=1e-5)
+    found.sum().backward()
+
+
+@pytest.mark.parametrize("moe", [False, True])
+def test_the_trainer_trains_the_adapter_and_an_engine_follows(moe: bool) -> None:
+    model = random_model(tiny_config(moe=moe))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    add_lora(model, LoraConfig(rank=8))
+    engine = Engine(model, vocab_size=634)
+    trainer = Trainer(model, OptimConfig(vector_lr=0.03), engines=[Policy(engine, "policy", model)], balance=0.0)
+    prompt, answer = list(range(20, 30)), [7, 300, 12, 550, 41]
+    batch, _ = pack([completion_sample(prompt, answer)], 1, 32, 0)
+    for _ in range(40):
+        loss = trainer.update([batch], CrossEntropy())["loss"]
+    assert loss < 0.1
+    for name, p in before.items():
+        assert torch.equal(p, dict(model.named_parameters())[name]), name
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True).resolved("instruct")
+    asked = [Request(prompt, params, adapter=name) for name in ("policy", None)]
+    for request in asked:
+        engine.add(request)
+    while engine.has_work:
+        engine.advance()
+    assert asked[0].output == answer
+    assert asked[1].output != answer
+    merge(model)
+    with torch.no_grad():
+        assert model(torch.tensor([prompt + answer[:-1]]))[0, -5:].argmax(-1).tolist() == answer
 
 
 def test_the_memory_is_said() -> None:

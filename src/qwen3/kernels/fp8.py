@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwen3.kernels import reference, reference_engine
-from qwen3.kernels.frozen import frozen_linear
+from qwen3.kernels.frozen import Held, frozen_linear, register_frozen
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -57,6 +57,10 @@ class Fp8Weight(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.data.dtype
 
+    @property
+    def held(self) -> Held:
+        return "fp8", [self.data, self.scale], [self.block, *self.shape]
+
     def __getitem__(self, expert: int) -> Fp8Weight:
         return Fp8Weight(self.data[expert], self.scale[expert], self.block)
 
@@ -93,6 +97,9 @@ class Fp8Weight(nn.Module):
         self.data = fn(self.data.view(torch.uint8)).view(FP8)
         self.scale = fn(self.scale.view(torch.int32)).view(torch.float32)
         return self
+
+
+register_frozen("fp8", lambda tensors, how, dtype: Fp8Weight(tensors[0], tensors[1], how[0]).dequantize(dtype))
 
 
 def quantize_fp8(weight: Tensor, block: int = 0) -> Fp8Weight:

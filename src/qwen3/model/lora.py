@@ -97,41 +97,40 @@ class Lora(nn.Module):
     def __init__(self, site: Site, parts: Mapping[str, LowRank], device: torch.device) -> None:
         super().__init__()
         self.site = site
-        self.scales: dict[str, float] = {}
-        for module in site.modules:
-            if (part := parts.get(module)) is not None:
-                leaf = module.rpartition(".")[2]
-                self.scales[leaf] = part.scale
-                for name, value in (("A", part.a), ("B", part.b)):
-                    value = value.detach().to(device, torch.float32, copy=True)
-                    self.register_parameter(f"{leaf}_{name}", nn.Parameter(value))
+        # (leaf, rows, scale; None: it is not adapted) of each matrix. The forward reads nothing that differs between
+        # layers, so that a compiled one serves all.
+        leaves: list[tuple[str, int, float | None]] = []
+        for module, rows in zip(site.modules, site.rows, strict=True):
+            leaf, part = module.rpartition(".")[2], parts.get(module)
+            leaves.append((leaf, rows, None if part is None else part.scale))
+            for name, value in () if part is None else (("A", part.a), ("B", part.b)):
+                value = value.detach().to(device, torch.float32, copy=True)
+                self.register_parameter(f"{leaf}_{name}", nn.Parameter(value))
+        self.leaves = tuple(leaves)
 
     def parts(self) -> dict[str, LowRank]:
         """By official module name, the parameters themselves."""
+        named = zip(self.site.modules, self.leaves, strict=True)
         return {
-            module: LowRank(getattr(self, f"{leaf}_A"), getattr(self, f"{leaf}_B"), self.scales[leaf])
-            for module in self.site.modules
-            if (leaf := module.rpartition(".")[2]) in self.scales
+            module: LowRank(getattr(self, f"{leaf}_A"), getattr(self, f"{leaf}_B"), scale)
+            for module, (leaf, _, scale) in named
+            if scale is not None
         }
 
     def pair(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A [R, in] and B [out, R] (experts first) of the fused weight, scaled, with gradients to the parts. R is a
         multiple of 8, as grouped products want it."""
-        parts = self.parts()
-        total = sum(part.a.shape[-2] for part in parts.values())
-        left, a, b = 0, [], []
-        for module, rows in zip(self.site.modules, self.site.rows, strict=True):
-            own = parts.get(module)
-            if own is None:
-                blank = next(iter(parts.values())).b
-                b.append(blank.new_zeros(*blank.shape[:-2], rows, total, dtype=dtype))
+        a = [getattr(self, f"{leaf}_A") for leaf, _, scale in self.leaves if scale is not None]
+        total, left, b = sum(part.shape[-2] for part in a), 0, []
+        for leaf, rows, scale in self.leaves:
+            if scale is None:
+                b.append(a[0].new_zeros(*a[0].shape[:-2], rows, total, dtype=dtype))
                 continue
-            rank = own.a.shape[-2]
-            a.append(own.a.to(dtype))
-            b.append(F.pad((own.b * own.scale).to(dtype), (left, total - left - rank)))
-            left += rank
+            own = getattr(self, f"{leaf}_B")
+            b.append(F.pad((own * scale).to(dtype), (left, total - left - own.shape[-1])))
+            left += own.shape[-1]
         odd = -total % 8
-        return F.pad(torch.cat(a, -2), (0, 0, 0, odd)), F.pad(torch.cat(b, -2), (0, odd))
+        return F.pad(torch.cat(a, -2).to(dtype), (0, 0, 0, odd)), F.pad(torch.cat(b, -2), (0, odd))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x [..., in], y [..., out] -> y + what is added."""

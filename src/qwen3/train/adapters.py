@@ -11,12 +11,14 @@ Masters are the parameters themselves: they are float32, and cast where they are
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from qwen3.checkpoint.adapter import Adapter, LowRank, read_adapter, sites, write_adapter
+from qwen3.engine.engine import Engine
 from qwen3.errors import UsageError
 from qwen3.model import Qwen3
 from qwen3.model.lora import LoraConfig, attach, base_weight, detach, loras, matching
@@ -24,6 +26,7 @@ from qwen3.model.lora import LoraConfig, attach, base_weight, detach, loras, mat
 __all__ = [
     "Adapter",
     "LoraConfig",
+    "Policy",
     "adapter_of",
     "add_lora",
     "detach",
@@ -73,6 +76,19 @@ def save_adapter(folder: str | Path, model: Qwen3, base: str = "") -> None:
 def load_adapter(model: Qwen3, folder: str | Path) -> dict[str, nn.Parameter]:
     """Put a saved adapter into a model, to be trained on: as `add_lora`. Raises what `read_adapter` raises."""
     return attach(model, read_adapter(folder, model.config))
+
+
+class Policy:
+    """Stands for an engine among a Trainer's `engines`: after each update the engine's adapter `name`, which rollouts
+    ask for, is the one in the model; without it, the same engine is the reference policy."""
+
+    def __init__(self, engine: Engine, name: str, model: Qwen3) -> None:
+        self.engine, self.name, self.model = engine, name, model
+        self.update_weights({})
+
+    def update_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """tensors: none, the base does not change."""
+        self.engine.load_adapter(self.name, adapter_of(self.model))
 
 
 @torch.no_grad()

@@ -98,7 +98,8 @@ class Nf4Weight(nn.Module):
 
 
 def _dequantize(tensors: list[Tensor], numbers: list[int], dtype: torch.dtype) -> Tensor:
-    return _decode(*tensors, _on(tensors[0].device), dtype).view(numbers)
+    codes, sizes, scales, mean = tensors
+    return _decode(codes, sizes, scales, mean, _on(codes.device), dtype).view(numbers)
 
 
 register_frozen("nf4", _dequantize)
