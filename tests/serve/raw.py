@@ -217,7 +217,11 @@ class Served:
             )  # fmt: skip
 
     async def __aenter__(self) -> Served:
-        await self.ready()
+        try:
+            await self.ready()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
