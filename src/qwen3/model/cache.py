@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +14,16 @@ from qwen3 import kernels
 from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q [B, T, H, D], k [B, T, KV, D], v [B, T, KV, D]) -> [B, H, T, D]"""
+
+class HasLayer(Protocol):
+    """An attention module; `layer` counts from 0. The module is handed over, and not the number: a number that is read
+    makes `torch.compile` compile every layer on its own."""
+
+    layer: int
+
+
+Attend = Callable[[HasLayer, Tensor, Tensor, Tensor], Tensor]
+"""(module, q [B, T, H, D], k [B, T, KV, D], v [B, T, KV, D]) -> [B, H, T, D]"""
 
 
 class KVCache:
@@ -97,8 +106,8 @@ class KVCache:
         blank = torch.zeros(allowed.shape, dtype=self.k.dtype, device=positions.device)
         mask = blank.masked_fill_(~allowed, float("-inf")).unsqueeze(1)
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            stores = self.k[layer], self.v[layer]
+        def attend(where: HasLayer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            stores = self.k[where.layer], self.v[where.layer]
             for store, new in zip(stores, (k, v), strict=True):
                 store[stored, :, slots] = new[rows, tokens]
             keys, values = (store[self._index, :, :context] for store in stores)

@@ -87,7 +87,7 @@ class Attention(nn.Module):
         qkv = self.qkv_proj(x).view(batch, length, self.heads + 2 * self.kv_heads, self.head_dim)
         qk, v = qkv[:, :, : self.heads + self.kv_heads], qkv[:, :, self.heads + self.kv_heads :]
         q, k = kernels.qk_norm_rope(qk, self.heads, self.q_norm.weight, self.k_norm.weight, self.q_norm.eps, cos, sin)
-        out = attend(self.layer, q, k, v)
+        out = attend(self, q, k, v)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -121,7 +121,7 @@ class Experts(nn.Module):
     @property
     def plain(self) -> bool:
         """Whether there are no adapters beside the weights, and these are tensors, not compressed."""
-        return not self.loras and isinstance(self.gate_up_proj, Tensor)
+        return len(self.loras) == 0 and isinstance(self.gate_up_proj, Tensor)
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """x [N, h], weights and chosen [N, k] as `kernels.route` gives them -> [N, h]."""

@@ -20,7 +20,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -30,7 +29,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from qwen3 import kernels
 from qwen3.errors import UsageError
 from qwen3.model import Qwen3
-from qwen3.model.network import Layer, RouterOutput
+from qwen3.model.network import Layer, RouterOutput, SparseMLP
 from qwen3.train.packing import IGNORED, PackedBatch
 
 AttentionKind = Literal["equal", "flex", "varlen", "dense"]
@@ -236,16 +235,24 @@ def _keep_attention(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) 
 
 def run_layer(
     layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, plan: AttentionPlan, routes: Tensor | None = None
-) -> tuple[Tensor, RouterOutput | None]:
-    """One layer over x [B, T, h]. routes: int16 [B·T, k], experts to be taken (-1: the router's own choice)."""
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """One layer over x [B, T, h] -> (x, the router's logits [B·T, E] and experts [B·T, k] where it is sparse). routes:
+    int16 [B·T, k], experts to be taken (-1: the router's own choice)."""
     from qwen3.train.moe import sparse_forward
 
-    found: list[RouterOutput] = []
+    found: list[Tensor] = []
+
+    def sparse(mlp: SparseMLP, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out, logits, chosen = sparse_forward(mlp, normed, routes)
+        found.extend((logits, chosen))
+        return out, logits, chosen
+
+    # The layer's number is read nowhere: it would be a reason to compile each layer on its own.
     x = layer(
         x, cos, sin, lambda _, q, k, v: attend(plan, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)),
-        found, partial(sparse_forward, routes=routes),
+        sparse=sparse,
     )  # fmt: skip
-    return x, found[0] if found else None
+    return x, (found[0], found[1]) if found else None
 
 
 def run_layers(
@@ -259,7 +266,7 @@ def run_layers(
         routes = None if tensors.routes is None else tensors.routes[i].flatten(0, 1)
         x, router = run(layer, x, cos, sin, plan, routes)
         if router is not None:
-            routers.append(router)
+            routers.append(RouterOutput(i, *router))
     return model.norm(x), routers
 
 
@@ -286,8 +293,6 @@ class Forward:
                 raise UsageError(f"{name}={value!r} must be one of {', '.join(allowed)}")
         self.model = model
         self.attention = attention
-        if compiling == "layers":  # layers differ in their number alone, which is no reason to compile each
-            torch._dynamo.config.allow_unspec_int_on_nn_module = True
         kernels.chosen(model.device.type, training=True)  # now: compiled code may not meet a table that changes
         run: Callable[..., Any] = torch.compile(run_layer) if compiling == "layers" else run_layer
         if checkpointing != "none":
