@@ -393,7 +393,7 @@ async def long_prompts(served: Served, found: Found, times: int, limit: float) -
     words = "seven times six is forty two and "
     bodies = {
         "one_message": request(CHAT, chat(words * (10_000_000 // len(words)))),
-        "no_words": request(CHAT, chat("\u4f60" * 3_300_000)),
+        "no_words": request(CHAT, json.dumps(chat("\u4f60" * 3_300_000), ensure_ascii=False).encode()),
         "just_allowed": request(CHAT, chat(words * (32 * 4096 // len(words) - 8))),
         "many_messages": request(CHAT, {"messages": [{"role": "user", "content": "x" * 80}] * 100_000}),
         "completion": request("/v1/completions", {"prompt": words * (10_000_000 // len(words))}),
@@ -417,7 +417,8 @@ async def long_prompts(served: Served, found: Found, times: int, limit: float) -
         }  # fmt: skip
         allowed = {200, 400, 413} if name == "tokenize" else {400, 413}
         found.check(statuses <= allowed and all(errors), f"{name}: {statuses} {errors[-1:]}")
-        found.check(quantile(waits, 0.99) < limit, f"{name}: /health p99 {quantile(waits, 0.99):.0f} ms")
+        most = 2 * limit if name in ("many_messages", "ids") else limit  # no prompts: a hundred thousand objects
+        found.check(quantile(waits, 0.99) < most, f"{name}: /health p99 {quantile(waits, 0.99):.0f} ms")
 
 
 @section({"times": 10, "gap": 1.0}, {"times": 1, "gap": 5.0})
