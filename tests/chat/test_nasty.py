@@ -197,15 +197,15 @@ def test_a_megabyte_of_arguments_takes_linear_time(tok, prompt):
         events, seconds = [*chain.from_iterable(map(stream.push, head))], []
         for block in range(4):
             part = ids[block * len(ids) // 4 : (block + 1) * len(ids) // 4]
-            begin = time.perf_counter()
+            begin = time.process_time()
             for id in part:
                 events += stream.push(id)
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(time.process_time() - begin)
         assert seconds[-1] < 4 * min(seconds)
-        begin = time.perf_counter()
+        begin = time.process_time()
         events += drive(stream, [*tail, *tok.encode(end + "<|im_end|>")], limit=10**7)
         result = fold(events)
-        assert time.perf_counter() - begin < max(2, sum(seconds))
+        assert time.process_time() - begin < max(2, sum(seconds))
         if broken:
             assert result.content == f'<tool_call>\n{{"name": "f", "arguments": {arguments}\n</tool_call>'
             assert result.tool_calls == ()
