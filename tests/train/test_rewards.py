@@ -87,9 +87,12 @@ def test_language() -> None:
 
 
 def test_tool_calls() -> None:
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    tools: list[dict[str, Any]] = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
-    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
     reward = tool_calls(lambda question: (messages, tools))
     written = '<tool_call>\n{"name": "f", "arguments": {"x": %d}}\n</tool_call><|im_end|>'
     assert reward(answer(written % 1)) == 1

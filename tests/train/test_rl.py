@@ -119,6 +119,7 @@ def test_a_resumed_run_is_the_same(tmp_path: Path) -> None:
     ]
     assert logs[0] == logs[1]
     assert logs[0][-1]["kl_reference"] > 0
+    assert all(line["kl_old"] > 1e-6 for line in logs[0]), "the second step of a round is off-policy"
 
 
 def test_questions_that_say_nothing_are_left_out_and_others_asked(tmp_path: Path) -> None:
@@ -169,6 +170,18 @@ def test_tasks_thinking_and_what_is_held_out(tmp_path: Path) -> None:
     second = Recorder(tmp_path / "own")
     run_rl(own, job(second))
     assert second.logged[0].get("mine") in (0.0, 1.0)
+
+
+def test_problems_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"a{i}", "answer": "b"}) + "\n" for i in range(3)))
+    stage = replace(STAGE, source=None, problems=(str(path),), updates=1, refills=0)
+    run = Recorder(tmp_path / "run")
+    run_rl(stage, job(run))
+    assert run.logged[0]["asked"] == 4
+    path.write_text(json.dumps({"prompt": "other", "answer": "b"}) + "\n")
+    with pytest.raises(UsageError, match="begun with other problems"):
+        run_rl(stage, job(Recorder(tmp_path / "run")))
 
 
 def test_the_normaliser_counts_documents_that_are_trained() -> None:

@@ -11,6 +11,8 @@ ends as one that was never stopped.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +32,7 @@ from qwen3.train.cold_start import Question, sample_questions
 from qwen3.train.feeds import micro_batches
 from qwen3.train.forward import BatchTensors, Checkpointing, Forward, to_tensors
 from qwen3.train.losses import chunk_for, token_logprobs
-from qwen3.train.optim import OptimConfig
+from qwen3.train.optim import OptimConfig, processes
 from qwen3.train.packing import IGNORED, PackedBatch
 from qwen3.train.policy_losses import Kind, PolicyLoss, advantages, informative, overlong_penalty
 from qwen3.train.recipe import Recipe, key
@@ -371,6 +373,8 @@ def run_rl(stage: RL, job: Job) -> dict[str, Any]:
     sampler and trainer do not agree, or a loss is not finite.
     """
     stage.check(job.template)
+    if processes() > 1:
+        raise UsageError(f"{stage.name} runs in one process: its answers are sampled on one device")
     model, run = job.model, job.run
     pool = [question for path in stage.problems for question in load_problems(path)]
     context = stage.max_prompt + stage.max_tokens
@@ -390,7 +394,7 @@ def run_rl(stage: RL, job: Job) -> dict[str, Any]:
         trainer.engines.append(llm.engine)
         rounds = Rounds(stage, job, llm, trainer, length, reference, pool)
         place = {
-            "families": list(stage.families), "problems": [question.key for question in pool], "seed": job.seed,
+            "families": list(stage.families), "problems": _fingerprint(pool), "seed": job.seed,
             "updates": stage.updates, "prompts": stage.prompts_per_update, "samples": stage.samples_per_prompt,
             "loss": stage.loss,
         }  # fmt: skip
@@ -409,6 +413,11 @@ def _same_run(found: Mapping[str, Any], place: Mapping[str, Any], folder: Any) -
             raise UsageError(
                 f"{folder} holds a run that was begun with other {name}: give another folder, or delete it"
             )
+
+
+def _fingerprint(questions: Sequence[Question]) -> str:
+    text = json.dumps([(question.key, question.prompt) for question in questions])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _with_advantage(sample: TokenSample, value: float) -> TokenSample:
