@@ -55,7 +55,7 @@ EMBEDDED = shape(
     intermediate_size=1024, tie_word_embeddings=True, rope_theta=1e4,
 )  # fmt: skip
 MOE_LAYERS = shape(
-    vocab_size=8192, hidden_size=2048, num_hidden_layers=4, num_attention_heads=32, num_key_value_heads=4,
+    vocab_size=8192, hidden_size=2048, num_hidden_layers=3, num_attention_heads=32, num_key_value_heads=4,
     intermediate_size=6144, tie_word_embeddings=True, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768,
 )  # fmt: skip
 SMALL = shape(
@@ -473,7 +473,7 @@ def main() -> int:
     parser.add_argument("--out", default=os.environ.get("OUT", "."))
     parser.add_argument("--seconds", type=float, default=6.0, help="of measured updates in each row")
     parser.add_argument("--compiling", default="layers", choices=["none", "layers", "whole"])
-    parser.add_argument("--dense", default="4:muon", help="comma-separated ROWS:OPTIMISER for dense06b")
+    parser.add_argument("--dense", default="4:adamw,4:muon", help="comma-separated ROWS:OPTIMISER for dense06b")
     parser.add_argument("--attentions", default="", help="comma-separated kinds for embedded; none: what is chosen")
     parser.add_argument("--no-profile", action="store_true")
     args = parser.parse_args()

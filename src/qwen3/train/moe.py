@@ -59,9 +59,8 @@ def experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: T
     the down projection, where a token is narrowest.
     """
     count, k = chosen.shape
-    order = chosen.flatten().argsort(stable=True)
-    sorted_experts = chosen.flatten()[order]
-    numbers = torch.arange(gate_up.shape[0], device=x.device)
+    sorted_experts, order = chosen.flatten().short().sort(stable=True)  # a quarter of the digits that int64 has
+    numbers = torch.arange(gate_up.shape[0], dtype=torch.int16, device=x.device)
     ends = torch.searchsorted(sorted_experts, numbers, right=True).int()  # no count leaves the device
     places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
     rows = _Dispatch.apply(x, order, places, k)

@@ -166,8 +166,6 @@ class Trainer:
         )
         if not normaliser > 0 or not trained:
             raise UsageError(f"an update with {trained:.0f} trained tokens, whose normaliser is {normaliser}")
-        # bf16 gradients are made at a scale that is a power of two and divided by the rest in float32, exactly.
-        scale = 2.0 ** -math.frexp(normaliser)[1]
         whole = self._count_routes(batches)
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         sums: dict[str, Tensor] = {}
@@ -185,9 +183,9 @@ class Trainer:
                 if self.balance:
                     counts = self._summed(added(routed)).counts if whole is None else whole
                     part = part + self.balance * normaliser * balance_loss(now.probabilities, counts, filled)
-            (part * scale).backward()
+            part.backward()  # of the sum: bf16 has float32's range, and the optimiser divides in float32
             self.optimizer.collect()
-        norm = self.optimizer.step(lr_scale, 1 / (normaliser * scale))
+        norm = self.optimizer.step(lr_scale, 1 / normaliser)
         self.updates += 1
         for engine in self.engines:
             engine.update_weights({})
