@@ -64,7 +64,7 @@ class SFT:
     template: str = key("", "chat template: qwen3, instruct-2507, thinking-2507; empty: the model's own")
     epochs: float = key(3.0, "how often each sample is trained on")
     updates: int | None = key(None, "updates of the optimiser, instead of epochs")
-    prompts_per_update: int = key(32, "samples whose gradients make one update")
+    prompts_per_update: int | None = key(None, "samples of one update; none: 4 to 32, so that there are 75 updates")
     tokens_per_micro_batch: int | None = key(None, "tokens computed at once; none: 1,024 on a CPU, 16,384 on a GPU")
     lora: Lora = key(Lora, "the adapter that is trained beside the frozen weights")
     lr: float | None = key(None, "peak learning rate of AdamW; none: derived from the model's width")
@@ -121,25 +121,25 @@ def run_sft(stage: SFT, job: Job) -> dict[str, Any]:
     stage.check()
     model, run, end = job.model, job.run, job.tokenizer.control.endoftext
     renderer = Renderer(job.tokenizer, stage.template or job.template)
-    samples, length, planned, feed = _samples(stage, job, renderer)
+    plan = _plan(stage, job, renderer)
     optim, why = derive_optim(stage, model.config.hidden_size)
-    run.say(f"{planned:,} updates of {stage.prompts_per_update} samples, {length:,} tokens at once; {why}")
+    run.say(f"{plan.updates:,} updates of {plan.prompts} samples, {plan.length:,} tokens at once; {why}")
     if stage.lora.config is not None:
         add_lora(model, stage.lora.config, job.seed)
         run.say(table(model))
     trainer = Trainer(model, optim, seed=job.seed, checkpointing=stage.checkpointing)
-    place = {"data": _fingerprint(samples), "updates": planned, "prompts": stage.prompts_per_update, "seed": job.seed}
-    warmup = math.ceil(stage.warmup * planned)
+    place = {"data": _fingerprint(plan.samples), "updates": plan.updates, "prompts": plan.prompts, "seed": job.seed}
+    warmup = math.ceil(stage.warmup * plan.updates)
     summary = loop(
-        run, trainer, stage.name, planned,
+        run, trainer, stage.name, plan.updates,
         # On a GPU kernels are compiled for one shape.
-        update_batches(feed, planned, stage.prompts_per_update, length, end, fixed=model.device.type != "cpu"),
+        update_batches(plan.feed, plan.updates, plan.prompts, plan.length, end, fixed=model.device.type != "cpu"),
         CrossEntropy(),
-        lambda i: warmup_stable_decay(i, planned, warmup=warmup, decay=planned - warmup),
+        lambda i: warmup_stable_decay(i, plan.updates, warmup=warmup, decay=plan.updates - warmup),
         save_every=stage.save_every,
         position=lambda: place,
         restore=lambda found: _same_run(found, place, run.folder),
-        after=lambda update: _obedience(stage, job, update, planned),
+        after=lambda update: _obedience(stage, job, update, plan.updates),
     )  # fmt: skip
     if stage.lora.config is not None:
         save_adapter(run.folder / "adapter", model, job.source)
@@ -147,12 +147,24 @@ def run_sft(stage: SFT, job: Job) -> dict[str, Any]:
     return summary
 
 
-def _samples(stage: SFT, job: Job, renderer: Renderer) -> tuple[list[TokenSample], int, int, Feed]:
-    """(all samples, none where a source makes them; tokens computed at once; updates; what feeds them)."""
+@dataclass(frozen=True)
+class _Plan:
+    """samples: all, none where a source makes them. updates, prompts of each, length: tokens computed at once."""
+
+    samples: list[TokenSample]
+    feed: Feed
+    updates: int
+    prompts: int
+    length: int
+
+
+def _plan(stage: SFT, job: Job, renderer: Renderer) -> _Plan:
     device = job.model.device.type
     if stage.source is not None:
         assert stage.updates is not None
-        return [], derive_tokens(stage, 0, device), stage.updates, stage.source(renderer)
+        return _Plan(
+            [], stage.source(renderer), stage.updates, stage.prompts_per_update or 32, derive_tokens(stage, 0, device)
+        )
     say, context = job.run.say, stage.context or job.model.config.max_position_embeddings
     data = load_chats(
         stage.data, renderer, context,
@@ -161,14 +173,17 @@ def _samples(stage: SFT, job: Job, renderer: Renderer) -> tuple[list[TokenSample
     say(data.report())
     say(f"the first sample, trained tokens marked:\n{preview(data.samples[0], job.tokenizer)}")
     length = derive_tokens(stage, max(map(len, data.samples)), device)
-    planned = stage.updates or math.ceil(stage.epochs * len(data.samples) / stage.prompts_per_update)
+    wanted = stage.epochs * len(data.samples)
+    prompts = stage.prompts_per_update or min(32, max(4, round(wanted / 75)))
+    updates = stage.updates or math.ceil(wanted / prompts)
     if stage.fusion.active:
         say(f"the conversations' last turns are trained as fusion makes them: {stage.fusion}")
         feed = fusion_feed(stage.fusion, renderer, *chat_draws(data.chats), min(context, length), job.seed)
-        return data.samples, length, planned, feed
-    for warning in one_mode_only(data, renderer.template):
-        say(f"warning: {warning}")
-    return data.samples, length, planned, rows_feed(data.samples, stage.data, stage.shares, job.seed)
+    else:
+        feed = rows_feed(data.samples, stage.data, stage.shares, job.seed)
+        for warning in one_mode_only(data, renderer.template):
+            say(f"warning: {warning}")
+    return _Plan(data.samples, feed, updates, prompts, length)
 
 
 def one_mode_only(data: ChatData, template: str) -> list[str]:
@@ -214,7 +229,7 @@ def derive_optim(stage: SFT, width: int) -> tuple[OptimConfig, str]:
     wider models less, about as 1 / width."""
     if stage.optim is not None:
         return stage.optim, "optimiser as given"
-    lr = stage.lr or (1.0 if stage.lora.rank else 0.1) * min(1e-3, 1.0 / width)
+    lr = stage.lr or (1.0 if stage.lora.rank else 0.1) * min(2e-3, 1.0 / width)
     why = "as given" if stage.lr else f"for {'an adapter' if stage.lora.rank else 'all weights'} at width {width:,}"
     optim = OptimConfig(kind="adamw", matrix_lr=lr, vector_lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
     return optim, f"AdamW, learning rate {lr:.2g} {why}, rising over {stage.warmup:.0%}, then falling to 0"
