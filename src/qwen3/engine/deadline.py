@@ -13,8 +13,8 @@ from collections import deque
 _FIRST_GUESS = 64  # tokens of an answer, before any has been seen
 _ENOUGH = 8  # answers that are worth more than the guess
 _QUANTILE = 0.9
-# On the time that the rest is expected to take: behind a thought that was cut, answers are longer than those they are
-# learnt from. Learning from those behind cuts would feed on itself: cut sooner, they go on longer.
+# On the time that the rest is expected to take: behind a thought that was cut, answers are longer than those behind one
+# that ended by itself. Learning from the former would feed on itself: cut sooner, they go on longer.
 _MARGIN = 1.8
 _MEMORY = 0.9  # weight of the past in the mean time of a step
 
@@ -37,7 +37,8 @@ class Pace:
         self._last = now
 
     def answered(self, tokens: int) -> None:
-        """An answer ended by itself after so many tokens, its closing text and thought not counted."""
+        """An answer ended by itself after so many tokens, closing text and thought not counted, and so did any thought
+        before it."""
         self._answers.append(tokens)
 
     @property

@@ -226,6 +226,7 @@ class Steering(Recorder):
         if stream is None or reason != "stop":
             return None
         report = stream.report()
-        self._pace.answered(len(stream.output_ids) - report.used - report.forced_tokens)
+        if report.ended_by in (None, "natural"):
+            self._pace.answered(len(stream.output_ids) - report.used - report.forced_tokens)
         # The next turn's prompt has no thoughts: what was computed behind them is of no use to it.
         return None if report.ended_by is None else len(item.request.ids)
