@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import multiprocessing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from qwen3 import family
@@ -25,6 +28,7 @@ from qwen3.train.packing import PackedBatch, pack
 from qwen3.train.samples import TokenSample
 from qwen3.train.trainer import CrossEntropy, Trainer, flops
 from tests.fixtures import random_model, tiny_config, tiny_tokenizer
+from tests.train import two_processes
 from tests.train.test_forward import RAGGED, WHOLE, batch_of
 
 
@@ -237,3 +241,31 @@ def test_two_hundred_steps_equal_transformers_and_a_plain_loop(tmp_path: Path) -
     assert max(abs(a - b) for a, b in zip(ours, right, strict=True)) < 2e-3
     mine, plain = parameters(model)["embed_tokens.weight"], theirs.model.embed_tokens.weight.detach()
     assert float((mine - plain).norm() / plain.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_two_processes_equal_one(sharded: bool, tmp_path: Path) -> None:
+    """Each with half of the rows: parameters that both have whole, and FSDP2's shards; balance over both."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.train.killed_run", "tests.train.two_processes"])
+    processes = [context.Process(target=two_processes.work, args=(rank, tmp_path, sharded)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    logs = json.loads((tmp_path / f"log-{sharded}.json").read_text())
+    whole = load_file(tmp_path / f"whole-{sharded}.safetensors")
+    for kind in ("muon", "adamw"):
+        for moe in (False, True):
+            log, parameters_of_one = two_processes.updates(
+                kind, moe, slice(None), False, tmp_path / f"{kind}-{moe}-one"
+            )
+            for one, two in zip(log, logs[f"{kind} {moe}"], strict=True):
+                assert one == pytest.approx(two, rel=2e-3)
+            alone = two_processes.trainer_of(kind, moe, False, seed=1)  # goes on from what two wrote
+            assert alone.load(tmp_path / f"{kind}-{moe}-{sharded}") == {"place": 2}
+            alone.update(two_processes.batches_of(2, slice(None)), CrossEntropy())
+            for name, value in parameters_of_one.items():
+                torch.testing.assert_close(whole[f"{kind} {moe}/{name}"], value, rtol=2e-3, atol=2e-4)
+                torch.testing.assert_close(parameters(alone.model)[name], value, rtol=2e-3, atol=2e-4)

@@ -199,9 +199,9 @@ def random_state(device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor
     """(JSON, tensors) of all generators: Python's, numpy's, torch's on the CPU and on the device."""
     kind, keys, at, has_gauss, gauss = np.random.get_state(legacy=True)
     numbers = {"python": random.getstate(), "numpy": [kind, [int(k) for k in keys], at, has_gauss, gauss]}
-    tensors = {"random/cpu": torch.get_rng_state()}
+    tensors = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        tensors["random/cuda"] = torch.cuda.get_rng_state(device)
+        tensors["cuda"] = torch.cuda.get_rng_state(device)
     return numbers, tensors
 
 
@@ -211,9 +211,9 @@ def restore_random(device: torch.device, numbers: Mapping[str, Any], tensors: Ma
     random.setstate((version, tuple(keys), gauss))
     kind, words, at, has_gauss, spare = numbers["numpy"]
     np.random.set_state((kind, np.array(words, dtype=np.uint32), at, has_gauss, spare))
-    torch.set_rng_state(tensors["random/cpu"])
-    if device.type == "cuda" and "random/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random/cuda"], device)
+    torch.set_rng_state(tensors["cpu"])
+    if device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"], device)
 
 
 def rewind(log: Path, updates: int) -> None:

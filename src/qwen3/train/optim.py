@@ -223,21 +223,27 @@ class Optimizer:
         return torch.full((), value, dtype=self._master.dtype, device=self._master.device)
 
     def state(self) -> dict[str, Tensor]:
-        """All state as named views (masters and moments), for a checkpoint."""
-        parts = {"master": self.master, "first": self.first, "second": self.second}
-        return {f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+        """All state by name (masters and moments), for a checkpoint: views, or whole tensors on the CPU where they are
+        sharded (all processes must ask)."""
+        return {name: gathered(t[None], like)[0].cpu() if is_sharded(like) else t for name, t, like in self._state()}
+
+    def _state(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(name, this process's part, the parameter) of everything that a checkpoint holds."""
+        for part, tensors in (("master", self.master), ("first", self.first), ("second", self.second)):
+            for name, tensor in tensors.items():
+                yield f"{part}/{name}", tensor, self.params[name]
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor], step_count: int) -> None:
         """Copy a saved state in, and the masters into the network. Raises ValueError if it is another model's."""
-        mine = self.state()
-        if mine.keys() != state.keys():
-            raise ValueError(f"optimiser state differs in {sorted(mine.keys() ^ state.keys())[:5]}")
-        for name, tensor in mine.items():
-            if tensor.shape != state[name].shape:
-                raise ValueError(f"{name} has shape {list(state[name].shape)} instead of {list(tensor.shape)}")
-        for name, tensor in mine.items():
-            tensor.copy_(state[name])
+        shapes = {name: like.shape for name, _, like in self._state()}
+        if shapes.keys() != state.keys():
+            raise ValueError(f"optimiser state differs in {sorted(shapes.keys() ^ state.keys())[:5]}")
+        for name, shape in shapes.items():
+            if state[name].shape != shape:
+                raise ValueError(f"{name} has shape {list(state[name].shape)} instead of {list(shape)}")
+        for name, tensor, like in self._state():
+            tensor.copy_(own_part(state[name][None].to(tensor.device), like)[0])
         self._write_back()
         self.step_count = step_count
         self._fresh = True
@@ -246,6 +252,11 @@ class Optimizer:
 def processes() -> int:
     """How many train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def process() -> int:
+    """The number of this one, from 0."""
+    return dist.get_rank() if processes() > 1 else 0
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -26,9 +26,10 @@ from qwen3.train.checkpoints import Checkpoints, random_state, restore_random
 from qwen3.train.forward import AttentionKind, BatchTensors, Checkpointing, Compiling, Forward, to_tensors
 from qwen3.train.losses import chunk_for, linear_cross_entropy, token_logprobs
 from qwen3.train.moe import RouterSums, added, balance_loss, load_statistics, router_sums
-from qwen3.train.optim import OptimConfig, Optimizer, is_sharded, processes
+from qwen3.train.optim import OptimConfig, Optimizer, is_sharded, process, processes
 from qwen3.train.packing import IGNORED, PackedBatch
 
+_RANDOM = "random/"  # and the number of the process: its generators' tensors in a checkpoint
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by the vendor's data sheets
 
 
@@ -254,12 +255,18 @@ class Trainer:
 
     def save(self, folder: str | Path, position: Mapping[str, Any], keep: int = 3) -> None:
         """Begin a checkpoint of everything a resumed run needs, `position` (any JSON) with it; see `Checkpoints`. It
-        is complete when the next `save` or `finish` returns."""
+        is complete when the next `save` or `finish` returns. Of several processes, all must ask and the first writes;
+        the checkpoint is whole, and any number of processes may go on from it."""
+        found = [random_state(self.device)]
+        if processes() > 1:
+            found = [found[0]] * processes()
+            dist.all_gather_object(found, found[process()])
         state = {"updates": self.updates, "steps": self.optimizer.step_count, "position": dict(position)}
-        numbers, tensors = random_state(self.device)
-        self._store(folder, keep).save(
-            self.updates, self.optimizer.state() | tensors, state | {"random": numbers}, self.config()
-        )
+        state["random"] = [numbers for numbers, _ in found]
+        tensors = {f"{_RANDOM}{i}/{name}": t for i, (_, part) in enumerate(found) for name, t in part.items()}
+        tensors |= self.optimizer.state()
+        if process() == 0:
+            self._store(folder, keep).save(self.updates, tensors, state, self.config())
 
     def load(self, folder: str | Path) -> dict[str, Any] | None:
         """Go on from the newest whole checkpoint in `folder`; returns its position, None where there is none.
@@ -271,8 +278,10 @@ class Trainer:
         if found is None:
             return None
         tensors, state = found
-        self.optimizer.load_state({n: t for n, t in tensors.items() if not n.startswith("random/")}, state["steps"])
-        restore_random(self.device, state["random"], tensors)
+        self.optimizer.load_state({n: t for n, t in tensors.items() if not n.startswith(_RANDOM)}, state["steps"])
+        mine = process() % len(state["random"])
+        own = {n.rpartition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{_RANDOM}{mine}/")}
+        restore_random(self.device, state["random"][mine], own)
         self.updates = state["updates"]
         for engine in self.engines:
             engine.update_weights({})
@@ -282,6 +291,8 @@ class Trainer:
         """Wait until all checkpoints are on the disk. Raises what their writing raised."""
         for store in self._checkpoints.values():
             store.finish()
+        if processes() > 1:
+            dist.barrier()
 
     def config(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be resumed."""
