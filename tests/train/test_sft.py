@@ -228,6 +228,28 @@ def test_the_recipe_is_set_by_words(tmp_path: Path) -> None:
         run_sft(SFT(), job(Recorder(tmp_path / "out")))
 
 
+def test_threads_are_measured_once_and_kept_by_a_run_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    stage = SFT(data=(chats(tmp_path),), updates=2)
+    try:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        torch.set_num_threads(2)
+        run_sft(stage, job(Recorder(tmp_path / "out", stop_after=1)))
+        chosen = torch.get_num_threads()
+        assert chosen in (1, 2)
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        torch.set_num_threads(3)
+        run_sft(stage, job(Recorder(tmp_path / "out")))
+        assert torch.get_num_threads() == chosen
+        torch.set_num_threads(3)
+        run_sft(stage, job(Recorder(tmp_path / "other", stop_after=1)))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def samples(count: int, source: str = "all") -> list[TokenSample]:
     return [completion_sample([1, 2], [10 + i] * (3 + i % 5), source=source) for i in range(count)]
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from qwen3.errors import UsageError
 from qwen3.llm import LLM
@@ -22,6 +26,7 @@ from qwen3.train.feeds import Feed, rows_feed, update_batches
 from qwen3.train.forward import Checkpointing
 from qwen3.train.fusion import Fusion, chat_draws, flag_obedience, fusion_feed, some_questions
 from qwen3.train.optim import OptimConfig
+from qwen3.train.packing import PackedBatch
 from qwen3.train.recipe import Recipe, key
 from qwen3.train.run import loop
 from qwen3.train.samples import TokenSample
@@ -129,15 +134,16 @@ def run_sft(stage: SFT, job: Job) -> dict[str, Any]:
         run.say(table(model))
     trainer = Trainer(model, optim, seed=job.seed, checkpointing=stage.checkpointing)
     place = {"data": _fingerprint(plan.samples), "updates": plan.updates, "prompts": plan.prompts, "seed": job.seed}
-    warmup = math.ceil(stage.warmup * plan.updates)
+    warmup, on_cpu = math.ceil(stage.warmup * plan.updates), model.device.type == "cpu"
+    # On a GPU kernels are compiled for one shape.
+    batches = update_batches(plan.feed, plan.updates, plan.prompts, plan.length, end, fixed=not on_cpu)
+    if on_cpu:
+        fit_threads(trainer, batches(0)[0])
     summary = loop(
-        run, trainer, stage.name, plan.updates,
-        # On a GPU kernels are compiled for one shape.
-        update_batches(plan.feed, plan.updates, plan.prompts, plan.length, end, fixed=model.device.type != "cpu"),
-        CrossEntropy(),
+        run, trainer, stage.name, plan.updates, batches, CrossEntropy(),
         lambda i: warmup_stable_decay(i, plan.updates, warmup=warmup, decay=plan.updates - warmup),
         save_every=stage.save_every,
-        position=lambda: place,
+        position=lambda: place | ({"threads": torch.get_num_threads()} if on_cpu else {}),
         restore=lambda found: _same_run(found, place, run.folder),
         after=lambda update: _obedience(stage, job, update, plan.updates),
     )  # fmt: skip
@@ -235,10 +241,29 @@ def derive_optim(stage: SFT, width: int) -> tuple[OptimConfig, str]:
     return optim, f"AdamW, learning rate {lr:.2g} {why}, rising over {stage.warmup:.0%}, then falling to 0"
 
 
+def fit_threads(trainer: Trainer, batch: PackedBatch) -> int:
+    """Set PyTorch's threads to all or to one, whichever computes a batch sooner, and return the number: on cores that
+    others use, threads wait for each other. Left alone where OMP_NUM_THREADS says how many."""
+    everything = torch.get_num_threads()
+    if everything == 1 or "OMP_NUM_THREADS" in os.environ:
+        return everything
+    seconds: dict[int, float] = {}
+    for count in (1, everything) * 2:
+        torch.set_num_threads(count)
+        began = time.perf_counter()
+        trainer.logprobs(batch)
+        seconds[count] = min(time.perf_counter() - began, seconds.get(count, math.inf))
+    best = min(seconds, key=seconds.__getitem__)
+    torch.set_num_threads(best)
+    return best
+
+
 # Going on
 
 
 def _same_run(found: Mapping[str, Any], place: Mapping[str, Any], folder: Any) -> None:
+    if "threads" in found:  # sums are made in the same order as before
+        torch.set_num_threads(found["threads"])
     for name, value in place.items():
         if found.get(name) != value:
             raise UsageError(
