@@ -2,14 +2,15 @@
 
 Sections: parity (every fast path against its reference), attention (the ways to attend, timed), dense06b (Qwen3-0.6B,
 one document of 8,192 tokens a row), embedded (18M parameters, short documents), moe (layers of 30B-A3B's shape beside
-dense ones of the same active size), optim (the optimiser alone). Each prints a table and writes
-`$OUT/train_bench_SECTION.json`; --tiny runs them all on a CPU in seconds, to show that they work. Needs torch and numpy
-(Triton on a GPU) and what `qwen3` needs.
+dense ones of the same active size), lora8b (an adapter on 8B), optim (the optimiser alone). Each prints a table and
+writes `$OUT/train_bench_SECTION.json`; --tiny runs them all on a CPU in seconds, to show that they work. Needs torch and
+numpy (Triton on a GPU) and what `qwen3` needs.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -28,7 +29,9 @@ from torch import Tensor
 from qwen3 import kernels
 from qwen3.config import ModelConfig
 from qwen3.model import Qwen3
+from qwen3.model.lora import LoraConfig
 from qwen3.train import moe
+from qwen3.train.adapters import add_lora
 from qwen3.train.forward import AttentionPlan, BatchTensors, attend, plan_attention, to_tensors
 from qwen3.train.losses import linear_cross_entropy
 from qwen3.train.optim import OptimConfig, Optimizer
@@ -50,9 +53,17 @@ DENSE_06B = shape(
     vocab_size=151936, hidden_size=1024, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
     intermediate_size=3072, tie_word_embeddings=True,
 )  # fmt: skip
+DENSE_8B = shape(
+    vocab_size=151936, hidden_size=4096, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
+    intermediate_size=12288,
+)  # fmt: skip
 EMBEDDED = shape(
     vocab_size=8320, hidden_size=512, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
     intermediate_size=1024, tie_word_embeddings=True, rope_theta=1e4,
+)  # fmt: skip
+DENSE_8B = shape(
+    vocab_size=151936, hidden_size=4096, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
+    intermediate_size=12288, tie_word_embeddings=False,
 )  # fmt: skip
 MOE_LAYERS = shape(
     vocab_size=8192, hidden_size=2048, num_hidden_layers=3, num_attention_heads=32, num_key_value_heads=4,
@@ -302,6 +313,7 @@ def attention_speed(tensors: BatchTensors, kind: Any, heads: int, kv: int, pairs
     work = 4 * pairs * heads * parts[0].shape[-1]
     outer = torch.randn_like(parts[0])
     plan = plan_attention(tensors, DTYPE, kind)
+    torch._dynamo.reset()
     turned = torch.compile(attended) if DEVICE.type == "cuda" else attended
     with torch.no_grad():
         forward = seconds_of(lambda: turned(plan, parts), 0.2)
@@ -325,9 +337,12 @@ def measure(
     torch.cuda.empty_cache() if DEVICE.type == "cuda" else None
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    micro = how.pop("micro", 1)
+    micro, rank = how.pop("micro", 1), how.pop("rank", 0)
     begin = time.perf_counter()
-    trainer = Trainer(random_model(values), optim, **({"compiling": OPTIONS["compiling"]} | how))
+    model = random_model(values)
+    if rank:
+        add_lora(model, LoraConfig(rank=rank))
+    trainer = Trainer(model, optim, **({"compiling": OPTIONS["compiling"]} | how))
     groups = [[batches[(i * micro + j) % len(batches)] for j in range(micro)] for i in range(len(batches))]
     turn = iter(range(1 << 30))
 
@@ -367,7 +382,7 @@ def phases(trainer: Trainer, batch: PackedBatch, whole: float) -> dict[str, floa
             p.grad = None
 
     backward = seconds_of(both, 0.5) - forward
-    for p in trainer.model.parameters():
+    for p in trainer.optimizer.params.values():
         p.grad = torch.zeros_like(p)
     trainer.optimizer.collect()
 
@@ -438,6 +453,53 @@ def moe_layers() -> list[dict[str, Any]]:
     return rows
 
 
+def lora() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    length = 128 if TINY else 8192
+    batches = [batch_of(1, length, [length], 600 if TINY else 151936, i) for i in range(2)]
+    for values in (SMALL, SMALL | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}):
+        for name, compress in BASES.items():
+            error = adapted_error(values, compress)
+            rows.append(
+                {"what": f"gradients {name}", "error": error, "ok": error < (0.03 if torch.float32 != DTYPE else 1e-4)}
+            )
+    for name, compress in BASES.items():
+
+        def prepare(model: Qwen3, compress: Callable[[Qwen3], Any] = compress) -> None:
+            compress(model)
+            add_lora(model, LoraConfig(rank=16))
+
+        label = f"8B, 1 × {length}, rank 16, {name} base"
+        rows.append(measure(DENSE_8B, batches, OptimConfig(kind="adamw"), label, prepare=prepare))
+    return rows
+
+
+BASES: dict[str, Callable[[Qwen3], Any]] = {"bf16": lambda model: model, "nf4": hold_nf4}
+
+
+def adapted_error(values: dict[str, Any], compress: Callable[[Qwen3], Any]) -> float:
+    """Of the gradients of an adapter, against float32 on the CPU with the same (compressed) weights."""
+    torch.manual_seed(6)
+    model = Qwen3(ModelConfig(**values), device="cpu", dtype=torch.float32)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1.0) if p.dim() == 1 else p.copy_(p.normal_(0, 0.1).bfloat16())
+    batch = batch_of(2, 64, [30, 40, 50], 600)
+    found = []
+    for device, dtype in ((torch.device("cpu"), torch.float32), (DEVICE, DTYPE)):
+        mine = copy.deepcopy(model).to(device).to(dtype)
+        compress(mine)
+        trained = add_lora(mine, LoraConfig(rank=4), seed=1)
+        with torch.no_grad():
+            for name, p in sorted(trained.items()):
+                p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))) * 0.1)
+        tensors = to_tensors(batch, device)
+        hidden = Forward(mine)(tensors)[0][tensors.documents > 0]
+        (hidden.float() ** 3).sum().backward()
+        found.append(torch.cat([p.grad.flatten().cpu() for p in trained.values() if p.grad is not None]))
+    return distance(found[1], found[0])
+
+
 def optim() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     kinds: tuple[Any, ...] = ("adamw", "muon")
@@ -459,9 +521,17 @@ def optim() -> list[dict[str, Any]]:
     return rows
 
 
+def lora8b() -> list[dict[str, Any]]:
+    """Qwen3-8B's shape with an adapter of rank 16 at every matrix, one document of 8,192 tokens."""
+    count, length = (2, 128) if TINY else (1, 8192)
+    batches = [batch_of(count, length, [length] * count, 600, i) for i in range(2)]
+    adamw = OptimConfig(kind="adamw", vector_lr=2e-4)
+    return [measure(DENSE_8B, batches, adamw, f"LoRA on 8B, {count} × {length}", rank=4 if TINY else 16)]
+
+
 SECTIONS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "parity": parity, "attention": attention, "optim": optim, "dense06b": dense06b, "embedded": embedded,
-    "moe": moe_layers,
+    "moe": moe_layers, "lora8b": lora8b,
 }  # fmt: skip
 
 

@@ -152,6 +152,7 @@ def test_tensors_say_what_the_batch_is() -> None:
     tensors = to_tensors(batch, CPU)
     assert not tensors.whole
     assert tensors.longest == 30
+    assert tensors.typical == pytest.approx(sum(n * n for n in (30, 17, 9, 20, 5, 1, 14)) / 96)  # and one empty end
     assert len(tensors.places) == batch.trained_tokens
     assert bool((tensors.labels.flatten()[tensors.places] >= 0).all())
     assert to_tensors(batch_of(WHOLE), CPU).whole
