@@ -10,7 +10,6 @@ numpy (Triton on a GPU) and what `qwen3` needs.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import platform
@@ -60,10 +59,6 @@ DENSE_8B = shape(
 EMBEDDED = shape(
     vocab_size=8320, hidden_size=512, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
     intermediate_size=1024, tie_word_embeddings=True, rope_theta=1e4,
-)  # fmt: skip
-DENSE_8B = shape(
-    vocab_size=151936, hidden_size=4096, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
-    intermediate_size=12288, tie_word_embeddings=False,
 )  # fmt: skip
 MOE_LAYERS = shape(
     vocab_size=8192, hidden_size=2048, num_hidden_layers=3, num_attention_heads=32, num_key_value_heads=4,
@@ -451,53 +446,6 @@ def moe_layers() -> list[dict[str, Any]]:
         }
     )
     return rows
-
-
-def lora() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    length = 128 if TINY else 8192
-    batches = [batch_of(1, length, [length], 600 if TINY else 151936, i) for i in range(2)]
-    for values in (SMALL, SMALL | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}):
-        for name, compress in BASES.items():
-            error = adapted_error(values, compress)
-            rows.append(
-                {"what": f"gradients {name}", "error": error, "ok": error < (0.03 if torch.float32 != DTYPE else 1e-4)}
-            )
-    for name, compress in BASES.items():
-
-        def prepare(model: Qwen3, compress: Callable[[Qwen3], Any] = compress) -> None:
-            compress(model)
-            add_lora(model, LoraConfig(rank=16))
-
-        label = f"8B, 1 × {length}, rank 16, {name} base"
-        rows.append(measure(DENSE_8B, batches, OptimConfig(kind="adamw"), label, prepare=prepare))
-    return rows
-
-
-BASES: dict[str, Callable[[Qwen3], Any]] = {"bf16": lambda model: model, "nf4": hold_nf4}
-
-
-def adapted_error(values: dict[str, Any], compress: Callable[[Qwen3], Any]) -> float:
-    """Of the gradients of an adapter, against float32 on the CPU with the same (compressed) weights."""
-    torch.manual_seed(6)
-    model = Qwen3(ModelConfig(**values), device="cpu", dtype=torch.float32)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.fill_(1.0) if p.dim() == 1 else p.copy_(p.normal_(0, 0.1).bfloat16())
-    batch = batch_of(2, 64, [30, 40, 50], 600)
-    found = []
-    for device, dtype in ((torch.device("cpu"), torch.float32), (DEVICE, DTYPE)):
-        mine = copy.deepcopy(model).to(device).to(dtype)
-        compress(mine)
-        trained = add_lora(mine, LoraConfig(rank=4), seed=1)
-        with torch.no_grad():
-            for name, p in sorted(trained.items()):
-                p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))) * 0.1)
-        tensors = to_tensors(batch, device)
-        hidden = Forward(mine)(tensors)[0][tensors.documents > 0]
-        (hidden.float() ** 3).sum().backward()
-        found.append(torch.cat([p.grad.flatten().cpu() for p in trained.values() if p.grad is not None]))
-    return distance(found[1], found[0])
 
 
 def optim() -> list[dict[str, Any]]:
