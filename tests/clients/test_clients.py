@@ -70,7 +70,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def environment(name: str, home: Path) -> tuple[str, dict[str, str]]:
     """Interpreter and environment variables: nothing of this one's, so that a client is as it is for a user."""
     kept = {key: value for key in ("PATH", "LANG", "TMPDIR") if (value := os.environ.get(key))}
-    env = kept | {"HOME": str(home), "NO_PROXY": "127.0.0.1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = kept | {"HOME": str(home), "NO_PROXY": "127.0.0.1"}
     if name != "node":
         return f"{FOLDER}/{name}/bin/python", env
     asked = {key: value for key, value in vars(checks).items() if key.isupper()}
