@@ -3,8 +3,8 @@
 Sections: parity (every fast path against its reference), attention (the ways to attend, timed), dense06b (Qwen3-0.6B,
 one document of 8,192 tokens a row), embedded (18M parameters, short documents), moe (layers of 30B-A3B's shape beside
 dense ones of the same active size), lora8b (an adapter on 8B), optim (the optimiser alone). Each prints a table and
-writes `$OUT/train_bench_SECTION.json`; --tiny runs them all on a CPU in seconds, to show that they work. Needs torch and
-numpy (Triton on a GPU) and what `qwen3` needs.
+writes `$OUT/train_bench_SECTION.json`; --tiny runs them all on a CPU in seconds, to show that they work. Needs torch
+and numpy (Triton on a GPU) and what `qwen3` needs.
 """
 
 from __future__ import annotations
