@@ -163,8 +163,12 @@ async def slow_readers(served: Served, found: Found, readers: int, others: int, 
                 while await connection.reader.read(1):
                     await asyncio.sleep(1)
 
+    async def cut() -> float:
+        found = re.search(r'qwen3_cut_calls_total\{why="slow_reader"\} (\S+)', await served.metrics())
+        return float(found[1]) if found else 0.0
+
     start, peak, took, running = time.monotonic(), served.memory(), 0.0, True
-    first = peak
+    first, before = peak, await cut()
     crawlers = [asyncio.create_task(crawl()) for _ in range(readers)]
     normal = asyncio.gather(*(served.ask(CHAT, endless(150, stream=True)) for _ in range(others)))
     while running or not normal.done():
@@ -175,8 +179,7 @@ async def slow_readers(served: Served, found: Found, readers: int, others: int, 
     found.check(all(answer.done for answer in normal.result()), "a stream beside the readers broke")
     gone, dropped = time.monotonic() - start, 0.0
     while dropped < readers and time.monotonic() - start < gone + 2 * WRITE:
-        cut = re.search(r'qwen3_cut_calls_total\{why="slow_reader"\} (\S+)', await served.metrics())
-        dropped = float(cut[1]) if cut else 0.0
+        dropped = await cut() - before
         await asyncio.sleep(0.2)
     found.figures |= {
         "others_s": took, "readers_gone_s": gone, "server_grew_bytes": peak - first, "dropped": dropped,
