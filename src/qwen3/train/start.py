@@ -6,8 +6,10 @@ Python file with a function `recipe()`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
+import json
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -101,7 +103,10 @@ def prepare(recipe: Recipe, run: Run, device: torch.device, ended: Sequence[str]
     mode, template, _ = detect_mode(found, config, tokenizer.control.endoftext)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = load_model(found.path, device, dtype)
-    return Job(model, tokenizer, run, recipe.seed, mode, template, str(recipe.model), {})
+    notes: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError):
+        notes["generation"] = json.loads((Path(found.path) / "generation_config.json").read_text(encoding="utf-8"))
+    return Job(model, tokenizer, run, recipe.seed, mode, template, str(recipe.model), notes)
 
 
 def _fresh(recipe: Recipe, run: Run, device: torch.device) -> Job:
@@ -119,9 +124,9 @@ def _fresh(recipe: Recipe, run: Run, device: torch.device) -> Job:
 def _save(run: Run, job: Job, stage: str, last: bool) -> None:
     if job.notes.get("adapter"):  # the base stays as it was
         return
-    save_checkpoint(run.folder / f"after-{stage}", job.model, tokenizer=job.tokenizer)
-    if last:
-        save_checkpoint(run.folder / "model", job.model, tokenizer=job.tokenizer)
+    for name in (f"after-{stage}", *(["model"] if last else [])):
+        folder = run.folder / name
+        save_checkpoint(folder, job.model, tokenizer=job.tokenizer, generation_config=job.notes.get("generation"))
 
 
 def _result(run: Run) -> str | None:
