@@ -400,11 +400,10 @@ def test_the_next_turn_finds_its_beginning_in_the_cache(llm: LLM) -> None:
 
 def test_nothing_is_computed_for_a_turn_that_will_not_come(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     expected: list[list[int]] = []
-    monkeypatch.setattr(llm._idle, "expect", lambda make, experts=0: expected.append(make()))
+    monkeypatch.setattr(llm._idle, "expect", lambda make, *key: expected.append(make()))
     off, done = ThinkingPolicy("off"), {"regex": "[a-z]{9}"}
     llm.chat("Hi", off, SamplingParams(seed=1, max_tokens=5))
     llm.chat("Hi", off, SamplingParams(seed=1, n=2), **done)
-    llm.chat("Hi", off, SamplingParams(seed=1), tools=TOOLS, tool_choice="add")
     llm.chat_batch(["Hi", "Ho"], off, SamplingParams(seed=1), **done)
     llm.generate("Hi", SamplingParams(seed=1), off, **done)
     with llm.chat("Hi", off, SamplingParams(seed=1), stream=True, **done) as stream:
@@ -412,6 +411,8 @@ def test_nothing_is_computed_for_a_turn_that_will_not_come(llm: LLM, monkeypatch
     assert expected == []
     llm.chat("Hi", off, SamplingParams(seed=1), **done)
     assert len(expected) == 1
+    llm.chat("Hi", off, SamplingParams(seed=1), tools=TOOLS, tool_choice="add", parallel_tool_calls=False)
+    assert len(expected) == 2, "the tool's response"
     config = tiny_config()
     with LLM.of(random_model(config), tiny_tokenizer(config)) as plain:
         assert plain._idle is None
