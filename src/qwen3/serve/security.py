@@ -15,6 +15,9 @@ from qwen3.serve.settings import LOOPBACK_NAMES, Settings
 # What a browser must get before anybody could give it a key: the page and its parts, which hold no data.
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/favicon.ico", "/status"})
 OPEN_PREFIX = "/assets/"
+# Load balancers and Kubernetes ask these by the address of the machine; a page that reads them by a name of its own
+# learns nothing.
+PROBES = frozenset({"/health", "/ready"})
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 HEADERS_OF_PAGES = "x-request-id, x-warnings, retry-after, x-should-retry"
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})(:(?P<port>\d{1,5}))?")
@@ -51,7 +54,7 @@ class Gate:
             if http_version != "1.0":
                 raise ApiError(400, "the header Host is missing")
         else:
-            self._check_host(host)
+            self._check_host(host, path)
         self._check_origin(method, host, headers)
         if self.keys is None:
             return ANONYMOUS
@@ -59,11 +62,11 @@ class Gate:
             return Caller("")
         return self._authenticate(self.keys, headers)
 
-    def _check_host(self, host: str) -> None:
+    def _check_host(self, host: str, path: str) -> None:
         found = _HOST.fullmatch(host.lower())
         if found is None:
             raise ApiError(400, f"the header Host is no name: {host[:100]!r}")
-        if not self._known(found["name"].rstrip("."), found["port"]):
+        if path not in PROBES and not self._known(found["name"].rstrip("."), found["port"]):
             raise ApiError(
                 403,
                 f"this server does not go by the name {found['name']!r}; if it should, start it with "
