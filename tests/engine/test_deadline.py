@@ -38,7 +38,7 @@ def test_it_closes_when_what_is_left_just_holds_the_rest() -> None:
     pace = stepped(0.01)
     for _ in range(8):
         pace.answered(50)
-    need = 1.8 * 0.01 * (1 + 24 + 50)
+    need = 2.4 * 0.01 * (1 + 24 + 50)
     assert pace.must_close(need * 0.99, 24, 1000)
     assert not pace.must_close(need * 1.01, 24, 1000)
     assert not pace.must_close(need * 0.99, 24, 10), "no more than 10 tokens may come"

@@ -15,7 +15,7 @@ _ENOUGH = 8  # answers that are worth more than the guess
 _QUANTILE = 0.9
 # On the time that the rest is expected to take: behind a thought that was cut, answers are longer than those behind one
 # that ended by itself. Learning from the former would feed on itself: cut sooner, they go on longer.
-_MARGIN = 1.8
+_MARGIN = 2.4
 _MEMORY = 0.9  # weight of the past in the mean time of a step
 
 
