@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,24 @@ def fsync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_atomic(path: Path, parts: Iterable[bytes]) -> int:
+    """Bytes written. The file is whole or not there, whenever the power fails. Raises OSError, and leaves nothing."""
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+    size = 0
+    try:
+        with open(partial, "wb") as file:
+            for part in parts:
+                size += file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+    return size
 
 
 def _finish(folder: Path) -> None:

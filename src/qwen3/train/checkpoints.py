@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qwen3.checkpoint.journal import fsync
+from qwen3.checkpoint.journal import fsync, write_atomic
 from qwen3.checkpoint.safetensors_io import byte_view
 from qwen3.errors import CorruptFileError, Qwen3Error
 
@@ -226,6 +226,4 @@ def rewind(log: Path, updates: int) -> None:
         with contextlib.suppress(json.JSONDecodeError):
             if json.loads(line).get("update", 0) <= updates:
                 kept.append(line + "\n")
-    draft = log.with_suffix(".partial")
-    _write_file(draft, iter([line.encode() for line in kept]))
-    os.replace(draft, log)
+    write_atomic(log, (line.encode() for line in kept))

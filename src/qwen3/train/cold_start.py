@@ -12,7 +12,6 @@ which samples nothing right yet, begins with worked traces: `write_worked`, in t
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3.chat import ThinkingPolicy
-from qwen3.checkpoint.journal import fsync
+from qwen3.checkpoint.journal import write_atomic
 from qwen3.engine.params import SamplingParams
 from qwen3.errors import UsageError
 from qwen3.llm import LLM, Generation
@@ -344,9 +343,4 @@ def _join(path: Path, parts: Path) -> Report:
 
 def _write(path: Path, lines: Iterable[str]) -> None:
     """All of a file, or nothing."""
-    draft = path.with_name(f".{path.name}.partial")
-    with draft.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    fsync(draft)
-    os.replace(draft, path)
-    fsync(path.parent)
+    write_atomic(path, (f"{line}\n".encode() for line in lines))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen3.checkpoint.journal import write_atomic
 from qwen3.errors import Qwen3Error
 from qwen3.train.checkpoints import rewind
 from qwen3.train.packing import PackedBatch
@@ -114,12 +114,7 @@ class Run:
 
     def mark_done(self, stage: str, summary: Mapping[str, Any]) -> None:
         text = json.dumps(self.done() | {stage: dict(summary)}, indent=1)
-        draft = self.folder / "done.json.partial"
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, self.folder / "done.json")
+        write_atomic(self.folder / "done.json", [text.encode() + b"\n"])
 
     def keep_batches(self, stage: str, update: int, batches: Sequence[PackedBatch]) -> Path:
         """What an update was made of, as one .npz, for the study of what went wrong."""

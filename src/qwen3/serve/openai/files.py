@@ -24,6 +24,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 from starlette.datastructures import UploadFile
 
+from qwen3.checkpoint.journal import write_atomic
 from qwen3.errors import UsageError
 from qwen3.serve.errors import ApiError
 
@@ -54,32 +55,6 @@ class StoredFile:
     def shown(self) -> dict[str, Any]:
         found = {name: value for name, value in asdict(self).items() if name != "owner"}
         return {**found, "object": "file", "status": "processed"}
-
-
-def sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_atomic(path: Path, parts: Iterable[bytes]) -> int:
-    """Bytes written. The file is whole or not there, whenever the power fails. Raises OSError, and leaves nothing."""
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
-    size = 0
-    try:
-        with open(partial, "wb") as file:
-            for part in parts:
-                size += file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-    return size
 
 
 def disk_error(error: OSError, what: str) -> ApiError:
