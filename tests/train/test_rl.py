@@ -29,26 +29,10 @@ from qwen3.train.samples import completion_sample
 from qwen3.train.start import Job
 from qwen3.train.trainer import Trainer
 from tests.fixtures import random_model, tiny_config
+from tests.train.recorder import Recorder
 
 TOK = Tokenizer.from_pretrained().prefix(608)
 OPTIM = OptimConfig(kind="adamw", matrix_lr=1e-3, vector_lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
-
-
-class Recorder(Run):
-    """A run that keeps what it is told, and is over after so many updates."""
-
-    def __init__(self, folder: Path, stop_after: int = 10**9) -> None:
-        self.logged: list[dict[str, Any]] = []
-        self.stop_after = stop_after
-        super().__init__(folder, say=lambda line: None)
-
-    def log(self, **fields: Any) -> None:
-        self.logged.append(fields)
-        super().log(**fields)
-
-    @property
-    def over(self) -> bool:
-        return len(self.logged) >= self.stop_after
 
 
 def question(rng: random.Random) -> Question:

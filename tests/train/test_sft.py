@@ -32,26 +32,9 @@ from qwen3.train.samples import TokenSample, completion_sample
 from qwen3.train.sft import SFT, Lora, derive_optim, derive_tokens, recipe, run_sft
 from qwen3.train.start import Job
 from tests.fixtures import random_model, tiny_config
+from tests.train.recorder import Recorder
 
 TOK = Tokenizer.from_pretrained().prefix(608)
-
-
-class Recorder(Run):
-    """A run that keeps what it is told, and is over after so many updates."""
-
-    def __init__(self, folder: Path, stop_after: int = 10**9) -> None:
-        self.said: list[str] = []
-        self.logged: list[dict[str, Any]] = []
-        self.stop_after = stop_after
-        super().__init__(folder, say=self.said.append)
-
-    def log(self, **fields: Any) -> None:
-        self.logged.append(fields)
-        super().log(**fields)
-
-    @property
-    def over(self) -> bool:
-        return len(self.logged) >= self.stop_after
 
 
 def job(run: Run, model: Qwen3 | None = None, seed: int = 1) -> Job:

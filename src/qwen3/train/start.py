@@ -92,7 +92,9 @@ def train(recipe: Recipe, say: Callable[[str], None] | None = None) -> dict[str,
 def prepare(recipe: Recipe, run: Run, device: torch.device, ended: Sequence[str]) -> Job:
     """The model as the stages that have ended left it, or as the recipe has it."""
     if ended:
-        source: Any = str(run.folder / f"after-{ended[-1]}")
+        # A stage that was the last when it ended, before the recipe grew, left its weights as the result.
+        after = run.folder / f"after-{ended[-1]}"
+        source: Any = str(after if after.is_dir() else run.folder / "model")
     elif isinstance(recipe.model, Mapping):
         return _fresh(recipe, run, device)
     else:
@@ -124,9 +126,8 @@ def _fresh(recipe: Recipe, run: Run, device: torch.device) -> Job:
 def _save(run: Run, job: Job, stage: str, last: bool) -> None:
     if job.notes.get("adapter"):  # the base stays as it was
         return
-    for name in (f"after-{stage}", *(["model"] if last else [])):
-        folder = run.folder / name
-        save_checkpoint(folder, job.model, tokenizer=job.tokenizer, generation_config=job.notes.get("generation"))
+    folder = run.folder / ("model" if last else f"after-{stage}")
+    save_checkpoint(folder, job.model, tokenizer=job.tokenizer, generation_config=job.notes.get("generation"))
 
 
 def _result(run: Run) -> str | None:
