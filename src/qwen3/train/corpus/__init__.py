@@ -1,0 +1,1 @@
+"""From raw text to shards of tokens: readers, cleaning, filters, duplicates, decontamination, tokenising."""
