@@ -16,7 +16,7 @@ from qwen3.chat import encode
 from qwen3.errors import UsageError
 from qwen3.model import Qwen3
 from qwen3.tokenizer import Tokenizer
-from qwen3.train import rl
+from qwen3.train import questions, rl
 from qwen3.train.cold_start import Question
 from qwen3.train.optim import OptimConfig
 from qwen3.train.packing import pack
@@ -71,7 +71,7 @@ def test_the_reward_rises(tmp_path: Path, loss: Any) -> None:
 
 
 def test_sampler_and_trainer_must_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = rl.rollouts
+    real = questions.rollouts
 
     def perturbed(engine: Any, *args: Any, **options: Any) -> Any:
         found = real(engine, *args, **options)
@@ -79,7 +79,7 @@ def test_sampler_and_trainer_must_agree(tmp_path: Path, monkeypatch: pytest.Monk
             engine.model.norm.weight.mul_(1.2)
         return found
 
-    monkeypatch.setattr(rl, "rollouts", perturbed)
+    monkeypatch.setattr(questions, "rollouts", perturbed)
     with pytest.raises(TrainingError, match=r"before update 1 .* on average and .* at the 99.9th percentile"):
         run_rl(STAGE, job(Recorder(tmp_path)))
 
@@ -96,9 +96,11 @@ def test_a_resumed_run_is_the_same(tmp_path: Path) -> None:
     assert run_rl(stage, rest)["finished"]
     for (name, a), (_, b) in zip(whole.model.named_parameters(), rest.model.named_parameters(), strict=True):
         assert torch.equal(a, b), name
-    timed = ("seconds", "tokens_per_second")
     logs = [
-        [{k: v for k, v in json.loads(line).items() if k not in timed} for line in path.read_text().splitlines()]
+        [
+            {k: v for k, v in json.loads(line).items() if "seconds" not in k and k != "tokens_per_second"}
+            for line in path.read_text().splitlines()
+        ]
         for path in (tmp_path / "whole/log.jsonl", tmp_path / "parts/log.jsonl")
     ]
     assert logs[0] == logs[1]
