@@ -28,11 +28,12 @@ def check_pool(pool: BlockPool, tables: list[list[int]]) -> None:
     """Everything in the pool fits together; `tables`: the block lists of all who hold some."""
     held = Counter(block for table in tables for block in table)
     assert held == Counter({b: n for b, n in enumerate(pool.references) if n}), "references differ from the tables"
-    free, idle = set(pool._free), set(pool._idle)
-    assert sorted([*pool._free, *pool._idle, *held]) == list(range(1, pool.blocks)), "a block in two states or in none"
+    rested = [block for tenant in pool.tenants.values() for block in tenant.idle]
+    free, idle = set(pool._free), set(rested)
+    assert sorted([*pool._free, *rested, *held]) == list(range(1, pool.blocks)), "a block in two states or in none"
     assert (pool.free, pool.cached, pool.used) == (len(free), len(idle), len(held))
     assert pool.free + pool.used + pool.cached == pool.blocks - 1
-    seen = {}
+    seen, nodes = {}, Counter[Any]()
     for identity, root in pool.roots.items():
         assert root.alive
         assert root.key == identity
@@ -41,13 +42,20 @@ def check_pool(pool: BlockPool, tables: list[list[int]]) -> None:
         while below:
             node = below.pop()
             for key, child in node.children.items():
-                assert (child.alive, child.parent, child.key) == (True, node, key)
+                assert (child.alive, child.parent, child.key, child.tenant) == (True, node, key, root.tenant)
                 assert child.block not in seen
                 seen[child.block] = child
+                nodes[root.tenant.name] += 1
                 below.append(child)
     assert seen == {block: node for block, node in enumerate(pool._nodes) if node is not None}
     assert idle <= seen.keys(), "a cached block that cannot be found"
     assert not free & seen.keys()
+    assert nodes == {name: tenant.nodes for name, tenant in pool.tenants.items()}, "tenants' counts"
+    assert all(nodes.values()), "a tenant that holds nothing"
+    for name, tenant in pool.tenants.items():
+        assert tenant.name == name
+        assert all(pool._nodes[block].tenant is tenant for block in tenant.idle)  # type: ignore[union-attr]
+        assert list(tenant.idle.values()) == sorted(tenant.idle.values())
 
 
 def check(scheduler: Scheduler) -> None:

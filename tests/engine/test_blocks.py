@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from qwen3.engine.blocks import BlockPool, Node
+from qwen3.engine import blocks as blocks_module
+from qwen3.engine.blocks import STALE, BlockPool, Node
 from qwen3.errors import UsageError
 from tests.engine.scheduler_world import check_pool
 
@@ -13,13 +16,13 @@ def ids(n: int) -> tuple[int, ...]:
     return tuple(range(16 * n, 16 * n + 16))
 
 
-def fill(pool: BlockPool, *numbers: int, identity: str = "a") -> tuple[list[int], list[Node]]:
+def fill(pool: BlockPool, *numbers: int, identity: str = "a", tenant: str = "") -> tuple[list[int], list[Node]]:
     """Blocks of a sequence with the given content, registered."""
     blocks, nodes = [], []
     parent = None
     for n in numbers:
         blocks.append(pool.take())
-        parent = pool.register(parent or pool.root(identity), ids(n), blocks[-1], 1)
+        parent = pool.register(parent or pool.root(identity, tenant), ids(n), blocks[-1], 1)
         nodes.append(parent)
     return blocks, nodes
 
@@ -139,3 +142,88 @@ def test_forgotten_blocks_in_use_stay_in_use_until_released() -> None:
     assert not nodes[1].alive
     pool.release(blocks)
     assert pool.free == 3
+
+
+def test_a_flood_pushes_out_its_own() -> None:
+    """What one tenant asks, under however many identities (salts), leaves the others their equal shares."""
+    pool = BlockPool(101)
+    mine, _ = fill(pool, *range(40), identity="mine", tenant="me")
+    pool.release(mine)
+    for n in range(50):
+        flood, _ = fill(pool, *range(100, 130), identity=f"salt {n}", tenant="flood")
+        pool.release(flood)
+        check_pool(pool, [])
+    assert walk(pool, *range(40), identity="mine") == mine
+    third, _ = fill(pool, *range(200, 280), identity="third", tenant="third")
+    pool.release(third)
+    assert {name: tenant.nodes for name, tenant in pool.tenants.items()} == {"me": 10, "flood": 10, "third": 80}
+    assert walk(pool, *range(40), identity="mine") == mine[:10]
+    check_pool(pool, [])
+
+
+def test_what_runs_may_still_need_everything() -> None:
+    pool = BlockPool(11)
+    for name in "abc":
+        pool.release(fill(pool, 1, 2, 3, identity=name, tenant=name)[0])
+    held, _ = fill(pool, *range(10, 20), identity="d", tenant="d")
+    assert 0 not in held
+    assert (pool.free, pool.cached, pool.used) == (0, 0, 10)
+    assert pool.take() == 0
+    assert list(pool.tenants) == ["d"]
+    check_pool(pool, [held])
+
+
+def test_stale_blocks_go_first_whoever_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(blocks_module, "monotonic", lambda: now)
+    pool = BlockPool(21)
+    pool.release(fill(pool, 1, 2, 3, identity="small", tenant="small")[0])
+    now += STALE - 1
+    fresh, _ = fill(pool, 4, identity="small", tenant="small")
+    pool.release(fresh)
+    large, _ = fill(pool, *range(10, 26), identity="large", tenant="large")
+    pool.release(large)
+    assert (pool.free, pool.cached) == (0, 20)
+    now += 2
+    taken = [pool.take() for _ in range(4)]
+    assert walk(pool, 1, identity="small") == []
+    assert walk(pool, 4, identity="small") == fresh, "what is fresh is not taken with it"
+    assert walk(pool, *range(10, 26), identity="large") == large[:-1]
+    check_pool(pool, [taken])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(12, 60),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 9), st.booleans()), max_size=60),
+)
+def test_shares(size: int, work: list[tuple[int, int, int, bool]]) -> None:
+    """However three tenants come and go: counts are exact, nothing leaks, and nobody loses cached blocks while he holds
+    clearly less than an equal share."""
+    pool, held = BlockPool(size), list[list[int]]()
+    for who, what, count, keep in work:
+        before = {name: tenant.nodes for name, tenant in pool.tenants.items()}
+        table: list[int] = []
+        node, tenant = None, f"t{who}"
+        for n in range(count):
+            node = node or pool.root(f"{tenant} {what}", tenant)
+            child = node.children.get(ids(n))
+            block = pool.hold(child) if child else pool.take()
+            if not block:
+                break
+            table.append(block)
+            node = child or pool.register(node, ids(n), block, 1)
+        held.append(table)
+        if not keep or pool.available < 9:
+            for each in held:
+                pool.release(each)
+            held.clear()
+        check_pool(pool, held)
+        for name, nodes in before.items():
+            if name != tenant and nodes <= size // 4 - 2:
+                kept = pool.tenants[name].nodes if name in pool.tenants else 0
+                assert kept == nodes or pool.used > size // 2, "a small tenant's blocks went while there were others"
+    for each in held:
+        pool.release(each)
+    pool.forget()
+    assert (pool.free, pool.cached, pool.used, pool.tenants, pool.roots) == (size - 1, 0, 0, {}, {})

@@ -35,7 +35,7 @@ def test_a_prompt_is_found_again_only_under_its_own_identity() -> None:
     engine = Engine(model, vocab_size=634, max_batch=4)
     assert run(engine).cached_tokens == 0
     assert run(engine).cached_tokens == 48
-    for how in ({"tenant": "b"}, {"experts": 1}, {"tenant": "b", "experts": 1}):
+    for how in ({"tenant": "b"}, {"salt": "b"}, {"experts": 1}, {"tenant": "b", "experts": 1}):
         fresh, again = run(engine, **how), run(engine, **how)
         assert (fresh.cached_tokens, again.cached_tokens) == (0, 48), how
         assert fresh.output == again.output
@@ -153,3 +153,16 @@ def test_priorities_and_a_full_queue() -> None:
         order += [i for i, r in enumerate(requests) if r.done and i not in order]
     assert order[0] == 2, "the lower number goes first, though it came last"
     assert order[1:] == [0, 1]
+
+
+def test_a_tenant_that_floods_the_cache_leaves_others_theirs() -> None:
+    """By however many salts: bob's prompt is found again after alice's have filled the memory several times."""
+    engine = Engine(random_model(tiny_config()), vocab_size=634, max_batch=2, max_len=256, blocks=64)
+    assert run(engine, tenant="bob").cached_tokens == 0
+    for seed in range(60):
+        request = Request(prompt(200, seed + 2), PARAMS, tenant="alice", salt=str(seed))
+        engine.add(request)
+        while engine.has_work:
+            engine.advance()
+    assert engine.scheduler.pool.free < 16, "the memory was full"
+    assert run(engine, tenant="bob").cached_tokens == 48

@@ -423,14 +423,15 @@ def test_a_reader_that_takes_nothing_is_dropped() -> None:
 def test_whose_cache_and_priority() -> None:
     async def work() -> None:
         model = backend()
-        for caller, call, tenant, priority in (
-            (Caller("alice", "team", 3), CALL, "team", 3),
-            (Caller("alice", "team", 3), Call(prompt="x", tenant="salt", priority=-9), "team\0salt", 3),
-            (Caller("alice", "", 0), Call(prompt="x", tenant="salt", priority=4), "\0salt", 4),
-            (None, Call(prompt="x", tenant="salt"), "salt", 0),
+        for caller, call, tenant, salt, priority in (
+            (Caller("alice", "team", 3), CALL, "team", "", 3),
+            (Caller("alice", "team", 3), Call(prompt="x", tenant="bob", salt="s", priority=-9), "team", "s", 3),
+            (Caller("alice", "", 0), Call(prompt="x", salt="s", priority=4), "", "s", 4),
+            (None, Call(prompt="x", salt="s"), "", "s", 0),
         ):
             await collect(Server(), Client(caller).request, model, call)
-            assert (model.calls[-1].tenant, model.calls[-1].priority) == (tenant, priority)
+            called = model.calls[-1]
+            assert (called.tenant, called.salt, called.priority) == (tenant, salt, priority)
 
     run(work)
 

@@ -118,7 +118,7 @@ def test_what_does_nothing_is_said() -> None:
         "guided_decoding_backend has no effect: there is one way to follow a form here",
         "stream_options.odd is not a field of this request and was ignored",
     ]
-    assert (calls[0].regex, calls[0].tenant, calls[0].priority) == ("a+", "s", 3)
+    assert (calls[0].regex, calls[0].salt, calls[0].priority) == ("a+", "s", 3)
 
 
 def test_fill_in_the_middle(app_client: Any) -> None:

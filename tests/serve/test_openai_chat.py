@@ -52,7 +52,7 @@ def test_a_call_has_all_that_was_asked() -> None:
     )  # fmt: skip
     assert notes == []
     assert call == Call(
-        messages=HI, tools=TOOLS, tool_choice="auto", parallel_tool_calls=False, tenant="s", priority=5,
+        messages=HI, tools=TOOLS, tool_choice="auto", parallel_tool_calls=False, salt="s", priority=5,
         thinking={"mode": "on", "budget": 64},
         sampling={
             "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "presence_penalty": 1.0,

@@ -271,7 +271,7 @@ class Engine(Adapting):
 
     def _identity(self, request: Request) -> tuple[object, ...]:
         """What keys and values depend on beside the tokens; RoPE factor and KV dtype are the engine's own."""
-        return request.tenant, self.version, self._adapter(request), request.experts
+        return request.tenant, request.salt, self.version, self._adapter(request), request.experts
 
     def cancel(self, request_id: int) -> None:
         """Stop a request and free its blocks at once; Finish("cancelled") is its last event. Ended ones: no error."""

@@ -38,8 +38,9 @@ class Request:
     already noticed; the engine appends, and the Finish event carries them before the stream's own.
 
     priority: lower goes first, and may push aside a higher one. tenant: who asks: tenants of equal priority get equal
-    shares, and never each other's cached prompts. adapter: name of the adapter the weights are used with, None: none.
-    experts: experts per token, 0: the model's own number. keep_routes: record in `routes` the experts each token took.
+    shares, and never each other's cached prompts; salt: parts a tenant's own. adapter: name of the adapter the weights
+    are used with, None: none. experts: experts per token, 0: the model's own number. keep_routes: record in `routes`
+    the experts each token took.
 
     Of requests with a stream: time_limit: seconds from now until it has ended; its thinking is closed early enough for
     an answer. trial: the stream does not think (`policy.switched_off()`), and where its first tokens show doubt, a
@@ -56,6 +57,7 @@ class Request:
     abandoned: bool = False  # set it from anywhere: the next step cancels
     priority: int = 0
     tenant: str = ""
+    salt: str = ""
     adapter: str | None = None
     experts: int = 0
     keep_routes: bool = False

@@ -548,7 +548,7 @@ class Scheduler:
         size, limit = self.pool.block_size, min(seq.computed, len(seq.tokens) - 1 + ahead)
         while seq.use_cache and (seq.hashed + 1) * size <= limit:
             i = seq.hashed
-            parent = self.pool.root(seq.identity) if seq.node is None else seq.node
+            parent = self.pool.root(seq.identity, seq.tenant) if seq.node is None else seq.node
             ids = tuple(seq.tokens[i * size : (i + 1) * size])
             seq.node = self.pool.register(parent, ids, seq.blocks[i], self.step + ahead)
             seq.hashed += 1

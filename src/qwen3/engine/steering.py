@@ -165,14 +165,15 @@ class Steering(Recorder):
         """See the engine."""
 
     def prefill_ahead(
-        self, ids: Sequence[int], *, tenant: str = "", adapter: str | None = None, experts: int = 0
+        self, ids: Sequence[int], *, tenant: str = "", salt: str = "", adapter: str | None = None, experts: int = 0
     ) -> None:
         """Compute the KV of a prompt that is expected, when there is nothing else to do, for the prefix cache. Requests
         that come push it aside; what was done by then stays. Too long ones, and the oldest of too many, are dropped."""
         params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True).resolved("instruct")
         request = Request(
-            list(ids), params, tenant=tenant, adapter=adapter, experts=experts, background=True, priority=_IDLE_PRIORITY
-        )
+            list(ids), params, tenant=tenant, salt=salt, adapter=adapter, experts=experts,
+            background=True, priority=_IDLE_PRIORITY,
+        )  # fmt: skip
         with contextlib.suppress(UsageError):
             self.check(request)
             self._ahead.append(request)

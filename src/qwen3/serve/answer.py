@@ -179,13 +179,12 @@ def caller_id(request: Request) -> str:
 
 
 async def _prepared(server: Any, request: Request, call: Call, notes: Sequence[str]) -> tuple[Call, Sequence[str]]:
-    """The call as its caller may have it: in the caller's own prefix cache (where the dialect's `tenant` is a salt of
-    its own), never ahead of the caller's priority, and with the reasoning that the client dropped."""
+    """The call as its caller may have it: in the caller's own prefix cache, never ahead of the caller's priority, and
+    with the reasoning that the client dropped."""
     if len(notes) > MAX_NOTES:
         notes = [*notes[:MAX_NOTES], f"{len(notes) - MAX_NOTES} more warnings are left out"]
     if caller := getattr(request.state, "caller", None):
-        tenant = f"{caller.tenant}\0{call.tenant}" if call.tenant else caller.tenant
-        call = replace(call, tenant=tenant, priority=caller.priority + max(0, call.priority))
+        call = replace(call, tenant=caller.tenant, priority=caller.priority + max(0, call.priority))
     if call.messages is not None:
         messages, count = await server.memory.restore(caller_id(request), call.messages)
         if count:

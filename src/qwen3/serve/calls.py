@@ -15,8 +15,8 @@ class Call:
     messages: dicts of OpenAI's shape, `reasoning_content` where a turn has reasoning. prompt: a text, in which control
     strings become control tokens, or token ids; no chat template. thinking, sampling: keyword arguments of
     ThinkingPolicy and SamplingParams; what is missing has their defaults. tools, tool_choice, parallel_tool_calls,
-    schema, regex, grammar, adapter: as for `LLM.chat`. tenant: whose prefix cache may be used. priority: lower first.
-    continue_last: the last message is an assistant's that is to be continued, not answered.
+    schema, regex, grammar, adapter: as for `LLM.chat`. tenant: whose prefix cache may be used; salt: which part of it.
+    priority: lower first. continue_last: the last message is an assistant's that is to be continued, not answered.
     """
 
     messages: list[dict[str, Any]] | None = None
@@ -31,6 +31,7 @@ class Call:
     sampling: dict[str, Any] = field(default_factory=dict)
     adapter: str | None = None
     tenant: str = ""
+    salt: str = ""
     priority: int = 0
     continue_last: bool = False
 

@@ -160,7 +160,7 @@ class Worker:
                 call.messages or [], form, thinking, sampling, check, continue_last=call.continue_last
             )
         for request in asked.requests:
-            request.tenant, request.priority = call.tenant, call.priority
+            request.tenant, request.salt, request.priority = call.tenant, call.salt, call.priority
         return asked.using(call.adapter)
 
     def _ask(self, key: int, what: str, given: dict[str, Any]) -> None:
@@ -388,7 +388,7 @@ class Worker:
             if ids:
                 self.inbox.put(
                     lambda: self.engine.prefill_ahead(
-                        ids, tenant=request.tenant, adapter=request.adapter, experts=request.experts
+                        ids, tenant=request.tenant, salt=request.salt, adapter=request.adapter, experts=request.experts
                     )
                 )
 

@@ -121,7 +121,7 @@ class ChatBody(SamplingBody, ThinkingBody, StructuredBody):
             parallel_tool_calls=self.parallel_tool_calls is not False,
             thinking=thinking,
             sampling=self.sampling(max_tokens=limit, logprobs=logprobs),
-            tenant=self.cache_salt or "",
+            salt=self.cache_salt or "",
             priority=self.priority or 0,
             continue_last=bool(self.continue_final_message),
             **structure,

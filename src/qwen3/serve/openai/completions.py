@@ -89,7 +89,7 @@ class CompletionBody(SamplingBody, StructuredBody):
         call = Call(
             sampling=self.sampling(max_tokens=limit, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs),
             thinking={"loop_guard": False},
-            tenant=self.cache_salt or "",
+            salt=self.cache_salt or "",
             priority=self.priority or 0,
             **structure,
         )
