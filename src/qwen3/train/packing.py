@@ -52,14 +52,21 @@ class PackedBatch:
 
 
 def pack(
-    samples: Iterable[TokenSample], rows: int, length: int, pad_id: int, *, split: bool = False
+    samples: Iterable[TokenSample],
+    rows: int,
+    length: int,
+    pad_id: int,
+    *,
+    split: bool = False,
+    first: Iterable[TokenSample] = (),
 ) -> tuple[PackedBatch, list[TokenSample]]:
     """Best-fit decreasing: (the batch, the samples that found no room).
 
-    split: cut a sample longer than a row into parts that overlap by the token which the next one begins with (so every
-    prediction counts once); else it is a UsageError that names its source: nothing is cut in silence.
+    split: cut a sample longer than a row into parts, see `part_bounds`; else it is a UsageError that names its source:
+    nothing is cut in silence. first: samples that are placed before the others, because they waited.
     """
-    parts = sorted(_fitting(samples, length, split), key=len, reverse=True)
+    groups = (first, samples)
+    parts = [part for group in groups for part in sorted(_fitting(group, length, split), key=len, reverse=True)]
     rooms = [(length, row) for row in range(rows)]
     placed: list[list[TokenSample]] = [[] for _ in range(rows)]
     left: list[TokenSample] = []
@@ -74,6 +81,12 @@ def pack(
     return _lay_out(placed, length, pad_id), left
 
 
+def part_bounds(count: int, length: int) -> list[tuple[int, int]]:
+    """Where a document of `count` tokens is cut for rows of `length`. Parts overlap by the token which the next one
+    begins with, so every prediction counts once."""
+    return [(at, min(at + length, count)) for at in range(0, max(1, count - 1), length - 1)]
+
+
 def _fitting(samples: Iterable[TokenSample], length: int, split: bool) -> Iterator[TokenSample]:
     for sample in samples:
         if len(sample) <= length:
@@ -84,8 +97,8 @@ def _fitting(samples: Iterable[TokenSample], length: int, split: bool) -> Iterat
                 f"a sample of {len(sample)} tokens{where} does not fit a row of {length}: take longer rows"
             )
         else:
-            for start in range(0, len(sample) - 1, length - 1):
-                yield sample.part(start, min(start + length, len(sample)))
+            for start, stop in part_bounds(len(sample), length):
+                yield sample.part(start, stop)
 
 
 def _lay_out(placed: Sequence[Sequence[TokenSample]], length: int, pad_id: int) -> PackedBatch:
