@@ -1,0 +1,1 @@
+"""Quality filters, one a file, each with its published source."""
