@@ -7,9 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 pytest.importorskip("fastapi", reason="the server is an extra: pip install 'qwen3[serve]'")
 
@@ -95,3 +99,27 @@ def test_whoever_stops_the_server_waits_for_its_drain() -> None:
     assert grace >= first + number(r'"--drain", "(\d+)"', pods) + 10
     assert "KillMode=mixed" in DEPLOY[unit]  # its engine must live on while answers end
     assert "proxy_buffering         off" in DEPLOY["nginx.conf"]
+
+
+def test_the_lock_covers_what_the_server_needs() -> None:
+    """Every dependency, and theirs as far as they are installed here, at a version that fits, by hash and nothing else:
+    no index, no path, no address."""
+    text = re.sub(r"^#.*\n", "", DEPLOY["requirements.lock"], flags=re.MULTILINE)
+    entry = r"[a-z0-9-]+==[\w.]+(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n"
+    assert re.fullmatch(f"(?:{entry})+", text)
+    locked = dict(re.findall(r"^([a-z0-9-]+)==([\w.]+)", text, re.MULTILINE))
+    locked |= re.findall(r"pip install (torch)==([\d.]+) ", DEPLOY["Containerfile"])
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    place = {"python_version": "3.12", "python_full_version": "3.12.0", "sys_platform": "linux", "extra": ""}
+    for needed in map(Requirement, (*project["dependencies"], *project["optional-dependencies"]["serve"])):
+        assert locked[canonicalize_name(needed.name)] in needed.specifier, needed
+    for name in locked.keys() - {"torch"}:  # its GPU builds bring more
+        try:
+            needs = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        here = metadata.version(name) == locked[name]
+        for needed in map(Requirement, needs if here else ()):
+            if needed.marker is None or needed.marker.evaluate(place):
+                assert locked.get(canonicalize_name(needed.name), "") in needed.specifier, (name, needed)
+    assert "--require-hashes" in DEPLOY["Containerfile"]
