@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The figures of docs/performance.md, from benchmarks/*.json: its tables, and charts as SVG. Standard library alone.
+"""The figures of docs/performance.md, from benchmarks/*.json: its tables, and charts as SVG.
 
     python tools/plot_performance.py            # rewrites the page between its marks, and docs/performance-*.svg
     python tools/plot_performance.py --check    # changes nothing; exit code 1 if the page is not what the files say
@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from qwen3.train.charts import chart  # noqa: E402 (the path is set above)
+
 BENCHMARKS, DOCS = ROOT / "benchmarks", ROOT / "docs"
 PAGE = DOCS / "performance.md"
 BEGIN, END = "<!-- begin: made by tools/plot_performance.py -->", "<!-- end -->"
@@ -170,56 +172,6 @@ def ceilings(ours: Bench, peer: Bench) -> list[str]:
 
 
 # Charts
-
-
-def chart(title: str, x_label: str, y_label: str, series: list[tuple[str, str, list[tuple[float, float]]]]) -> str:
-    """Both axes logarithmic. series: (label, colour, points); one with a single point is drawn as a mark."""
-    width, height, left, bottom, top, right = 720, 400, 76, 52, 40, 150
-    points = [point for _, _, line in series for point in line]
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    low_x, high_x = min(xs), max(xs)
-    low_y, high_y = 10 ** math.floor(math.log10(min(ys))), 10 ** math.ceil(math.log10(max(ys)) + 1e-9)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        wide, tall = width - left - right, height - top - bottom
-        along = (math.log(x) - math.log(low_x)) / (math.log(high_x / low_x) or 1)
-        up = (math.log(y) - math.log(low_y)) / (math.log(high_y / low_y) or 1)
-        return left + along * wide, height - bottom - up * tall
-
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        f'<text x="{left}" y="22" font-size="15" fill="#222222">{escape(title)}</text>',
-    ]
-    value = low_y
-    while value <= high_y * 1.001:
-        x, y = at(low_x, value)
-        out.append(f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{width - right}" y2="{y:.1f}" stroke="#dddddd"/>')
-        out.append(f'<text x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end" fill="#444444">{value:,.0f}</text>')
-        value *= 10
-    for x_value in sorted(set(xs)):
-        x, y = at(x_value, low_y)
-        label = f"{x_value / 1024:.0f}k" if x_value >= 1024 else f"{x_value:.0f}"
-        out.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle" fill="#444444">{label}</text>')
-    middle = (left + width - right) / 2
-    out.append(f'<text x="{middle}" y="{height - 12}" text-anchor="middle" fill="#222222">{escape(x_label)}</text>')
-    out.append(
-        f'<text x="16" y="{height / 2}" text-anchor="middle" fill="#222222" transform="rotate(-90 16 {height / 2})">'
-        f"{escape(y_label)}</text>"
-    )
-    for i, (label, colour, line) in enumerate(series):
-        places = [at(x, y) for x, y in sorted(line)]
-        dash = ' stroke-dasharray="5 4"' if label.endswith("floor") else ""
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
-        if not dash:
-            out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in places]
-        y = top + 16 * i
-        out.append(f'<line x1="{width - right + 12}" y1="{y}" x2="{width - right + 34}" y2="{y}" stroke="{colour}" '
-                   f'stroke-width="2"{dash}/>')  # fmt: skip
-        out.append(f'<text x="{width - right + 40}" y="{y + 4}" fill="#222222">{escape(label)}</text>')
-    return "\n".join([*out, "</svg>", ""])
 
 
 def charts(ours: dict[tuple[str, str, str], Bench], peer: Bench) -> dict[str, str]:

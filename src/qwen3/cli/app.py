@@ -477,13 +477,14 @@ def version(as_json: Json = False) -> int:
 
 
 @app.command(
-    help="Train by a RECIPE: sft (chats of your own), or a Python file with a function recipe(). Keys of the recipe "
-    "are set with NAME=VALUE; --keys lists them. A run that was ended goes on when it is started again.",
+    help="Train by a RECIPE: a name (qwen3 train alone lists them), or a Python file with a function recipe(). Keys of "
+    "the recipe are set with NAME=VALUE; --keys lists them. A run that was ended goes on when it is started again. "
+    "report FOLDER draws a run, also one that goes on.",
     short_help="Train a model, or an adapter, by a recipe.",
     epilog="Example: qwen3 train sft data=chats.jsonl model=embedded lora.rank=16 out=./mine",
 )
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name or file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name or file.")] = "",
     words: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Keys of the recipe.")] = None,
     max_minutes: Annotated[
         float | None, typer.Option("--max-minutes", metavar="M", min=0, help="End then, with a checkpoint.")
@@ -494,5 +495,5 @@ def train(
     from qwen3.cli.console import note, out_json
     from qwen3.train.start import main
 
-    told = [recipe, *(words or ()), *(["--keys"] if keys else ())]
+    told = [*([recipe] if recipe else []), *(words or ()), *(["--keys"] if keys else ())]
     return main(told, note, max_minutes, out_json if as_json else None)

@@ -24,7 +24,7 @@ from qwen3.engine.request import Request
 from qwen3.engine.steering import Steering
 from qwen3.errors import OutOfMemoryError, UsageError
 from qwen3.model import Qwen3
-from qwen3.model.lora import adapted_experts, base_weight, masked
+from qwen3.model.lora import adapted_experts, base_weight, loras, masked
 
 _GRAIN = 16  # columns come in such numbers: what the kernels' products want
 Pair = tuple[Tensor, Tensor]
@@ -49,12 +49,14 @@ class Loaded:
 
 
 class Adapters:
-    """layout: changes when the matrices move, which graphs that were captured before do not follow."""
+    """layout: changes when the matrices move, which graphs that were captured before do not follow. training: the
+    network has an adapter in it, which steps do not see."""
 
     def __init__(self, model: Qwen3, given: Mapping[str, Adapter] | None = None) -> None:
         self.model = model
         self.loaded: dict[str, Loaded] = {}
         self.layout = 0
+        self.training = bool(loras(model))
         self._numbers = itertools.count(1)
         self._sites = {site.name: site for site in sites(model.config)}
         self._clear()
@@ -216,7 +218,14 @@ class Adapting(Steering):
         return dict(self._adapters.loaded)
 
     def _adapter(self, request: Request) -> int:
-        return 0 if request.adapter is None else self._known(request.adapter).number
+        if request.adapter is not None:
+            return self._known(request.adapter).number
+        if self._adapters.training and not self._adapters.loaded:
+            raise UsageError(
+                "the network has an adapter in it, which is trained and which the engine does not see: merge or detach "
+                "it, or load it (load_adapter, adapter_of of qwen3.train.adapters) and name it in requests"
+            )
+        return 0
 
     def _known(self, name: str) -> Loaded:
         found = self._adapters.loaded.get(name)
@@ -227,6 +236,7 @@ class Adapting(Steering):
 
     def _renew(self) -> None:
         """What keys and values depend on has changed: those of requests that run are computed again."""
+        self._adapters.training = bool(loras(self._adapters.model))
         requests = {item.row: item.request for item in self._live.values()}
         self.scheduler.renew(lambda row: self._identity(requests[row]))
 

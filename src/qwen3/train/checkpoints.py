@@ -216,14 +216,15 @@ def restore_random(device: torch.device, numbers: Mapping[str, Any], tensors: Ma
         torch.cuda.set_rng_state(tensors["cuda"], device)
 
 
-def rewind(log: Path, updates: int) -> None:
-    """Drop the lines of a JSONL log whose "update" is above `updates`, and a last line that was cut off: a resumed
-    run writes them again. Replaced atomically; a log that is not there is left so."""
+def rewind(log: Path, updates: int, stage: str | None = None) -> None:
+    """Drop the lines of a JSONL log whose "update" is above `updates`, of this "stage" where one is given, and a last
+    line that was cut off: a resumed run writes them again. Replaced atomically; a log that is not there is left so."""
     if not log.exists():
         return
     kept = []
     for line in log.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
-            if json.loads(line).get("update", 0) <= updates:
+            fields = json.loads(line)
+            if fields.get("update", 0) <= updates or fields.get("stage") != (stage or fields.get("stage")):
                 kept.append(line + "\n")
     write_atomic(log, (line.encode() for line in kept))

@@ -7,8 +7,10 @@ stage's name where there is only one). A key that does not exist is an error tha
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -39,6 +41,7 @@ class Recipe:
     tokenizer: str = key("", "folder whose tokenizer is used; empty: the model's own")
     max_minutes: float | None = key(None, "end after so many minutes, with a checkpoint to go on from")
     device: str = key("", "cpu or cuda; empty: the best there is")
+    tensorboard: bool = key(False, "numbers go to OUT/tensorboard, too: pip install 'qwen3[train]'")
 
     @property
     def folder(self) -> Path:
@@ -142,6 +145,15 @@ def keys(recipe: Recipe) -> Iterator[tuple[str, tuple[Any, str]]]:
             yield field.name, (getattr(recipe, field.name), field.metadata.get("help", ""))
     for stage in recipe.stages:
         yield from _keys(stage, stage.name)
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """The keys' values where JSON has them: what can be told, and compared with another run's."""
+    found = {}
+    for name, (value, _) in keys(recipe):
+        with contextlib.suppress(TypeError):
+            found[name] = json.loads(json.dumps(value))
+    return found
 
 
 def _keys(owner: Any, prefix: str) -> Iterator[tuple[str, tuple[Any, str]]]:

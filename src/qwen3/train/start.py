@@ -1,19 +1,24 @@
 """From a recipe to a finished run: the model found or made, the stages in order, the result saved.
 
 `python -m qwen3.train RECIPE [key=value …]` and `qwen3 train` come here. A recipe is a name (see `RECIPES`), or a
-Python file with a function `recipe()`.
+Python file with a function `recipe()`. `report FOLDER` draws a run, also one that goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import importlib.util
 import json
 import random
+import shlex
+import shutil
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,12 +28,14 @@ import torch
 from qwen3.checkpoint import resolve, save_checkpoint
 from qwen3.checkpoint.mode import detect_mode, find_tokenizer
 from qwen3.config import ModelConfig
-from qwen3.errors import ModelNotFoundError, UsageError
+from qwen3.errors import ModelNotFoundError, Qwen3Error, UsageError
 from qwen3.model import Qwen3, load_model
 from qwen3.model.load import best_device
 from qwen3.tokenizer import Tokenizer
-from qwen3.train.recipe import Recipe, described, override
-from qwen3.train.run import Run, duration
+from qwen3.train.adapters import merge
+from qwen3.train.recipe import Recipe, described, keys, override, plain
+from qwen3.train.report import logged_lines, write_report
+from qwen3.train.run import Run, duration, ended_stages
 
 
 @dataclass
@@ -56,37 +63,89 @@ class Stage(Protocol):
     def run(self, job: Job) -> dict[str, Any]: ...
 
 
-def train(recipe: Recipe, say: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """Run a recipe, or go on with it. Returns {"finished", "stages", "model", "seconds"}; "model" is the folder of the
-    result, None until there is one. Raises what loading raises, UsageError, TrainingError."""
-    run = Run(recipe.folder, recipe.max_minutes, say)
+def train(recipe: Recipe, say: Callable[[str], None] | None = None, command: str = "") -> dict[str, Any]:
+    """Run a recipe, or go on with it. Returns {"finished", "stages", "model", "seconds", "report"}; "model" is the
+    folder of the result, None until there is one. command: what the report is to say was typed. Raises what loading
+    raises, UsageError, TrainingError."""
+    names = [stage.name for stage in recipe.stages]
+    if len(set(names)) < len(names):
+        raise UsageError(f"two stages have one name: {', '.join(names)}")
+    check_folder(recipe)
+    run = Run(recipe.folder, recipe.max_minutes, say, recipe.tensorboard)
     device = torch.device(recipe.device) if recipe.device else best_device()
     random.seed(recipe.seed)
     np.random.seed(recipe.seed % 2**32)
     torch.manual_seed(recipe.seed)
     done = run.done()
-    names = [stage.name for stage in recipe.stages]
-    if len(set(names)) < len(names):
-        raise UsageError(f"two stages have one name: {', '.join(names)}")
-    if all(done.get(name, {}).get("finished") for name in names):
-        run.say(f"{recipe.folder}: this run has ended; give another out=FOLDER to train again")
-        return {"finished": True, "stages": done, "model": _result(run), "seconds": 0.0}
-    job = prepare(recipe, run, device, [name for name in names if done.get(name, {}).get("finished")])
+    ended = [name for name in names if done.get(name, {}).get("finished")]
+    if len(ended) == len(names):
+        run.show(f"{recipe.folder}: this run has ended; give another out=FOLDER to train again")
+        return {"finished": True, "stages": done, "model": _result(run), "seconds": 0.0, "report": _report(run)}
+    job = prepare(recipe, run, device, ended)
     run.log(event="start", recipe=recipe.name, parameters=job.model.config.num_parameters(), device=str(device),
-            keys=described(recipe).splitlines(), torch=torch.__version__)  # fmt: skip
+            keys=plain(recipe), help={name: text for name, (_, text) in keys(recipe)}, torch=torch.__version__,
+            stages=names, command=command, time=datetime.now(UTC).isoformat(timespec="seconds"))  # fmt: skip
     finished = True
-    with run.interruptible():
-        for stage in recipe.stages:
-            if done.get(stage.name, {}).get("finished"):
-                continue
-            summary = stage.run(job)
-            run.log(event="stage", stage=stage.name, **summary)
-            if not summary["finished"]:
-                finished = False
-                break
-            _save(run, job, stage.name, last=stage.name == names[-1])
-            run.mark_done(stage.name, summary)
-    return {"finished": finished, "stages": run.done(), "model": _result(run), "seconds": round(run.seconds, 1)}
+    try:
+        with run.interruptible():
+            for stage in recipe.stages:
+                if stage.name in ended:
+                    continue
+                summary = stage.run(job)
+                run.log(event="stage", stage=stage.name, **summary)
+                if not summary["finished"]:
+                    finished = False
+                    break
+                _end(run, job, stage.name, last=stage.name == names[-1])
+                run.mark_done(stage.name, summary)
+    except Exception as error:
+        with contextlib.suppress(Qwen3Error):
+            run.log(event="failed", error=str(error))
+        raise
+    finally:
+        run.close()
+        if not isinstance(sys.exception(), KeyboardInterrupt):
+            report = _report(run)
+    return {
+        "finished": finished, "stages": run.done(), "model": _result(run), "seconds": round(run.seconds, 1),
+        "report": report,
+    }  # fmt: skip
+
+
+def check_folder(recipe: Recipe) -> None:
+    """Raises UsageError where the run's folder holds other things, another recipe's run, or stages that have ended with
+    other keys than these: nothing of it would be what was asked for."""
+    folder = recipe.folder
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"out={folder} is a file: give a folder that is new, or a run's")
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if there and not {"log.jsonl", "run.txt", "done.json"} & {*there}:
+        shown = ", ".join(there[:3]) + (", …" if len(there) > 3 else "")
+        raise UsageError(f"out={folder} holds other things ({shown}): give a folder that is new, or a run's")
+    starts = [line for line in logged_lines(folder, '"event"') if line.get("event") == "start"]
+    if not starts:
+        return
+    last = starts[-1]
+    if last.get("recipe") != recipe.name:
+        raise UsageError(f"{folder} holds a run of the recipe {last.get('recipe')}: give another out=FOLDER")
+    done, before = ended_stages(folder), dict(last.get("keys") or {})
+    for name, value in plain(recipe).items():
+        whose, dot, _ = name.partition(".")
+        fixed = whose in done if dot else done and name in ("model", "tokenizer", "seed")
+        if fixed and before.get(name, value) != value:
+            raise UsageError(
+                f"{folder}: {whose if dot else 'this run'} has ended with {name}={before[name]}, not {value}: "
+                "give another out=FOLDER"
+            )
+
+
+def _report(run: Run) -> str | None:
+    """Its place. A run is not to fail on its picture."""
+    try:
+        return str(write_report(run.folder))
+    except Exception as error:
+        run.show(f"warning: there is no report of this run: {error}")
+        return None
 
 
 def prepare(recipe: Recipe, run: Run, device: torch.device, ended: Sequence[str]) -> Job:
@@ -123,11 +182,23 @@ def _fresh(recipe: Recipe, run: Run, device: torch.device) -> Job:
     return Job(model, tokenizer, run, recipe.seed, "hybrid", "qwen3", recipe.name, {})
 
 
-def _save(run: Run, job: Job, stage: str, last: bool) -> None:
-    if job.notes.get("adapter"):  # the base stays as it was
+def _end(run: Run, job: Job, stage: str, last: bool) -> None:
+    """What a stage leaves for those after it, or as the result. An adapter that others come after becomes part of the
+    weights."""
+    adapter = job.notes.get("adapter")
+    if adapter and last:  # the base stays as it was
         return
     folder = run.folder / ("model" if last else f"after-{stage}")
+    if adapter:
+        run.say(
+            f"{stage}: the adapter is merged into the weights, which the next stage trains; it stays in {stage}-adapter"
+        )
+        merge(job.model)
     save_checkpoint(folder, job.model, tokenizer=job.tokenizer, generation_config=job.notes.get("generation"))
+    if adapter:
+        shutil.rmtree(kept := run.folder / f"{stage}-adapter", ignore_errors=True)
+        Path(job.notes.pop("adapter")).rename(kept)
+        job.source = str(folder)
 
 
 def _result(run: Run) -> str | None:
@@ -137,35 +208,63 @@ def _result(run: Run) -> str | None:
     return None
 
 
-# Recipes by name, each a module and a function of it; imported when asked for.
+# Recipes by name: the module with its function recipe(), imported when asked for; what it does; an example.
 RECIPES: dict[str, tuple[str, str, str]] = {
-    "sft": ("qwen3.train.sft", "recipe", "chats of your own: data=chats.jsonl model=…; lora.rank=0 trains all weights"),
+    "sft": (
+        "qwen3.train.sft",
+        "your own chats, into an adapter, or into all weights (lora.rank=0)",
+        "data=chats.jsonl model=embedded out=./mine",
+    ),
+    "rl": (
+        "qwen3.train.rl",
+        "reinforcement learning on problems whose answers can be checked",
+        "model=embedded families=chain,gcd updates=100 out=./sharper",
+    ),
 }
+
+
+def listed() -> str:
+    """Every recipe with what it does and an example, and what else can be said."""
+    lines = ["qwen3 train RECIPE [NAME=VALUE]...    --keys lists a recipe's keys, --max-minutes M ends it in time", ""]
+    for name, (_, about, example) in RECIPES.items():
+        lines += [f"{name:9} {about}", f"{'':9} qwen3 train {name} {example}"]
+    lines += [f"{'FILE.py':9} a function recipe() of your own: docs/training.md"]
+    lines += [f"{'report':9} a run's curves, as one page", f"{'':9} qwen3 train report FOLDER"]
+    return "\n".join(lines)
 
 
 def find_recipe(name: str, words: Sequence[str] = ()) -> Recipe:
     """A recipe by its name or file, with `key=value` words set. Raises ModelNotFoundError or UsageError."""
-    if name in RECIPES:
-        module, function, _ = RECIPES[name]
-        made = getattr(importlib.import_module(module), function)()
-    else:
-        made = _from_file(Path(name))
+    made = importlib.import_module(RECIPES[name][0]).recipe() if name in RECIPES else _from_file(Path(name))
     if not isinstance(made, Recipe):
         raise UsageError(f"{name}: recipe() gives a {type(made).__name__}, not a qwen3.train.recipe.Recipe")
     return override(made, words)
 
 
 def _from_file(path: Path) -> Any:
-    if path.suffix != ".py" or not path.is_file():
-        raise ModelNotFoundError(f"there is no recipe {path}: give a file *.py, or one of {', '.join(RECIPES)}")
+    """What the file's recipe() gives. Its own errors are told with the file's line."""
+    if path.suffix != ".py":
+        near = difflib.get_close_matches(str(path), RECIPES, 1, 0.4)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}, or give a file *.py"
+        raise ModelNotFoundError(f"there is no recipe {path}; {hint}")
+    if not path.is_file():
+        raise ModelNotFoundError(f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"qwen3_recipe_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "recipe", None)):
-        raise UsageError(f"{path} has no function recipe()")
-    return module.recipe()
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "recipe", None)):
+            raise UsageError(f"{path} has no function recipe()")
+        return module.recipe()
+    except Qwen3Error:
+        raise
+    except Exception as error:
+        own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else own[-1] if own else "?"
+        raise UsageError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
 
 
 def main(
@@ -175,25 +274,44 @@ def main(
     emit: Callable[[dict[str, Any]], None] | None = None,
 ) -> int:
     """RECIPE and its `key=value` words: the exit code. 0 only where all steps are done, or the time limit that was
-    asked for is over; 130 for a run that somebody ended, which goes on when it is started again. `--keys` among the
-    words prints what can be set. emit: takes what `train` returns."""
+    asked for is over; 130 for a run that somebody ended, which goes on when it is started again; 2 where nothing is
+    asked for. `--keys` among the words prints what can be set. emit: takes what `train` returns."""
     tell = say or (lambda line: print(line, file=sys.stderr, flush=True))
-    if not words or words[0].startswith("-") or "=" in words[0]:
-        known = "\n".join(f"  {name:10} {text}" for name, (_, _, text) in RECIPES.items())
-        raise UsageError(f"give a recipe: a file *.py with a function recipe(), or one of\n{known}")
+    if not words or words[0].startswith("-"):
+        print(listed())
+        return 2
+    if "=" in words[0]:
+        raise UsageError(f"the recipe comes first, before {words[0]}: one of {', '.join(RECIPES)}, or a file *.py")
+    if words[0] == "report":
+        return _draw(words[1:], emit)
     recipe = find_recipe(words[0], [word for word in words[1:] if word != "--keys"])
     if "--keys" in words:
-        print(described(recipe))
+        if emit is not None:
+            emit({name: {"value": value, "help": text} for name, (value, text) in keys(recipe)})
+        else:
+            print(described(recipe))
         return 0
     if max_minutes is not None:
         recipe = dataclasses.replace(recipe, max_minutes=max_minutes)
-    result = train(recipe, tell)
+    result = train(recipe, tell, f"qwen3 train {shlex.join(words)}")
     if emit is not None:
         emit(result)
-    if result["model"]:
-        tell(f"result: {result['model']}")
+    for what in ("model", "report"):
+        if result[what]:
+            tell(f"{'result' if what == 'model' else what}: {result[what]}")
     if result["finished"]:
         return 0
     again = "start it again to go on" if recipe.max_minutes is None else "the time is up; start it again to go on"
     tell(f"not finished after {duration(result['seconds'])}: {again}")
     return 0 if recipe.max_minutes is not None and result["seconds"] >= 60 * recipe.max_minutes else 130
+
+
+def _draw(folders: Sequence[str], emit: Callable[[dict[str, Any]], None] | None) -> int:
+    if len(folders) != 1:
+        raise UsageError("one run's folder is wanted: qwen3 train report FOLDER")
+    path = write_report(folders[0])
+    if emit is not None:
+        emit({"report": str(path)})
+    else:
+        print(path)
+    return 0

@@ -65,18 +65,26 @@ class CrossEntropy:
 
 
 class Metrics(Mapping[str, float]):
-    """Numbers of one update by name. They are fetched from the device when first looked at, so that the next update
-    can be prepared while this one runs."""
+    """Numbers of one update by name. They are on their way from the device at once, and waited for when first looked
+    at, so that the next update can be prepared and launched while this one runs."""
 
     def __init__(self, known: Mapping[str, float], pending: Mapping[str, Tensor]) -> None:
         self._known = dict(known)
-        self._pending = dict(pending)
+        self._names = tuple(pending)
+        self._there: torch.cuda.Event | None = None
+        if pending:
+            values = torch.stack([t.detach().double() for t in pending.values()])
+            self._values = values.to("cpu", non_blocking=True)  # from a GPU: into pinned memory
+            if values.is_cuda:
+                self._there = torch.cuda.Event()
+                self._there.record()
 
     def _all(self) -> dict[str, float]:
-        if self._pending:
-            values = torch.stack([t.detach().double() for t in self._pending.values()]).tolist()
-            self._known |= dict(zip(self._pending, values, strict=True))
-            self._pending.clear()
+        if self._names:
+            if self._there is not None:
+                self._there.synchronize()
+            self._known |= dict(zip(self._names, self._values.tolist(), strict=True))
+            self._names = ()
         return self._known
 
     def __getitem__(self, name: str) -> float:
@@ -86,7 +94,7 @@ class Metrics(Mapping[str, float]):
         return iter(self._all())
 
     def __len__(self) -> int:
-        return len(self._known) + len(self._pending)
+        return len(self._known) + len(self._names)
 
     def __repr__(self) -> str:
         return f"Metrics({self._all()})"
