@@ -22,7 +22,7 @@ from qwen3.errors import UsageError
 from qwen3.evaluate import thinking, thinking_auto, thinking_live, thinking_rules
 from qwen3.evaluate.crowd import Case, Progress
 from qwen3.evaluate.schemas import SCHEMAS
-from qwen3.tasks import FAMILIES, STEP_FAMILIES, is_eval
+from qwen3.tasks import CONTROL_FAMILIES, STEP_FAMILIES, is_eval
 from tests.cli.conftest import EMBEDDED
 from tests.evaluate.test_page import tool
 
@@ -79,7 +79,7 @@ def test_budgets_and_suites_by_name() -> None:
     for text in ("", "-1", "1.5", "many", "8,,9"):
         with pytest.raises(UsageError, match="whole numbers or 'none'"):
             thinking.budgets_of(text)
-    assert thinking.families_of("tasks") == tuple(FAMILIES)
+    assert thinking.families_of("tasks") == (*STEP_FAMILIES, *CONTROL_FAMILIES)
     assert thinking.families_of("chain, sort") == ("chain", "sort")
     with pytest.raises(UsageError, match="'chess'; take tasks, steps, controls, chain"):
         thinking.families_of("chain,chess")

@@ -55,7 +55,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 def families_of(suite: str) -> tuple[str, ...]:
     """Families that a name means: "tasks" (all), "steps", "controls", or families' names with commas."""
-    sets = {"tasks": tuple(FAMILIES), "steps": STEP_FAMILIES, "controls": CONTROL_FAMILIES}
+    sets = {"tasks": (*STEP_FAMILIES, *CONTROL_FAMILIES), "steps": STEP_FAMILIES, "controls": CONTROL_FAMILIES}
     names = sets.get(suite) or tuple(name.strip() for name in suite.split(","))
     for name in names:
         if name not in FAMILIES:

@@ -18,8 +18,8 @@ from qwen3.asking import Form
 from qwen3.chat import encode
 from qwen3.chat.next_turn import next_turn_ids
 from qwen3.evaluate.crowd import Case, Progress, Say, asker
-from qwen3.evaluate.thinking import Result, head, held_out
-from qwen3.tasks import FAMILIES, STEP_FAMILIES, Problem
+from qwen3.evaluate.thinking import Result, families_of, head, held_out
+from qwen3.tasks import STEP_FAMILIES, Problem
 
 BLOCK = 16
 _NEVER = -100.0  # bias of a token that must not come
@@ -174,7 +174,7 @@ def _nothing() -> Iterator[None]:
 @contextmanager
 def _load(llm: LLM, seed: int, tokens: int) -> Iterator[None]:
     """Meanwhile twice as many requests as run at once are there, of up to so many tokens, all the time."""
-    problems = held_out(tuple(FAMILIES), 8 * llm.engine.max_batch, seed)
+    problems = held_out(families_of("tasks"), 8 * llm.engine.max_batch, seed)
     over, started = threading.Event(), threading.Event()
 
     def keep_busy(part: Sequence[Problem]) -> None:
@@ -221,7 +221,7 @@ def time_limits(
     )  # fmt: skip
     llm.engine.warm_up()
     ask, rng = asker(llm), random.Random(seed)
-    problems = held_out(tuple(FAMILIES), requests, seed)
+    problems = held_out(families_of("tasks"), requests, seed)
     rng.shuffle(problems)
     endless = {llm.tokenizer.control.end_think: _NEVER}
 

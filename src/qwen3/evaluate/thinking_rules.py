@@ -21,8 +21,7 @@ from qwen3.chat.stream import AFTER_THINK, CLOSE_THINK, EARLY_STOP
 from qwen3.engine import Engine
 from qwen3.evaluate.crowd import Case, Folded, Progress, Say, asker, drive
 from qwen3.evaluate.schemas import SCHEMAS
-from qwen3.evaluate.thinking import Result, head, held_out
-from qwen3.tasks import FAMILIES
+from qwen3.evaluate.thinking import Result, families_of, head, held_out
 from qwen3.tasks.tools import sample_tool_dialogue
 from qwen3.tokenizer import Tokenizer
 
@@ -127,7 +126,7 @@ def _variety(llm: LLM, seed: int, priorities: int = 1) -> Iterator[Case]:
     """Requests of every combination of budget, streaming, grammar and tools, in turn, without end; of any of so many
     priorities: higher ones push others aside where there is no room for both."""
     ask, rng = asker(llm), random.Random(seed)
-    problems = held_out(tuple(FAMILIES), 240, seed)
+    problems = held_out(families_of("tasks"), 240, seed)
     schemas = {name: Form.of(schema=schema) for name, schema in SCHEMAS.items()}
     dialogues = []
     for _ in range(24):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from qwen3.tasks.arithmetic import Chain, Divide, Multiply
-from qwen3.tasks.base import Problem, Task, is_eval
+from qwen3.tasks.base import Labelled, Problem, Task, is_eval
 from qwen3.tasks.controls import Count, Sort, Spell
 from qwen3.tasks.countdown import Countdown
+from qwen3.tasks.cups import Cups
 from qwen3.tasks.logic import Boolean, Reach
 from qwen3.tasks.numbers import BaseConversion, Gcd
 from qwen3.tasks.sudoku import Sudoku
+from qwen3.tasks.sums import Sums
+from qwen3.tasks.track import Track
 
 FAMILIES: dict[str, Task] = {
     task.name: task
@@ -25,9 +28,14 @@ FAMILIES: dict[str, Task] = {
         Sort(),
         Spell(),
         Count(),
+        Sums(),
+        Track(),
+        Cups(),
     )
 }
-STEP_FAMILIES = tuple(name for name, task in FAMILIES.items() if task.needs_steps)
-CONTROL_FAMILIES = tuple(name for name, task in FAMILIES.items() if not task.needs_steps)
+NEXT_FAMILIES = ("sums", "track", "cups")
+"""What the packaged model's next version learns; until it is there, no suite measures them."""
+STEP_FAMILIES = tuple(n for n, task in FAMILIES.items() if task.needs_steps and n not in NEXT_FAMILIES)
+CONTROL_FAMILIES = tuple(n for n, task in FAMILIES.items() if not task.needs_steps and n not in NEXT_FAMILIES)
 
-__all__ = ["CONTROL_FAMILIES", "FAMILIES", "STEP_FAMILIES", "Problem", "Task", "is_eval"]
+__all__ = ["CONTROL_FAMILIES", "FAMILIES", "NEXT_FAMILIES", "STEP_FAMILIES", "Labelled", "Problem", "Task", "is_eval"]

@@ -15,6 +15,21 @@ def spaced(rng: random.Random, text: str) -> str:
     return text.replace(" ", "") if rng.random() < 0.15 and text.isascii() and not any(map(str.isalpha, text)) else text
 
 
+def by_places(a: int, sign: str, b: int) -> list[str]:
+    """The steps of a + b or a - b (from 0): in one, or place by place where both have three digits or more."""
+    parts = [int(digit) * 10 ** (len(str(b)) - 1 - i) for i, digit in enumerate(str(b)) if digit != "0"]
+    steps = []
+    if min(a, b) < 100 or len(parts) == 1:
+        parts = [b]
+    else:
+        steps.append(f"{a} {sign} {b} = {a} {sign} " + f" {sign} ".join(map(str, parts)))
+    for part in parts:
+        after = a + part if sign == "+" else a - part
+        steps.append(f"{a} {sign} {part} = {after}")
+        a = after
+    return steps
+
+
 class Chain(Task):
     """Sums and differences of 2 to 10 terms, at times with a small product inside, as an expression or in words."""
 
@@ -80,7 +95,7 @@ class Chain(Task):
         running = values[0]
         for sign, value in zip(signs[1:], values[1:], strict=True):
             after = running + value if sign == "+" else running - value
-            steps.append(f"{running} {sign} {value} = {after}")
+            steps += by_places(running, sign, value)
             running = after
         if story:
             moves = " ".join(rng.choice(self._MOVES[s]).format(n=v) for s, v in zip(signs[1:], values[1:], strict=True))
@@ -96,7 +111,7 @@ class Chain(Task):
         return last_number(text) == problem.answer
 
 
-def _by_places(number: int, digit: int) -> str:
+def row_by_places(number: int, digit: int) -> str:
     """One row of a product: the parts by place value and their sum."""
     places = [int(d) * 10**k for k, d in zip(range(len(str(number)) - 1, -1, -1), str(number), strict=True) if d != "0"]
     parts = [place * digit for place in places]
@@ -145,7 +160,7 @@ class Multiply(Task):
             steps.append(f"{a} * {b} = " + " + ".join(rows))
         values = []
         for d, k in digits:
-            row = _by_places(a, d)
+            row = row_by_places(a, d)
             steps.append(row if k == 0 else f"{row}, so {a} * {d * 10**k} = {a * d * 10**k}")
             values.append(a * d * 10**k)
         running = values[0]

@@ -71,6 +71,22 @@ class Task(ABC):
         return text
 
 
+class Labelled(Task):
+    """A family of numbered steps that change a state. Its trace can skip states: the longer the stride, the shorter the
+    trace and the harder each of its lines, so that accuracies of different ways to think are known and apart."""
+
+    @abstractmethod
+    def told(self, key: str, stride: int) -> str:
+        """The trace of the problem with this key. stride: 1 is the problem's own, every step worked out; above that
+        every stride-th state alone is written, and the last."""
+
+    def strides(self, steps: int, stride: int) -> list[tuple[str, int]]:
+        """(label, number of the step) of the states that are written: "3" or "3-4"."""
+        ends = [*range(stride, steps, stride), steps]
+        starts = [1, *(end + 1 for end in ends)]
+        return [(str(b) if a == b else f"{a}-{b}", b) for a, b in zip(starts, ends, strict=False)]
+
+
 _NUMBER = re.compile(r"-?\d+")
 
 
