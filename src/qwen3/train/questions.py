@@ -41,29 +41,43 @@ class Asking:
     """Keys of a stage that asks questions. Raises UsageError for the first that is wrong."""
 
     name: str = ""
-    families: tuple[str, ...] = key((), "families of the built-in tasks; empty: all, unless problems are given")
-    level: int | None = key(None, "difficulty of the tasks from 1; none: any")
-    problems: tuple[str, ...] = key((), "JSONL files of problems: prompt, and answer, cases, or entry and tests")
-    source: Callable[[random.Random], Question] | None = key(None, "in Python: what draws a question")
+    families: tuple[str, ...] = key(
+        (), "families of the built-in tasks; empty: all, unless problems are given", shared=True
+    )
+    level: int | None = key(None, "difficulty of the tasks from 1; none: any", shared=True)
+    problems: tuple[str, ...] = key(
+        (), "JSONL files of problems: prompt, and answer, cases, or entry and tests", shared=True
+    )
+    source: Callable[[random.Random], Question] | None = key(None, "in Python: what draws a question", shared=True)
     updates: int = key(100, "rounds of sampling and learning")
     prompts_per_update: int = key(16, "questions whose answers make one round")
     samples_per_prompt: int = key(8, "answers to each question")
-    tokens_per_micro_batch: int | None = key(None, "tokens computed at once; none: 1,024 on a CPU, 16,384 on a GPU")
-    max_prompt: int = key(512, "longest prompt in tokens")
-    max_tokens: int = key(512, "longest answer in tokens, thought included")
-    budget: int | None = key(None, "longest thought in tokens, then it is closed; none: no limit but max_tokens")
-    thinking: float = key(1.0, "share of the questions that the model is to think about")
+    tokens_per_micro_batch: int | None = key(
+        None, "tokens computed at once; none: 1,024 on a CPU, 16,384 on a GPU", shared=True
+    )
+    max_prompt: int = key(512, "longest prompt in tokens", shared=True)
+    max_tokens: int = key(512, "longest answer in tokens, thought included", shared=True)
+    budget: int | None = key(
+        None, "longest thought in tokens, then it is closed; none: no limit but max_tokens", shared=True
+    )
+    thinking: float = key(1.0, "share of the questions that the model is to think about", shared=True)
     lr: float | None = key(None, "peak learning rate of AdamW; none: derived from the model's width")
     optim: OptimConfig | None = key(None, "in Python: the whole optimiser, instead of lr")
     warmup: float = key(0.05, "share of the updates over which the learning rate rises; then it falls to 0 in a line")
     agree_mean: float = key(0.01, "most that log-probabilities of sampler and trainer differ by on average")
     agree_tail: float = key(0.2, "most that they differ by at the 99.9th percentile")
-    invariant: bool = key(True, "the engine computes an answer the same bit for bit, whatever runs beside it")
-    max_batch: int = key(64, "answers that are sampled at once")
-    checkpointing: Checkpointing = key("none", "computed again on the way back, to save memory: layers, attention")
-    evaluate: Callable[[LLM], Mapping[str, float]] | None = key(None, "in Python: instead of held-out questions")
-    evaluate_every: int = key(0, "updates between evaluations; 0: none")
-    held_out: int = key(64, "questions of an evaluation, of the tasks' own split")
+    invariant: bool = key(
+        True, "the engine computes an answer the same bit for bit, whatever runs beside it", shared=True
+    )
+    max_batch: int = key(64, "answers that are sampled at once", shared=True)
+    checkpointing: Checkpointing = key(
+        "none", "computed again on the way back, to save memory: layers, attention", shared=True
+    )
+    evaluate: Callable[[LLM], Mapping[str, float]] | None = key(
+        None, "in Python: instead of held-out questions", shared=True
+    )
+    evaluate_every: int = key(0, "updates between evaluations; 0: none", shared=True)
+    held_out: int = key(64, "questions of an evaluation, of the tasks' own split", shared=True)
     save_every: int = key(20, "updates between checkpoints")
 
     def __post_init__(self) -> None:
@@ -112,6 +126,11 @@ class Asking:
     @property
     def of_tasks(self) -> bool:
         return self.source is None and (bool(self.families) or not self.problems)
+
+    def evaluates(self, update: int) -> bool:
+        """Whether an evaluation is due once it is made."""
+        every = self.evaluate_every
+        return bool(every) and (update % every == 0 or update == self.updates)
 
     @property
     def context(self) -> int:
@@ -194,7 +213,7 @@ class Asker:
     def after(self, llm: LLM, update: int) -> dict[str, float]:
         """The evaluation, where one is due."""
         stage = self.stage
-        if not stage.evaluate_every or (update % stage.evaluate_every and update != stage.updates):
+        if not stage.evaluates(update):
             return {}
         if stage.evaluate is not None:
             return dict(stage.evaluate(llm))

@@ -21,11 +21,13 @@ from typing import Any
 from qwen3.errors import UsageError
 
 
-def key(default: Any, text: str) -> Any:
-    """A field of a stage: its default (a dataclass: its class) and what it means."""
+def key(default: Any, text: str, *, shared: bool = False) -> Any:
+    """A field of a stage: its default (a dataclass: its class) and what it means. shared: without a stage's name, it is
+    set in all stages that have it."""
+    about = {"help": text, "shared": shared}
     if isinstance(default, type):
-        return dataclasses.field(default_factory=default, metadata={"help": text})
-    return dataclasses.field(default=default, metadata={"help": text})
+        return dataclasses.field(default_factory=default, metadata=about)
+    return dataclasses.field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,10 @@ def _set(recipe: Recipe, name: str, text: str) -> Recipe:
             hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
             raise UsageError(f"{name} is no key of the recipe {recipe.name}{hint}")
         if len(holders) > 1:
-            places = ", ".join(f"{recipe.stages[i].name}.{name}" for i in holders)
+            stages = [recipe.stages[i] for i in holders]
+            if all(type(stage).__dataclass_fields__[first].metadata.get("shared") for stage in stages):
+                return override(recipe, [f"{stage.name}.{name}={text}" for stage in stages])
+            places = ", ".join(f"{stage.name}.{name}" for stage in stages)
             raise UsageError(f"{name} is a key of several stages: say which, {places}")
         path, at = name.split("."), holders[0]
     stage = _replaced(recipe.stages[at], path, text, name)

@@ -5,6 +5,7 @@ Nothing that a model sampled, or that a renderer encoded, is ever decoded and en
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -82,3 +83,12 @@ def completion_sample(
 def text_sample(tokenizer: Tokenizer, text: str, source: str = "") -> TokenSample:
     """A text with its end, `<|endoftext|>`, every token but the first trained. Control strings in it stay text."""
     return completion_sample([], [*tokenizer.encode_plain(text), tokenizer.control.endoftext], source=source)
+
+
+def samples_fingerprint(samples: Sequence[TokenSample]) -> str:
+    """Of their ids, what is trained, and streams."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(sample.ids.tobytes() + sample.trained.tobytes())
+        digest.update(b"".join(sample.streams[name].tobytes() for name in sorted(sample.streams)))
+    return digest.hexdigest()[:16]

@@ -7,11 +7,10 @@ The loss is the mean over the trained tokens of an update, each times its weight
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +28,7 @@ from qwen3.train.optim import OptimConfig
 from qwen3.train.packing import PackedBatch
 from qwen3.train.recipe import Recipe, key
 from qwen3.train.run import loop
-from qwen3.train.samples import TokenSample
+from qwen3.train.samples import TokenSample, samples_fingerprint
 from qwen3.train.schedule import warmup_stable_decay
 from qwen3.train.trainer import CrossEntropy, Trainer
 
@@ -133,7 +132,12 @@ def run_sft(stage: SFT, job: Job) -> dict[str, Any]:
         add_lora(model, stage.lora.config, job.seed)
         run.say(table(model))
     trainer = Trainer(model, optim, seed=job.seed, checkpointing=stage.checkpointing)
-    place = {"data": _fingerprint(plan.samples), "updates": plan.updates, "prompts": plan.prompts, "seed": job.seed}
+    place = {
+        "data": samples_fingerprint(plan.samples),
+        "updates": plan.updates,
+        "prompts": plan.prompts,
+        "seed": job.seed,
+    }
     warmup, on_cpu = math.ceil(stage.warmup * plan.updates), model.device.type == "cpu"
     # On a GPU kernels are compiled for one shape.
     batches = update_batches(plan.feed, plan.updates, plan.prompts, plan.length, end, fixed=not on_cpu)
@@ -270,11 +274,3 @@ def _same_run(found: Mapping[str, Any], place: Mapping[str, Any], folder: Any) -
                 f"{folder} holds a run that was begun with {name}={found.get(name)}, not {value}: give another folder, "
                 "or delete it to begin anew"
             )
-
-
-def _fingerprint(samples: Sequence[TokenSample]) -> str:
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(sample.ids.tobytes() + sample.trained.tobytes())
-        digest.update(b"".join(sample.streams[name].tobytes() for name in sorted(sample.streams)))
-    return digest.hexdigest()[:16]
