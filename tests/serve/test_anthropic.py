@@ -387,6 +387,13 @@ def test_plain_and_stream(app_client: AppClient) -> None:
     assert message["id"].startswith("msg_")
 
 
+def test_request_ids_stand_where_its_clients_look(app_client: AppClient) -> None:
+    for fields in (body(), {"model": "fake"}):
+        answer = app_client.post("/v1/messages", fields)
+        assert answer.headers["request-id"] == answer.headers["x-request-id"]
+    assert "request-id" not in app_client.get("/health").headers
+
+
 def test_count_tokens(app_client: AppClient) -> None:
     found = app_client.post("/v1/messages/count_tokens", {"model": "fake", "messages": HELLO, "tools": [TOOL]})
     assert found.json() == {"input_tokens": 5}

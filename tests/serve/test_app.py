@@ -109,6 +109,34 @@ def test_wrong_method(app_client: AppClient, method: str, path: str) -> None:
     assert answer.headers["x-should-retry"] == "false"
 
 
+def test_all_methods_of_a_path_are_said(app_client: AppClient) -> None:
+    """A path may have several routes, here one for each method."""
+    for path, methods in (("/v1/files/x", "DELETE, GET"), ("/v1/batches", "GET, POST"), (CHAT, "POST")):
+        answer = app_client.request("PUT", path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+        assert methods in message_of(answer)
+        assert app_client.request("OPTIONS", path).headers["allow"] == f"{methods}, OPTIONS"
+
+
+def test_more_messages_than_can_fit_are_refused_early(app_client: AppClient) -> None:
+    """Before each of them is looked at, which would hold the event loop: tens of milliseconds for 60,000."""
+    turns = [{"role": ("user", "assistant")[i % 2], "content": ""} for i in range(2 * 4096 + 1)]
+    for path, body in BODIES.items():
+        name = next((name for name in ("messages", "input") if name in body), None)
+        if name and path != "/v1/completions":
+            answer = app_client.post(path, {**body, name: turns})
+            assert answer.status_code == 400, path
+            assert "so many messages" in message_of(answer)
+    assert app_client.backend.calls == []
+    most = app_client.post(CHAT, {"messages": turns[1 : 4096 // 4 + 1]})
+    assert most.status_code == 200
+    for path in ("/v1/chat/completions/input_tokens", "/tokenize", "/v1/messages/count_tokens"):
+        answer = app_client.post(path, {"model": "fake", "messages": turns[:4097]})
+        assert (answer.status_code, path) == (200, path)
+        many = app_client.post(path, {"model": "fake", "messages": turns * 3})
+        assert (many.status_code, "so many messages" in message_of(many)) == (400, True)
+
+
 def test_head_is_get_without_the_body(app_client: AppClient) -> None:
     whole, head = app_client.get("/health"), app_client.request("HEAD", "/health")
     assert (head.status_code, head.content) == (200, b"")

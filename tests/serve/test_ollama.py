@@ -330,6 +330,19 @@ def test_load_and_unload(app_client: AppClient, keyed_client: AppClient) -> None
     assert unloaded == [True, True]
 
 
+def test_what_is_wrong_is_wrong_where_nothing_is_to_answer(app_client: AppClient) -> None:
+    for path, empty in (("/api/chat", {"model": "fake", "messages": []}), ("/api/generate", {"model": "fake"})):
+        for wrong in ({"format": "yaml"}, {"think": "much"}, {"think": False, "thinking_budget": 5}):
+            answer = app_client.post(path, empty | wrong)
+            assert answer.status_code == 400, (path, wrong)
+        (line,) = lines(app_client.post(path, {**empty, "keep_alive": "5m", "temprature": 1}).content)
+        assert line["done_reason"] == "load"
+        assert line["warnings"] == ["temprature is not a field of this request and was ignored"]
+    for wrong in ({"images": ["x"]}, {"template": "x"}, {"raw": True, "system": "x"}):
+        assert app_client.post("/api/generate", {"model": "fake"} | wrong).status_code == 400, wrong
+    assert app_client.backend.calls == []
+
+
 def test_models(app_client: AppClient) -> None:
     (model,) = app_client.get("/api/tags").json()["models"]
     assert (model["name"], model["model"], model["details"]["family"]) == ("fake", "fake", "qwen3")

@@ -154,6 +154,17 @@ ASKED: dict[str, tuple[str, str, dict[str, Any] | None]] = {
 }  # fmt: skip
 
 
+def test_what_is_refused_is_not_described_as_good(document: dict[str, Any]) -> None:
+    bodies = document["components"]["schemas"]
+    efforts = {"enum": ["none", "minimal", "low", "medium", "high", "xhigh", "max"]}
+    for name in ("qwen3__serve__openai__chat__ChatBody", "ResponsesBody"):
+        field = bodies[name]["properties"]["reasoning_effort"]
+        assert efforts["enum"] in [kind.get("enum") for kind in field["anyOf"]], name
+    predicted = bodies["Options"]["properties"]["num_predict"]["anyOf"][0]
+    for value, good in ((-1, True), (-2, True), (1, True), (0, False), (-3, False)):
+        assert jsonschema.Draft202012Validator(predicted).is_valid(value) == good
+
+
 @pytest.mark.parametrize("name", ASKED)
 def test_answers_are_as_it_says(document: dict[str, Any], server: Running, name: str) -> None:
     method, path, body = ASKED[name]

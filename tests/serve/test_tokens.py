@@ -53,7 +53,10 @@ def test_texts(server: Any) -> None:
         assert back == {"prompt": text, "content": text}
         wrong = http.post("/detokenize", json={"tokens": [10**6]})
         assert wrong.status_code == 400
-        assert "1000000" in wrong.json()["error"]["message"]
+        assert wrong.json()["error"]["param"] == "tokens"
+        assert wrong.json()["error"]["message"] == (
+            f"tokens holds 1000000, which is no token of embedded (0 to {tok.vocab_size - 1})"
+        )
         assert http.post("/detokenize", json={"tokens": []}).json()["prompt"] == ""
         assert http.post("/tokenize", json={"prompt": ""}).json()["count"] == 0
         assert http.post("/detokenize", json={"tokens": "x"}).json()["error"]["param"] == "tokens"

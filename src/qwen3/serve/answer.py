@@ -35,6 +35,8 @@ T = TypeVar("T")
 _log = logging.getLogger("qwen3.serve")
 MAX_NOTES = 64
 KEEP_ALIVE = 15.0
+TURN = 4  # tokens that a turn has around its text, at least
+COUNTED = 4  # contexts that a conversation may fill which is only counted
 FIRST_NEWS = 2.0
 """Seconds that the response's head waits for the first news: what fails before then fails as a plain HTTP error, which
 clients know how to retry."""
@@ -127,8 +129,9 @@ def _at_end(reason: str | None, thinking: ThinkingReport | None, empty: bool) ->
     return []
 
 
-async def model_info(backend: Any, kind: str = "chat") -> ModelInfo:
-    """What the model is; it is loaded for that where it is not. Raises ApiError 400 if it is of another kind."""
+async def model_info(backend: Any, kind: str = "chat", turns: int = 0) -> ModelInfo:
+    """What the model is; it is loaded for that where it is not. Raises ApiError 400 if it is of another kind, or if so
+    many turns cannot fit: before work on each of them holds the event loop."""
     if backend.info is None:
         await backend.load()
     info: ModelInfo = backend.info
@@ -136,6 +139,11 @@ async def model_info(backend: Any, kind: str = "chat") -> ModelInfo:
         raise ApiError(
             400, f"{backend.name} is a model of kind {info.kind}, this takes one of kind {kind}",
             "model", "wrong_model_kind",
+        )  # fmt: skip
+    if turns * TURN > info.context:
+        raise ApiError(
+            400, f"so many messages are more than {turns * TURN:,} tokens even if all are empty, and the context of "
+            f"{backend.name} is {info.context:,}: send fewer", code="context_length_exceeded",
         )  # fmt: skip
     return info
 

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, WithJsonSchema
 
 from qwen3.chat.policy import soft_switch
-from qwen3.serve.answer import caller_id, collect, model_info, plain_response, stream_response
+from qwen3.serve.answer import COUNTED, caller_id, collect, model_info, plain_response, stream_response
 from qwen3.serve.anthropic_messages import Reader, refuse
 from qwen3.serve.anthropic_writer import Shape, Writer
 from qwen3.serve.body import Route
@@ -191,7 +191,7 @@ def router(server: Server) -> APIRouter:
     async def messages(body: MessagesBody, request: Request) -> Response:
         backend = await server.models.get(body.model, request.state.caller)
         tenant = caller_id(request)
-        call, notes = to_call(body, await model_info(backend), seal, tenant)
+        call, notes = to_call(body, await model_info(backend, turns=len(body.messages)), seal, tenant)
         omit = isinstance(body.thinking, dict) and body.thinking.get("display") == "omitted"
         shape = Shape(body.model, seal, tenant, omit)
         if body.stream:
@@ -202,7 +202,8 @@ def router(server: Server) -> APIRouter:
     @routes.post("/v1/messages/count_tokens")
     async def count_tokens(body: PromptBody, request: Request) -> Response:
         backend = await server.models.get(body.model, request.state.caller)
-        call, notes = to_call(body, await model_info(backend), seal, caller_id(request))
+        info = await model_info(backend, turns=len(body.messages) // COUNTED)
+        call, notes = to_call(body, info, seal, caller_id(request))
         found = await backend.ask("count", call=call)
         return plain_response({"input_tokens": found["prompt_tokens"], **({"warnings": notes} if notes else {})})
 

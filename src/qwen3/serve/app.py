@@ -135,8 +135,10 @@ def create_app(settings: Settings | None = None, models: Any = None, keys: Keys 
     )
     app.state.server = server
     app.openapi = partial(document, app)  # type: ignore[method-assign]
-    for module in ROUTERS:
-        app.include_router(module.router(server))
+    routers = [module.router(server) for module in ROUTERS]
+    app.state.routes = [route for router in routers for route in router.routes]
+    for router in routers:
+        app.include_router(router)
     for kind in (ApiError, Qwen3Error, HTTPException, RequestValidationError, RecursionError):
         app.add_exception_handler(kind, _explain)
     app.add_middleware(Edge, server=server)
@@ -152,8 +154,10 @@ async def _explain(request: Request, error: Exception) -> Response:
         case HTTPException(status_code=404):
             found = ApiError(404, f"there is nothing at {request.method} {path[:200]}", code="not_found")
         case HTTPException(status_code=405):
-            headers = dict(error.headers or {})
-            allowed = headers.get("Allow", "")
+            # Starlette names the methods of the first route of a path, and a path may have several.
+            routes = [route for route in request.app.state.routes if route.path_regex.match(path)]
+            allowed = ", ".join(sorted({method for route in routes for method in route.methods}))
+            headers = {"allow": allowed}
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers={"allow": f"{allowed}, OPTIONS"})
             found = ApiError(405, f"{path[:200]} takes {allowed}, not {request.method[:16]}", code="method_not_allowed")

@@ -181,6 +181,8 @@ class _Exchange:
             headers += [pair for pair in (*_FIXED, *self.extra) if pair[0] not in names]
             if b"x-request-id" not in names:
                 headers.append((b"x-request-id", self.id.encode()))
+            if self.dialect == "anthropic":  # where its clients look for it
+                headers.append((b"request-id", self.id.encode()))
             message = {**message, "headers": headers}
         elif self.head:
             if message.get("more_body"):

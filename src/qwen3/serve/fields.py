@@ -48,6 +48,12 @@ def _unicode(text: str) -> str:
 Text = Annotated[str, AfterValidator(_unicode)]
 Name = Annotated[Text, Field(min_length=1, max_length=512)]
 Label = Annotated[Text, Field(max_length=4096)]
+EFFORTS: dict[str, int | None] = {
+    "none": 0, "minimal": 512, "low": 1024, "medium": 4096, "high": 16_384, "xhigh": None, "max": None,
+}  # fmt: skip
+"""Name of an effort of thinking -> budget in tokens; None: none."""
+
+Effort = Annotated[Name, WithJsonSchema({"enum": list(EFFORTS)})]
 Pattern = Annotated[Text, Field(min_length=1, max_length=65_536)]
 
 
@@ -250,7 +256,7 @@ class ThinkingBody(Body):
     thinking_budget: Budget | None = None
     thinking_token_budget: Budget | None = None
     thinking_budget_tokens: Budget | None = None
-    reasoning_effort: Name | None = None
+    reasoning_effort: Effort | None = None
     reasoning: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     custom_params: dict[str, Any] | None = None

@@ -15,6 +15,7 @@ from qwen3.serve.calls import Call, ModelInfo
 from qwen3.serve.either import Either
 from qwen3.serve.errors import ApiError
 from qwen3.serve.fields import (
+    EFFORTS,
     INT32,
     MAX_MESSAGES,
     Body,
@@ -43,12 +44,19 @@ if TYPE_CHECKING:
 
 _FIXED = "it is decided when the server starts"
 _OTHER = "this sampler has no such step"
-_THINK = ({"type": "boolean"}, {"type": "string"}, {"type": "integer", "minimum": 0, "maximum": INT32})
+_THINK = (
+    {"type": "boolean"},
+    {"type": "string", "enum": list(EFFORTS)},
+    {"type": "integer", "minimum": 0, "maximum": INT32},
+)
 _IMAGES = "Qwen3 reads text only"
 
 
+_PREDICTED = {"type": "integer", "minimum": -2, "maximum": INT32, "not": {"const": 0}}
+
+
 def _unbounded(value: int) -> int:
-    if value < -2 or value == 0:
+    if value == 0:
         raise ValueError("must be 1 or more, or -1 for no limit but the context")
     return value
 
@@ -62,7 +70,9 @@ class Options(Body):
         "num_keep": "a prompt is never cut",
     }
 
-    num_predict: Annotated[int, Field(ge=-2, le=INT32), AfterValidator(_unbounded)] | None = None
+    num_predict: (
+        Annotated[int, Field(ge=-2, le=INT32), AfterValidator(_unbounded), WithJsonSchema(_PREDICTED)] | None
+    ) = None
     num_ctx: Annotated[int, Field(ge=1, le=INT32)] | None = None
     temperature: Temperature | None = None
     top_k: TopK | None = None
@@ -102,10 +112,10 @@ class Options(Body):
         values["repetition_penalty"] = self.repeat_penalty
         return {name: value for name, value in values.items() if value is not None}
 
-    def notes(self, context: int) -> list[str]:
+    def notes(self, info: ModelInfo | None) -> list[str]:
         found = [f"options.{line}" for line in self.ignored()]
-        if self.num_ctx is not None and self.num_ctx != context:
-            found.append(f"options.num_ctx has no effect: the context is {context:,} tokens")
+        if info is not None and self.num_ctx is not None and self.num_ctx != info.context:
+            found.append(f"options.num_ctx has no effect: the context is {info.context:,} tokens")
         return found
 
 
@@ -131,6 +141,11 @@ class PromptBody(ThinkingBody):
     truncate: bool | None = None
     shift: bool | None = None
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is to be answered: that is how a model is loaded, or unloaded."""
+        return not any(getattr(self, name, None) for name in ("messages", "prompt", "suffix"))
+
     def form(self) -> Any:
         if not self.format:
             return None
@@ -140,8 +155,9 @@ class PromptBody(ThinkingBody):
             raise ApiError(400, f'format must be "json" or a JSON schema, not {self.format!r:.40}', "format")
         return {"type": "object"}
 
-    def call(self, info: ModelInfo, **prompt: Any) -> tuple[Call, list[str]]:
-        """The call with `prompt`, and what is to be said about the request."""
+    def call(self, info: ModelInfo | None, **prompt: Any) -> tuple[Call, list[str]]:
+        """The call with `prompt`, and what is to be said about the request. info: None: not known, as nothing is to be
+        answered."""
         options = self.options or Options()
         sampling = options.sampling()
         if self.logprobs:
@@ -150,8 +166,8 @@ class PromptBody(ThinkingBody):
         number = type(self.think) is int  # not there: a budget in tokens
         given = {"think.budget" if number else "think": self.think, **given}
         thinking, warnings = thinking_of(given, info=info, max_tokens=sampling.get("max_tokens"))
-        notes = [*self.ignored(), *options.notes(info.context), *more, *warnings]
-        if self.keep_alive is not None:
+        notes = [*self.ignored(), *options.notes(info), *more, *warnings]
+        if self.keep_alive is not None and not self.empty:
             notes.append(f"keep_alive has no effect: {STAYS}")
         return Call(schema=self.form(), thinking=thinking, sampling=sampling, **prompt), notes
 
@@ -172,10 +188,6 @@ class ChatBody(PromptBody):
     messages: Turns | None = None
     tools: Tools | None = None
 
-    @property
-    def empty(self) -> bool:
-        return not self.messages
-
 
 class GenerateBody(PromptBody):
     prompt: Text | None = None
@@ -185,10 +197,6 @@ class GenerateBody(PromptBody):
     context: TokenIds | None = None
     raw: bool | None = None
     images: list[Any] | None = None
-
-    @property
-    def empty(self) -> bool:
-        return not self.prompt and not self.suffix
 
 
 def messages(given: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -209,16 +217,15 @@ def messages(given: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[st
     return found, notes
 
 
-def chat_call(body: ChatBody, info: ModelInfo) -> tuple[Call, list[str]]:
+def chat_call(body: ChatBody, info: ModelInfo | None) -> tuple[Call, list[str]]:
     turns, notes = messages(body.messages or [])
-    call, more = body.call(
-        info, messages=turns, tools=body.tools or None, continue_last=turns[-1].get("role") == "assistant"
-    )
+    goes_on = bool(turns) and turns[-1].get("role") == "assistant"
+    call, more = body.call(info, messages=turns, tools=body.tools or None, continue_last=goes_on)
     return call, [*notes, *more]
 
 
-def generate_call(body: GenerateBody, info: ModelInfo, ids: list[int] | None = None) -> tuple[Call, list[str]]:
-    """ids: the prompt where it has been encoded, around the middle that is to be filled in."""
+def generate_call(body: GenerateBody, info: ModelInfo | None, ids: list[int] | None = None) -> tuple[Call, list[str]]:
+    """ids: the prompt where it has been encoded, around the middle that is to be filled in. info: see `call`."""
     if body.images:
         raise ApiError(400, f"images: {_IMAGES}", "images")
     if body.template:
@@ -251,7 +258,7 @@ def router(server: Server) -> APIRouter:
         if body.empty:
             return await kept(body, request, backend, shape)
         await backend.load()
-        info = await model_info(backend)
+        info = await model_info(backend, turns=len(getattr(body, "messages", None) or ()))
         shape.loading = time.perf_counter() - shape.started
         call, notes = await make(backend, info)
         if body.stream is not False:
@@ -260,7 +267,8 @@ def router(server: Server) -> APIRouter:
         return plain_response(shape.whole(sample))
 
     async def kept(body: ChatBody | GenerateBody, request: Request, backend: Any, shape: Shape) -> Response:
-        """Nothing to answer: that is how a model is loaded, or unloaded."""
+        """Nothing to answer; what is wrong with the request is wrong all the same."""
+        call = chat_call(body, backend.info) if isinstance(body, ChatBody) else generate_call(body, backend.info)
         unload = body.keep_alive in (0, "0", "0s", "0m")
         if not unload:
             await backend.load()
@@ -271,6 +279,8 @@ def router(server: Server) -> APIRouter:
         else:
             await backend.unload()
         value = {**shape.part(), "done": True, "done_reason": "unload" if unload else "load"}
+        if call[1]:
+            value["warnings"] = call[1]
         return lines(value, body.stream)
 
     @routes.post("/chat")

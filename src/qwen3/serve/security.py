@@ -19,7 +19,7 @@ OPEN_PREFIX = "/assets/"
 # learns nothing.
 PROBES = frozenset({"/health", "/ready"})
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-HEADERS_OF_PAGES = "x-request-id, x-warnings, retry-after, x-should-retry"
+HEADERS_OF_PAGES = "x-request-id, request-id, x-warnings, retry-after, x-should-retry"
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})(:(?P<port>\d{1,5}))?")
 
 

@@ -14,12 +14,7 @@ from qwen3.chat import ThinkingPolicy
 from qwen3.errors import UsageError
 from qwen3.serve.calls import ModelInfo
 from qwen3.serve.errors import ApiError
-from qwen3.serve.fields import INT32, ThinkingBody, shown
-
-EFFORTS: dict[str, int | None] = {
-    "none": 0, "minimal": 512, "low": 1024, "medium": 4096, "high": 16_384, "xhigh": None, "max": None,
-}  # fmt: skip
-"""Name of an effort -> budget in tokens; None: none."""
+from qwen3.serve.fields import EFFORTS, INT32, ThinkingBody, shown
 
 _SWITCHES = frozenset({"enable_thinking", "enabled", "think", "thinking"})
 _NUMBERS = frozenset(

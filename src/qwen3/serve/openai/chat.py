@@ -296,7 +296,7 @@ def router(server: Server) -> APIRouter:
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         """Answer a conversation, whole or as server-sent events."""
         backend = await server.models.get(body.model, request.state.caller)
-        call, notes = body.to_call(await model_info(backend, "chat"))
+        call, notes = body.to_call(await model_info(backend, "chat", len(body.messages)))
         fields = reasoning_fields(server.settings.reasoning_field, body.shows_reasoning)
         if body.stream:
             writer = ChatWriter(body, backend.name, fields)

@@ -224,7 +224,8 @@ def router(server: Server) -> APIRouter:
     async def responses(body: ResponsesBody, request: Request) -> Response:
         backend = await server.models.get(body.model, request.state.caller)
         tenant = caller_id(request)
-        call, notes = to_call(body, await model_info(backend), seal, tenant)
+        turns = len(body.input) // 2 if isinstance(body.input, list) else 1  # reasoning and its message are one
+        call, notes = to_call(body, await model_info(backend, turns=turns), seal, tenant)
         shape = Shape(
             echo(body, backend.name),
             seal,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
 
-from qwen3.serve.answer import model_info, plain_response
+from qwen3.serve.answer import COUNTED, model_info, plain_response
 from qwen3.serve.body import Route
 from qwen3.serve.errors import ApiError
 from qwen3.serve.fields import Body, Messages, Name, Text, TokenIds
@@ -83,7 +83,7 @@ def router(server: Server) -> APIRouter:
         text = body.text()
         backend = await server.models.get(body.model, request.state.caller)
         if text is None:
-            call, notes = body.to_call(await model_info(backend, "chat"))
+            call, notes = body.to_call(await model_info(backend, "chat", len(body.messages or ()) // COUNTED))
             found = await backend.ask("tokenize", call=call)
         else:
             notes = body.notes()
@@ -96,6 +96,11 @@ def router(server: Server) -> APIRouter:
     async def detokenize(body: DetokenizeBody, request: Request) -> Response:
         """The text of ids, under vLLM's name and llama.cpp's."""
         backend = await server.models.get(body.model, request.state.caller)
+        if backend.info is None:
+            await backend.load()
+        if (most := max(body.tokens, default=0)) >= backend.info.vocab_size:
+            last = backend.info.vocab_size - 1
+            raise ApiError(400, f"tokens holds {most}, which is no token of {backend.name} (0 to {last})", "tokens")
         text = (await backend.ask("detokenize", ids=body.tokens))["text"]
         return plain_response(_noted({"prompt": text, "content": text}, body.ignored()))
 
@@ -103,7 +108,7 @@ def router(server: Server) -> APIRouter:
     async def input_tokens(body: ChatBody, request: Request) -> Response:
         """Tokens of the prompt that the same request to `/v1/chat/completions` would have."""
         backend = await server.models.get(body.model, request.state.caller)
-        call, notes = body.to_call(await model_info(backend, "chat"))
+        call, notes = body.to_call(await model_info(backend, "chat", len(body.messages) // COUNTED))
         count = (await backend.ask("count", call=call))["prompt_tokens"]
         return plain_response(_noted({"object": "response.input_tokens", "input_tokens": count}, notes))
 
