@@ -264,6 +264,7 @@ class Phases:
 
     def taken(self) -> dict[str, float]:
         """Those since the last call, "seconds/…" by name, and "device_seconds", the run's so far."""
+        self._charge()
         new, self._new = self._new, {}
         for name, seconds in new.items():
             self.total[name] = self.total.get(name, 0.0) + seconds
