@@ -153,14 +153,15 @@ class LLM:
     """A model ready to answer. Threads may share it; `close`, or leaving a `with` block, frees the memory.
 
     model: a folder, a family tag (`qwen3:8b`), a hub id (`owner/name@revision`); None: the embedded demonstration
-    model. device: "cuda", "cpu" or a torch device; None: CUDA if present. dtype: "bfloat16", "float16", "float32" or a
-    torch dtype; None: the checkpoint's own (on a CPU float32 where that is faster). context: longest prompt and answer
-    together in tokens; None: all the model has. weights: "fp8" keeps the projections in FP8, in half the bytes; None:
-    as the checkpoint has them. prefill_ahead: when an answer of `chat` has ended and nothing else is to do, compute
-    what the next turn's prompt will begin with. speculation: "ngram", or the name of a small model with the same
-    tokenizer (`qwen3:0.6b`), guesses tokens that are then verified, the same ones in less time. adapters: folders of
-    LoRA adapters, by the names that calls choose them by. draft_tokens, max_batch, max_queue, kv_dtype, prefix_cache,
-    invariant: see `Engine`.
+    model. device: "cuda", "cpu" or a torch device; None: CUDA if present. dtype: "bfloat16", "float16", "float32"
+    or a torch dtype; None: the checkpoint's own (on a CPU float32 where that is faster). context: longest prompt
+    and answer together in tokens; None: all the model has. weights: "fp8" keeps the projections in FP8, in half the
+    bytes; "int8" and "int4" all matrices in so many bits, on a CPU; None: as the checkpoint has them.
+    prefill_ahead: when an answer of `chat` has ended and nothing else is to do, compute what the next turn's prompt
+    will begin with. speculation: "ngram", or the name of a small model with the same tokenizer (`qwen3:0.6b`),
+    guesses tokens that are then verified, the same ones in less time. adapters: folders of LoRA adapters, by the
+    names that calls choose them by. draft_tokens, max_batch, max_queue, kv_dtype, prefix_cache, invariant: see
+    `Engine`.
 
     Attributes: `resolved` (None when made by `of`), `config`, `mode` ("hybrid", "thinking", "instruct", "base"),
     `template` (a name, or a SandboxTemplate where it is not one of Qwen's), `tokenizer`, `context`, `warnings` (seen

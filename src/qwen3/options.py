@@ -18,7 +18,7 @@ from qwen3.engine.adapters import Loaded
 from qwen3.engine.draft import DraftModel
 from qwen3.errors import UsageError
 from qwen3.model import load_model
-from qwen3.model.load import as_dtype, best_device, default_dtype
+from qwen3.model.load import QUANTIZATIONS, as_dtype, best_device, default_dtype
 from qwen3.model.threads import prepare_cpu
 from qwen3.tokenizer import Tokenizer
 
@@ -29,8 +29,9 @@ def check_options(
     """What can be wrong with these before `model` is looked for: a published model that does not fit into memory is
     refused by its name, not after gigabytes have been fetched. Raises UsageError or OutOfMemoryError."""
     where, number_type = _device(device), as_dtype(dtype)
-    if weights not in (None, "fp8"):
-        raise UsageError(f"weights={weights!r} is not supported; use 'fp8', or None for what the checkpoint has")
+    if weights not in (None, *QUANTIZATIONS):
+        known = ", ".join(QUANTIZATIONS)
+        raise UsageError(f"weights={weights!r} is not supported; use {known}, or None for what the checkpoint has")
     if isinstance(model, str) and (member := family.find(model)) and not os.path.exists(model):
         target, config = where or best_device(), member.config
         plain = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)

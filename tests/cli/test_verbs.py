@@ -128,7 +128,7 @@ def test_doctor_checks_every_part(qwen3: Command, monkeypatch: pytest.MonkeyPatc
     value = json.loads(qwen3("doctor", "--json").out)
     checks = {check["name"]: check for check in value["checks"]}
     assert list(checks) == [
-        "python", "torch", "device", "memory", "cache", "disk", "hub", "tokenizer", "embedded",
+        "python", "torch", "device", "kernels", "memory", "cache", "disk", "hub", "tokenizer", "embedded",
     ]  # fmt: skip
     assert checks["hub"]["detail"].endswith("(HF_HUB_OFFLINE is set)")
     assert checks["tokenizer"]["status"] == "ok"

@@ -248,7 +248,9 @@ def bench(
         str | None, typer.Option("--only", metavar="KEYS", help="These measurements alone, comma-separated.")
     ] = None,
     kv_dtype: Annotated[str | None, typer.Option("--kv-dtype", metavar="NAME", help="fp8: of the KV cache.")] = None,
-    weights: Annotated[str | None, typer.Option("--weights", metavar="NAME", help="fp8: of the weights.")] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", metavar="NAME", help="fp8; on a CPU int8 or int4: of the weights.")
+    ] = None,
     invariant: Annotated[bool, typer.Option("--invariant", help="Batch-invariant mode.")] = False,
     curves: Annotated[
         bool, typer.Option("--curves", help="Also speed against streams (1 to 1,024) and context (1k to 128k).")
@@ -386,7 +388,9 @@ def serve(
         str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 …; none: the best there is.")
     ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
-    weights: Annotated[str | None, typer.Option("--weights", metavar="NAME", help="fp8: of the weights.")] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", metavar="NAME", help="fp8; on a CPU int8 or int4: of the weights.")
+    ] = None,
     kv_dtype: Annotated[str | None, typer.Option("--kv-dtype", metavar="NAME", help="fp8: of the KV cache.")] = None,
     speculation: Annotated[
         str | None, typer.Option("--speculation", metavar="NAME", help="Guess tokens ahead: ngram, or a small model.")

@@ -38,7 +38,7 @@ class Check:
 
 def doctor(offline: bool, as_json: bool) -> int:
     """Runs every check, prints one line each; 1 if any failed."""
-    checks = [check() for check in (_python, _torch, _device, _memory, _cache, _disk)]
+    checks = [check() for check in (_python, _torch, _device, _kernels, _memory, _cache, _disk)]
     checks += [_hub(offline), _tokenizer(), _embedded()]
     failed = [check for check in checks if check.status == "fail"]
     if as_json:
@@ -80,6 +80,18 @@ def _device() -> Check:
         return Check("device", "warn", "cpu, though there is an NVIDIA driver: this PyTorch is the CPU build")
     kind = "native bfloat16" if cpu_has_bfloat16() else "no native bfloat16, so models run in float32"
     return Check("device", "ok", f"cpu, {os.cpu_count()} cores, {kind}")
+
+
+def _kernels() -> Check:
+    try:
+        from qwen3.kernels import native
+
+        there, state = native.library() is not None, native.state()
+    except Exception as error:
+        return Check("kernels", "fail", " ".join(str(error).split()))
+    if there:
+        return Check("kernels", "ok", f"compiled for this CPU ({state})")
+    return Check("kernels", "warn", f"{state}; weights of 4 and 8 bits run slowly on this CPU")
 
 
 def _memory() -> Check:

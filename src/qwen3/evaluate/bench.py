@@ -40,6 +40,7 @@ from qwen3.evaluate import workloads
 from qwen3.evaluate.floors import Roofline
 from qwen3.evaluate.machine import Ceilings, Energy, commit, describe, measure_ceilings
 from qwen3.evaluate.workloads import CONTEXTS, SIZES, STREAMS, Scale, Settings, Subject, bytes_of, scale_for
+from qwen3.model.load import QUANTIZATIONS
 
 KEYS = (
     "ready_s", "decode_b1_tok_s", "decode_b8_tok_s", "decode_b32_tok_s", "ttft_1024_ms", "ttft_3500_ms",
@@ -80,9 +81,9 @@ def measure(
     for key in keys:
         if key not in KEYS:
             raise UsageError(f"there is no measurement {key!r}; take some of {', '.join(KEYS)}")
-    for name, value in (("kv_dtype", kv_dtype), ("weights", weights)):
-        if value not in (None, "fp8"):
-            raise UsageError(f"{name}={value!r} must be 'fp8', or left out for the model's own dtype")
+    for name, value, known in (("kv_dtype", kv_dtype, ("fp8",)), ("weights", weights, QUANTIZATIONS)):
+        if value not in (None, *known):
+            raise UsageError(f"{name}={value!r} must be {' or '.join(known)}, or left out for the model's own dtype")
     if dtype not in (None, *DTYPE_BYTES):
         raise UsageError(f"dtype={dtype!r} is not supported; use {', '.join(DTYPE_BYTES)}")
     for name, number in (("max_batch", max_batch), ("max_len", max_len), ("budget", budget)):
@@ -363,7 +364,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("out", nargs="?", help="file for the JSON object; none: stdout")
     out.add_argument("--only", help=f"comma-separated keys of {', '.join(KEYS)}; 'none' for none")
     out.add_argument("--kv-dtype", choices=["fp8"])
-    out.add_argument("--weights", choices=["fp8"])
+    out.add_argument("--weights", choices=QUANTIZATIONS)
     out.add_argument("--invariant", action="store_true", help="batch-invariant mode")
     out.add_argument("--curves", action="store_true", help="speed against streams 1-1,024 and context 1k-128k")
     out.add_argument("--gap", action="store_true", help="time between tokens while a 32k prompt is computed")

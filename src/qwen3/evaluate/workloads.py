@@ -62,7 +62,7 @@ def scale_for(device: torch.device, config: ModelConfig) -> Scale:
 class Settings:
     """What is measured: `model` is one of SIZES (random weights, made on the device) or a checkpoint folder.
 
-    kv_dtype, weights: None (the model's dtype) or "fp8". max_len: longest sequence, None: 34,000 or the model's
+    kv_dtype: None (the model's dtype) or "fp8"; weights: these, "int8" or "int4". max_len: longest sequence, None: 34,000 or the model's
     context. long: stretch the context by static YaRN x4, for contexts up to 128k.
     """
 
@@ -120,8 +120,8 @@ class Subject:
         if settings.random:
             dtype = getattr(torch, settings.dtype or config.dtype)
             self.model = random_model(config, self.device, dtype)
-            if settings.weights == "fp8":
-                quantize_model(self.model)
+            if settings.weights is not None:
+                quantize_model(self.model, settings.weights)
         else:
             self.model = load_model(settings.model, self.device, settings.dtype, quantization=settings.weights)
         prepare_cpu(self.model)

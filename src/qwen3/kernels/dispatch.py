@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qwen3.errors import UsageError
-from qwen3.kernels import cpu, fp8, fused, reference, reference_engine
+from qwen3.kernels import cpu, fp8, fused, packed, reference, reference_engine
 from qwen3.kernels.plan import StepPlan
 
 Kernel = Callable[..., Any]
@@ -105,6 +106,8 @@ def _pick(name: str, device: str) -> tuple[str, Kernel]:
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """See `reference.linear`."""
+    if not isinstance(weight, Tensor):
+        return F.linear(x, weight)  # as it sees fit
     return _pick("linear", x.device.type)[1](x, weight)
 
 
@@ -144,10 +147,10 @@ def experts(x: Tensor, gate_up: Any, down: Any, weights: Tensor, chosen: Tensor,
 
 
 def fused_linear(x: Tensor, weight: Any, *, overwrite: bool = False, **how: Any) -> Tensor:
-    """See `reference_engine.fused_linear`; weight may be an Fp8Weight."""
+    """See `reference_engine.fused_linear`; weight may be an Fp8Weight or a PackedWeight."""
     if isinstance(weight, Tensor):
         return _pick("fused_linear", x.device.type)[1](x, weight, overwrite=overwrite, **how)
-    return _pick("fp8_linear", x.device.type)[1](x, weight, **how)
+    return _pick(weight.operation, x.device.type)[1](x, weight, **how)
 
 
 def attend(
@@ -176,6 +179,8 @@ for _name in ("linear", "rms_norm", "qk_norm_rope", "silu_mul", "attention", "ro
 for _name in ("fused_linear", "attend", "decode_inputs", "uniform_logits"):
     register(_name, "reference", getattr(reference_engine, _name), _ANYWHERE)
 register("fp8_linear", "reference", fp8.fp8_linear, _ANYWHERE)
+register("packed_linear", "reference", packed.linear, _ANYWHERE)
+register("packed_linear", "cpu", packed.compiled_linear, ("cpu",))
 for _name, _function in cpu.OPERATIONS.items():
     register(_name, "cpu", _function, ("cpu",))
 if fused.has_onednn():

@@ -57,6 +57,8 @@ class Fp8Weight(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.data.dtype
 
+    operation = "fp8_linear"  # of the dispatch table
+
     @property
     def held(self) -> Held:
         return "fp8", [self.data, self.scale], [self.block, *self.shape]

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import torch
 
-from qwen3.checkpoint import available_bytes, finish_interrupted_save, load_weights
+from qwen3.checkpoint import available_bytes, finish_interrupted_save, load_weights, read_config
 from qwen3.checkpoint.folder import stored_format
 from qwen3.checkpoint.fp8 import fp8_weights, hold_fp8, parameters_to_hold
 from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
 from qwen3.model import cpu_probe
 from qwen3.model.network import Qwen3
+from qwen3.model.pack import BITS, pack_model
 
 SMALL_MODEL = 100_000_000  # parameters; see `default_dtype`
+QUANTIZATIONS = ("fp8", *BITS)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -69,22 +71,23 @@ def load_model(
     *,
     quantization: str | None = None,
 ) -> Qwen3:
-    """Loads a Hugging Face folder (`config.json`, safetensors) for inference; no tokenizer files are needed.
+    """Loads a Hugging Face folder (`config.json`, safetensors) or a GGUF file for inference; no tokenizer is needed.
 
     device None: CUDA if present, else CPU. dtype None: see `default_dtype`. quantization "fp8": the projections (all
-    but embedding, head and router) are kept in FP8, row by row quantized while they are read. None: as the checkpoint
-    has them, except that FP8 weights become `dtype`, with a warning, on a device that cannot multiply FP8.
+    but embedding, head and router) are kept in FP8, row by row quantized while they are read. "int8", "int4": on a CPU,
+    all matrices are kept in so many bits (`pack.pack_model`), once they have been read. None: as the checkpoint has
+    them, except that FP8 weights become `dtype`, with a warning, on a device that cannot multiply FP8.
 
     Raises ModelNotFoundError, ConfigError, CorruptFileError, UnsafeFileError or OutOfMemoryError with one line that
     names the file, key or tensor; UsageError for a wrong argument.
     """
     folder = Path(path)
     finish_interrupted_save(folder)
-    config = ModelConfig.from_pretrained(folder)
-    stored = stored_format(folder)
+    config = read_config(folder)
+    stored = stored_format(folder)  # None for a GGUF file
     target = best_device() if device is None else torch.device(device)
-    if quantization not in (None, "fp8"):
-        raise UsageError(f"quantization {quantization!r} is not supported (expected 'fp8', or None)")
+    if quantization not in (None, *QUANTIZATIONS):
+        raise UsageError(f"quantization {quantization!r} is not supported ({', '.join(QUANTIZATIONS)}, or None)")
     wanted = as_dtype(dtype) or default_dtype(config, target)
     if target.type == "cpu" and wanted == torch.bfloat16 and cpu_probe.advertised() and not cpu_probe.works():
         raise UsageError("dtype bfloat16 does not work on this processor, though it says so; take dtype float32")
@@ -101,14 +104,18 @@ def load_model(
         warnings.warn(f"{folder}: {problem}", stacklevel=2)
     load_weights(model, folder, device=target, dtype=wanted)
     model.rotary.to(target)
+    if quantization in BITS:
+        pack_model(model, quantization)
     return model.eval()
 
 
-def quantize_model(model: Qwen3) -> Qwen3:
-    """Turns the projections of a model in memory into FP8, as `load_model(quantization="fp8")` does; returns it.
+def quantize_model(model: Qwen3, quantization: str = "fp8") -> Qwen3:
+    """Quantizes a model in memory as `load_model(quantization=…)` does; returns it.
 
     One parameter after the other: peak memory is the model's and a few float32 copies of one matrix.
     """
+    if quantization in BITS:
+        return pack_model(model, quantization)
     if not fp8_weights(model):
         hold_fp8(model, parameters_to_hold(model.config, None)[0], 0)
     return model

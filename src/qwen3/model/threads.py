@@ -32,7 +32,7 @@ def prepare_cpu(model: Qwen3) -> int:
     if free is not None:
         cpu_kernels.pack_limit = cpu_kernels.packed_bytes + int(free * _SHARE)
     matrices = [w for layer in stepper.layers for w in (layer.qkv, layer.out, layer.up, layer.down)]
-    for weight in (stepper.head, *matrices):
+    for weight in (stepper.head, *matrices):  # those that are held in fewer bits lie as they are read already
         if isinstance(weight, Tensor) and weight.dim() == 2:
             cpu_kernels.packed(weight)
     fit_threads(model)
