@@ -17,15 +17,16 @@ _MOJIBAKE = re.compile("[ÂÃ][\u0080-\u00bf]|â€[™œžš¦“”\u009d\u015
 _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
 _EMPTY = re.compile(r"\n{4,}")
 # Whole lines that web pages put around a text.
-_BOILERPLATE = re.compile(
-    r"^[ \t>*•|-]*(?:skip to (?:main )?content|(?:click here to )?(?:subscribe|sign up)(?: to| for) (?:our |the )?"
-    r"newsletter|share (?:this )?(?:on|via|to) (?:facebook|twitter|x|linkedin|whatsapp|email|pinterest)|(?:copyright )?"
-    r"(?:©|\(c\)) ?\d{4}.{0,60}all rights reserved|all rights reserved|(?:this (?:web)?site|we) uses? cookies.{0,160}|"
-    r"(?:accept|reject|manage) (?:all )?cookies|(?:please )?enable javascript.{0,80}|javascript is "
-    r"(?:disabled|required).{0,80}|read more|load more|back to top|leave a (?:comment|reply)|log ?in to (?:comment|reply)|advertisements?|"
-    r"terms of (?:use|service)(?: (?:and|\||&) privacy policy)?|privacy policy)[ \t.!…»>|]*$\n?",
-    re.IGNORECASE | re.MULTILINE,
+_LINES = (
+    r"skip to (?:main )?content|back to top|load more|read more|leave a (?:comment|reply)|advertisements?",
+    r"(?:click here to )?(?:subscribe|sign up)(?: to| for) (?:our |the )?newsletter|log ?in to (?:comment|reply)",
+    r"share (?:this )?(?:on|via|to) (?:facebook|twitter|x|linkedin|whatsapp|email|pinterest)",
+    r"(?:copyright )?(?:©|\(c\)) ?\d{4}.{0,60}all rights reserved|all rights reserved|privacy policy",
+    r"(?:this (?:web)?site|we) uses? cookies.{0,160}|(?:accept|reject|manage) (?:all )?cookies",
+    r"(?:please )?enable javascript.{0,80}|javascript is (?:disabled|required).{0,80}",
+    r"terms of (?:use|service)(?: (?:and|\||&) privacy policy)?",
 )
+_BOILERPLATE = re.compile(rf"^[ \t>*•|-]*(?:{'|'.join(_LINES)})[ \t.!…»>|]*$\n?", re.IGNORECASE | re.MULTILINE)
 
 
 def clean(text: str) -> tuple[str, Counter[str]]:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, Protocol
+
+CODE = (
+    ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".js", ".ts", ".tsx", ".sh", ".sql",
+    ".rb", ".jl", ".lua", ".pl",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,11 @@ class Document:
     source: str = ""
     language: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_code(self) -> bool:
+        """Whether its id is the name of a source file, to which the rules for prose do not apply."""
+        return any(suffix in CODE for suffix in PurePosixPath(self.id).suffixes[-2:])
 
 
 class Filter(Protocol):

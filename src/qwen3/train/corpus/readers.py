@@ -21,13 +21,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from qwen3.errors import CorruptFileError, ModelNotFoundError, UsageError
-from qwen3.train.corpus.documents import Document
+from qwen3.train.corpus.documents import CODE, Document
 
 PROSE = (".txt", ".md", ".markdown", ".rst")
-CODE = (
-    ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".js", ".ts", ".tsx", ".sh", ".sql",
-    ".rb", ".jl", ".lua", ".pl",
-)  # fmt: skip
 ROWS = (".jsonl", ".parquet")
 _OPEN: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
 _PYTHON = "python"  # package:python is the standard library
