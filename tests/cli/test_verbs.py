@@ -132,7 +132,7 @@ def test_doctor_checks_every_part(qwen3: Command, monkeypatch: pytest.MonkeyPatc
     ]  # fmt: skip
     assert checks["hub"]["detail"].endswith("(HF_HUB_OFFLINE is set)")
     assert checks["tokenizer"]["status"] == "ok"
-    assert len(qwen3("doctor", "--offline").out.splitlines()) == 9
+    assert len(qwen3("doctor", "--offline").out.splitlines()) == 10
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     for name in ("http_proxy", "HTTP_PROXY"):
