@@ -71,8 +71,8 @@ def train(recipe: Recipe, say: Callable[[str], None] | None = None, command: str
     if len(set(names)) < len(names):
         raise UsageError(f"two stages have one name: {', '.join(names)}")
     check_folder(recipe)
+    device = _device(recipe.device)
     run = Run(recipe.folder, recipe.max_minutes, say, recipe.tensorboard)
-    device = torch.device(recipe.device) if recipe.device else best_device()
     random.seed(recipe.seed)
     np.random.seed(recipe.seed % 2**32)
     torch.manual_seed(recipe.seed)
@@ -112,6 +112,18 @@ def train(recipe: Recipe, say: Callable[[str], None] | None = None, command: str
     }  # fmt: skip
 
 
+def _device(name: str) -> torch.device:
+    if not name:
+        return best_device()
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"device={name} must be cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(
+            f"device={name}: PyTorch {torch.__version__} finds no GPU here; leave it out to train on the CPU"
+        )
+    return torch.device(name)
+
+
 def check_folder(recipe: Recipe) -> None:
     """Raises UsageError where the run's folder holds other things, another recipe's run, or stages that have ended with
     other keys than these: nothing of it would be what was asked for."""
@@ -140,7 +152,9 @@ def check_folder(recipe: Recipe) -> None:
 
 
 def _report(run: Run) -> str | None:
-    """Its place. A run is not to fail on its picture."""
+    """Its place; None where nothing was measured. A run is not to fail on its picture."""
+    if next(logged_lines(run.folder, '"update"'), None) is None:
+        return None
     try:
         return str(write_report(run.folder))
     except Exception as error:
@@ -220,6 +234,11 @@ RECIPES: dict[str, tuple[str, str, str]] = {
         "reinforcement learning on problems whose answers can be checked",
         "model=embedded families=chain,gcd updates=100 out=./sharper",
     ),
+    "distill": (
+        "qwen3.train.distill",
+        "a small model learns from a larger one: first from its answers, then from what it says of the student's own",
+        "teacher=embedded model=./student families=chain,gcd out=./taught",
+    ),
 }
 
 
@@ -298,7 +317,8 @@ def main(
         emit(result)
     for what in ("model", "report"):
         if result[what]:
-            tell(f"{'result' if what == 'model' else what}: {result[what]}")
+            so_far = "" if result["finished"] else " so far"
+            tell(f"{'result' if what == 'model' else what}{so_far}: {result[what]}")
     if result["finished"]:
         return 0
     again = "start it again to go on" if recipe.max_minutes is None else "the time is up; start it again to go on"
