@@ -275,7 +275,7 @@ def test_ambiguous_and_incomplete_folders(sharded: Path, dense: Path, tmp_path: 
     refused(tmp_path / "empty", "no weights", ModelNotFoundError)
     (tmp_path / "empty" / "a.gguf").write_bytes(b"GGUF")
     refused(tmp_path / "empty", "GGUF")
-    refused(tmp_path / "empty" / "a.gguf", "GGUF file, which this release does not read yet")
+    refused(tmp_path / "empty" / "a.gguf", "the version ends at byte 8, but the file has 4; it is truncated")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "last.ckpt", "model.pkl"])

@@ -12,13 +12,14 @@ from qwen3.checkpoint.resolved import Resolved
 from qwen3.checkpoint.verify import Finding, Report, verify
 
 _HOME = {
-    "LoadReport": "safetensors_io",
+    "LoadReport": "loading",
     "SaveReport": "save",
     "available_bytes": "memory",
     "check_fits": "memory",
-    "load_weights": "safetensors_io",
+    "load_weights": "loading",
     "official_shapes": "names",
     "official_views": "names",
+    "read_config": "source",
     "required_bytes": "memory",
     "save_checkpoint": "save",
 }
@@ -37,6 +38,7 @@ __all__ = [
     "looks_like_model",
     "official_shapes",
     "official_views",
+    "read_config",
     "required_bytes",
     "resolve",
     "save_checkpoint",
@@ -44,10 +46,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from qwen3.checkpoint.loading import LoadReport, load_weights
     from qwen3.checkpoint.memory import available_bytes, check_fits, required_bytes
     from qwen3.checkpoint.names import official_shapes, official_views
-    from qwen3.checkpoint.safetensors_io import LoadReport, load_weights
     from qwen3.checkpoint.save import SaveReport, save_checkpoint
+    from qwen3.checkpoint.source import read_config
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,8 @@ from typing import cast
 
 from qwen3 import family
 from qwen3.chat import SandboxTemplate, template_for, template_mode
+from qwen3.checkpoint.gguf.files import open_gguf
+from qwen3.checkpoint.gguf.tokenizer import gguf_template, gguf_tokenizer
 from qwen3.checkpoint.resolved import Resolved
 from qwen3.config import ModelConfig
 from qwen3.errors import ConfigError
@@ -21,7 +23,7 @@ def detect_mode(
     A published repository has the family's mode. Another folder's is read off its template, but "base" where the only
     end of its texts is the tokenizer's `endoftext` id. Raises CorruptFileError for a template that cannot be read.
     """
-    own = template_for(resolved.path)
+    own = gguf_template(open_gguf(resolved.path)) if resolved.kind == "gguf" else template_for(resolved.path)
     published = family.resolve_repo(resolved.repo) if resolved.repo else None
     if published is not None:
         return published[0].mode, own or published[0].template, None
@@ -37,6 +39,8 @@ def find_tokenizer(resolved: Resolved, config: ModelConfig) -> tuple[Tokenizer, 
 
     Raises ConfigError where there is none and the official one cannot be meant, CorruptFileError for a broken one.
     """
+    if resolved.kind == "gguf":
+        return gguf_tokenizer(open_gguf(resolved.path), config)
     if any((resolved.path / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         return Tokenizer.from_pretrained(resolved.path), None
     official = Tokenizer.from_pretrained()

@@ -1,29 +1,25 @@
-"""Reading official safetensors checkpoints straight into the fused parameters.
+"""Official safetensors checkpoints as a `Source`.
 
 Every byte goes from the file into its final place by `pread` (through a chunk buffer only where the dtype or the device
-differs), so loading peaks at the size of the weights. Nothing is mapped: a file that shrinks is an error, not SIGBUS.
+differs). Nothing is mapped: a file that shrinks is an error, not SIGBUS.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qwen3.checkpoint.folder import Fp8Format, read_headers, stored_format
-from qwen3.checkpoint.fp8 import SCALE, convert, fp8_names, fp8_weights, scale_shape, scales_of
+from qwen3.checkpoint.fp8 import SCALE, convert, fp8_names, scale_shape, scales_of
 from qwen3.checkpoint.header import Header, TensorEntry, stamp
 from qwen3.checkpoint.journal import finish_interrupted_save
-from qwen3.checkpoint.memory import check_fits
-from qwen3.checkpoint.names import EMBED, HEAD, fused_name, official_views
+from qwen3.checkpoint.names import EMBED, HEAD, official_shapes
+from qwen3.checkpoint.source import Stored, byte_view, read_into
 from qwen3.config import ModelConfig
 from qwen3.errors import CorruptFileError
 from qwen3.kernels.fp8 import FP8, Fp8Weight
@@ -31,119 +27,84 @@ from qwen3.kernels.fp8 import FP8, Fp8Weight
 _PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 TORCH_DTYPES = {**_PLAIN, "F8_E4M3": FP8}
 CHUNK_BYTES = 4 << 20
-# several reads in flight fill a fast disk; each thread holds at most one chunk
-_READERS = min(4, os.cpu_count() or 1)
 
 
-class HasConfig(Protocol):
-    """A model this module can fill: parameters named as `names.fused_shapes` says, and its configuration."""
+class SafetensorsTensor(Stored):
+    """One official tensor, with its scales where it is FP8."""
 
-    config: ModelConfig
+    def __init__(self, entry: TensorEntry, fd: int, scale: tuple[TensorEntry, int] | None) -> None:
+        self.entry, self.fd, self.scale = entry, fd, scale
+        self.shape, self.kind = entry.shape, entry.dtype
+        self.nbytes = entry.end - entry.begin + (scale[0].end - scale[0].begin if scale else 0)
 
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def read(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        first, last, step = rows.indices(self.shape[0])
+        assert step == 1, "rows that follow each other"
+        last = max(first, last)
+        aligned = first // 128 * 128 if self.scale is not None else first
+        out = torch.empty(last - aligned, *self.shape[1:], dtype=TORCH_DTYPES[self.entry.dtype], device="cpu")
+        row = (self.entry.end - self.entry.begin) // self.shape[0]
+        read_into(self.fd, out, self.entry.begin + aligned * row, self.entry.file, self.entry.name)
+        if self.scale is None:
+            return out.to(dtype)
+        scale = self._scales()[aligned // 128 : -(-last // 128)]
+        return Fp8Weight(out, scale, 128).dequantize(dtype)[first - aligned :]
 
-    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+    def fill(self, place: Tensor, weight: Fp8Weight | None = None) -> None:
+        """As they are wherever that is possible, straight into their place."""
+        if weight is None and self.scale is None:
+            _fill(self.fd, self.entry, place)
+        elif weight is not None and self.scale is not None and weight.block == 128:
+            _fill(self.fd, self.entry, place)
+            _fill(self.scale[1], self.scale[0], scales_of(weight, place))
+        else:
+            bytes_of_rows = 128 * place.shape[1] * TORCH_DTYPES[self.entry.dtype].itemsize
+            step = max(1, CHUNK_BYTES // bytes_of_rows) * bytes_of_rows
+            convert(read_chunks(self.fd, self.entry, step), self._scales() if self.scale else None, place, weight)
 
-    def get_submodule(self, target: str) -> nn.Module: ...
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What was read: files in order, number of tensors, their bytes on disk, seconds, dtypes on disk and in memory.
-
-    `tied_copy` is True when the file stores `lm_head.weight` although the embeddings are tied (it was compared).
-    """
-
-    folder: Path
-    files: tuple[Path, ...]
-    tensors: int
-    bytes: int
-    seconds: float
-    stored_dtypes: tuple[str, ...]
-    dtype: torch.dtype
-    tied_copy: bool
+    def _scales(self) -> Tensor:
+        assert self.scale is not None
+        out = torch.empty(self.scale[0].shape, dtype=torch.float32, device="cpu")
+        _fill(self.scale[1], self.scale[0], out)
+        return out
 
 
-def load_weights(
-    model: HasConfig,
-    folder: str | Path,
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-) -> LoadReport:
-    """Fills `model`'s parameters from the checkpoint folder; those on the meta device are allocated now.
+class SafetensorsSource:
+    """The weights of a folder as a `Source`; see `open_source` for what it raises."""
 
-    `device`, `dtype`: where and as what; None keeps the parameter's own (for meta parameters: the CPU, their dtype).
-    Floating-point tensors of another dtype are converted chunk by chunk. All headers, names and shapes, and whether it
-    all fits into memory, are checked before the first allocation, so that a refused checkpoint leaves the model as it
-    was. Peak memory is the weights plus a few 4 MB chunks. Where the model holds Fp8Weights, they take over FP8 weights
-    as they are and quantize others; where it does not, FP8 weights are dequantized.
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        finish_interrupted_save(folder)
+        stored = stored_format(folder)
+        self.path, self.config, self.headers = folder, config, read_headers(folder)
+        self.entries = official_entries(self.headers, config)
+        shapes = official_shapes(config)
+        check_complete(folder, self.entries, shapes, config, stored)
+        with ExitStack() as stack:
+            self._fds = {h.file: stack.enter_context(h.file.open("rb")).fileno() for h in self.headers}
+            self._open = stack.pop_all()
+        self.files = tuple(self._fds)
+        order = sorted(shapes, key=lambda name: (self.entries[name].file, self.entries[name].begin))
+        self.stored = {name: self._tensor(name) for name in order}
+        self.kinds = tuple(sorted({entry.dtype for entry in self.entries.values()}))
+        self.compressed: tuple[str, ...] = ()  # FP8 has kernels, and a warning of its own where it has not
+        self.tensors = len(self.entries)
+        self.nbytes = sum(entry.end - entry.begin for entry in self.entries.values())
 
-    Raises CorruptFileError listing every missing, extra, misshapen or non-float tensor; ConfigError for checkpoints in
-    another quantization; UnsafeFileError, ModelNotFoundError as `find_weight_files`; OutOfMemoryError with the numbers.
-    """
-    started, folder = time.perf_counter(), Path(folder)
-    if folder.suffix == ".gguf":
-        raise CorruptFileError(f"{folder} is a GGUF file, which this release does not read yet; use safetensors")
-    finish_interrupted_save(folder)
-    stored = stored_format(folder)
-    headers = read_headers(folder)
-    entries = official_entries(headers, model.config)
-    params, held = dict(model.named_parameters()), fp8_weights(model)
+    def _tensor(self, name: str) -> SafetensorsTensor:
+        entry, scale = self.entries[name], self.entries.get(name + SCALE)
+        found = None if scale is None else (scale, self._fds[scale.file])
+        return SafetensorsTensor(entry, self._fds[entry.file], found)
 
-    def all_views() -> dict[str, Tensor]:
-        return official_views(model.config, params | {name: weight.data for name, weight in held.items()})
+    def tied_copy(self) -> bool:
+        return check_tied_copy(self.entries, self.config)
 
-    views = all_views()
-    check_complete(folder, entries, {name: tuple(view.shape) for name, view in views.items()}, model.config, stored)
-
-    target = None if device is None else _device(device)
-
-    def must_move(p: Tensor) -> bool:
-        return p.is_meta or target not in (None, p.device) or dtype not in (None, p.dtype)
-
-    new = [name for name, p in params.items() if must_move(p)]
-    if new:
-        first, small = params[new[0]], sum(weight.data.numel() for weight in held.values())
-        check_fits(model.config, dtype or first.dtype, target or _home(first), fp8=small, name=str(folder))
-        for name in new:
-            old = params[name]
-            fresh = torch.empty(old.shape, dtype=dtype or old.dtype, device=target or _home(old))
-            path, _, leaf = name.rpartition(".")
-            params[name] = nn.Parameter(fresh, requires_grad=old.requires_grad)
-            setattr(model.get_submodule(path), leaf, params[name])
-    for weight in held.values():
-        if weight.data.is_meta or target not in (None, weight.device):
-            weight.to_empty(device=target or _home(weight.data))
-    views = all_views()
-
-    with ExitStack() as stack:
-        files = {header.file: stack.enter_context(header.file.open("rb")).fileno() for header in headers}
-        jobs = sorted((entries[name].file, entries[name].begin, name) for name in views)
-        with ThreadPoolExecutor(_READERS) as pool:
-            weights = {name: held.get(fused_name(name)) for name in views}
-            work = [pool.submit(_load, files, entries, name, views[name], weights[name]) for _, _, name in jobs]
-            tied = pool.submit(check_tied_copy, entries, model.config)
-            try:
-                for job in work:
-                    job.result()
-                tied_copy = tied.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        for header in headers:
-            if not header.stamp == stamp(os.fstat(files[header.file])) == stamp(header.file.stat()):
+    def check_unchanged(self) -> None:
+        for header in self.headers:
+            if not header.stamp == stamp(os.fstat(self._fds[header.file])) == stamp(header.file.stat()):
                 raise CorruptFileError(f"{header.file} was replaced or written to while it was read; load it again")
-    return LoadReport(
-        folder=folder,
-        files=tuple(files),
-        tensors=len(entries),
-        bytes=sum(entry.end - entry.begin for entry in entries.values()),
-        seconds=time.perf_counter() - started,
-        stored_dtypes=tuple(sorted({entry.dtype for entry in entries.values()})),
-        dtype=next(iter(views.values())).dtype,
-        tied_copy=tied_copy,
-    )
+
+    def close(self) -> None:
+        self._open.close()
 
 
 def official_entries(headers: Sequence[Header], config: ModelConfig) -> dict[str, TensorEntry]:
@@ -194,58 +155,20 @@ def read_chunks(fd: int, entry: TensorEntry, chunk_bytes: int = CHUNK_BYTES) -> 
     position = entry.begin
     while position < entry.end:
         part = buffer[: min(len(buffer), entry.end - position)]
-        _read_into(fd, part, position, entry)
+        read_into(fd, part, position, entry.file, entry.name)
         yield part.view(TORCH_DTYPES[entry.dtype])
         position += len(part)
-
-
-def _load(
-    files: dict[Path, int], entries: dict[str, TensorEntry], name: str, view: Tensor, weight: Fp8Weight | None
-) -> None:
-    """One official tensor, with its scales if it has any, into its place; `weight`: whose data that is part of."""
-    entry, scale_entry = entries[name], entries.get(name + SCALE)
-    fd = files[entry.file]
-    if weight is None and scale_entry is None:
-        _fill(fd, entry, view)
-    elif weight is not None and scale_entry is not None and weight.block == 128:
-        _fill(fd, entry, view)
-        _fill(files[scale_entry.file], scale_entry, scales_of(weight, view))
-    else:
-        scale = None
-        if scale_entry is not None:
-            scale = torch.empty(scale_entry.shape, dtype=torch.float32, device="cpu")
-            _fill(files[scale_entry.file], scale_entry, scale)
-        bytes_of_rows = 128 * view.shape[1] * TORCH_DTYPES[entry.dtype].itemsize
-        convert(read_chunks(fd, entry, max(1, CHUNK_BYTES // bytes_of_rows) * bytes_of_rows), scale, view, weight)
 
 
 def _fill(fd: int, entry: TensorEntry, view: Tensor) -> None:
     flat = view.view(-1)
     if view.device.type == "cpu" and view.dtype == TORCH_DTYPES[entry.dtype]:
-        _read_into(fd, flat, entry.begin, entry)
+        read_into(fd, flat, entry.begin, entry.file, entry.name)
         return
     done = 0
     for chunk in read_chunks(fd, entry):
         flat[done : done + len(chunk)].copy_(chunk)
         done += len(chunk)
-
-
-def _read_into(fd: int, target: Tensor, position: int, entry: TensorEntry) -> None:
-    memory = byte_view(target)
-    while memory:
-        try:
-            count = os.preadv(fd, [memory], position)
-        except OSError as error:
-            raise CorruptFileError(f"{entry.file}: tensor {entry.name} cannot be read ({error.strerror})") from None
-        if count == 0:
-            raise CorruptFileError(f"{entry.file}: tensor {entry.name} ends at byte {position}; the file was truncated")
-        memory, position = memory[count:], position + count
-
-
-def byte_view(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor as bytes, writable."""
-    array: Any = tensor.view(-1).view(torch.uint8).numpy()
-    return memoryview(array)
 
 
 def check_tied_copy(entries: dict[str, TensorEntry], config: ModelConfig) -> bool:
@@ -265,14 +188,3 @@ def check_tied_copy(entries: dict[str, TensorEntry], config: ModelConfig) -> boo
             "one of the two is wrong (an untied model needs tie_word_embeddings false)"
         )
     return True
-
-
-def _home(parameter: Tensor) -> torch.device:
-    return torch.device("cpu") if parameter.is_meta else parameter.device
-
-
-def _device(device: str | torch.device) -> torch.device:
-    device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device

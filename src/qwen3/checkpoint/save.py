@@ -16,8 +16,9 @@ from torch import Tensor
 from qwen3.checkpoint.folder import INDEX, MANIFEST, SINGLE, read_manifest
 from qwen3.checkpoint.fp8 import fp8_weights
 from qwen3.checkpoint.journal import JOURNAL, commit, staging
+from qwen3.checkpoint.loading import HasConfig
 from qwen3.checkpoint.names import official_views
-from qwen3.checkpoint.safetensors_io import CHUNK_BYTES, HasConfig, byte_view
+from qwen3.checkpoint.safetensors_io import CHUNK_BYTES, byte_view
 from qwen3.checkpoint.values import count_nan_inf
 from qwen3.config import DTYPE_BYTES
 from qwen3.errors import CorruptFileError, Qwen3Error, UsageError

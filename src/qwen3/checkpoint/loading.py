@@ -1,0 +1,150 @@
+"""A checkpoint of any format into the fused parameters of a network; peak memory is its weights and a few chunks."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from qwen3.checkpoint.fp8 import fp8_weights
+from qwen3.checkpoint.memory import check_fits, gigabytes, required_bytes
+from qwen3.checkpoint.names import fused_name, official_views
+from qwen3.checkpoint.source import Source, open_source
+from qwen3.config import ModelConfig
+
+# several reads in flight fill a fast disk; each thread holds at most one chunk
+_READERS = min(4, os.cpu_count() or 1)
+
+
+class HasConfig(Protocol):
+    """A model this module can fill: parameters named as `names.fused_shapes` says, and its configuration."""
+
+    config: ModelConfig
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+
+    def get_submodule(self, target: str) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was read: files in order, number of tensors, their bytes on disk, seconds, dtypes on disk and in memory.
+
+    `folder`: that, or the GGUF file. `tied_copy` is True when the file stores `lm_head.weight` although the embeddings
+    are tied (it was compared).
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    tensors: int
+    bytes: int
+    seconds: float
+    stored_dtypes: tuple[str, ...]
+    dtype: torch.dtype
+    tied_copy: bool
+
+
+def load_weights(
+    model: HasConfig,
+    folder: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> LoadReport:
+    """Fills `model`'s parameters from a checkpoint folder or GGUF file; those on the meta device are allocated now.
+
+    `device`, `dtype`: where and as what; None keeps the parameter's own (for meta parameters: the CPU, their dtype).
+    Floating-point tensors of another dtype are converted chunk by chunk. All headers, names and shapes, and whether it
+    all fits into memory, are checked before the first allocation, so that a refused checkpoint leaves the model as it
+    was. Peak memory is the weights plus a few 4 MB chunks. Where the model holds Fp8Weights, they take over FP8 weights
+    as they are and quantize others; where it does not, FP8 weights are dequantized. Weights in blocks that nothing here
+    multiplies compressed are widened, with a warning that says what that costs.
+
+    Raises what `open_source` raises, and OutOfMemoryError with the numbers.
+    """
+    started, folder = time.perf_counter(), Path(folder)
+    with closing(open_source(folder, model.config)) as source:
+        places = _allocate(model, source, device, dtype)
+        held = fp8_weights(model)
+        jobs = [(source.stored[name], place, held.get(fused_name(name))) for name, place in places.items()]
+        with ThreadPoolExecutor(_READERS) as pool:
+            work = [pool.submit(stored.fill, place, weight) for stored, place, weight in jobs]
+            tied = pool.submit(source.tied_copy)
+            try:
+                for job in work:
+                    job.result()
+                tied_copy = tied.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        source.check_unchanged()
+    return LoadReport(
+        folder=folder,
+        files=source.files,
+        tensors=source.tensors,
+        bytes=source.nbytes,
+        seconds=time.perf_counter() - started,
+        stored_dtypes=source.kinds,
+        dtype=next(iter(places.values())).dtype,
+        tied_copy=tied_copy,
+    )
+
+
+def _allocate(
+    model: HasConfig, source: Source, device: str | torch.device | None, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Gives each parameter its memory; official name → the view that is to be filled, in the order of `source`."""
+    params, held = dict(model.named_parameters()), fp8_weights(model)
+    target = None if device is None else _device(device)
+
+    def must_move(p: Tensor) -> bool:
+        return p.is_meta or target not in (None, p.device) or dtype not in (None, p.dtype)
+
+    new = [name for name, p in params.items() if must_move(p)]
+    if new:
+        first, small = params[new[0]], sum(weight.data.numel() for weight in held.values())
+        kind, where = dtype or first.dtype, target or _home(first)
+        if source.compressed:
+            need = required_bytes(model.config, kind) - small * (kind.itemsize - 1)
+            stored = f"{gigabytes(source.nbytes)} in {', '.join(source.compressed)}"
+            check_fits(model.config, kind, where, fp8=small, name=f"{source.path} ({stored}), once widened,")
+            warnings.warn(
+                f"{source.path.name}: its {stored} become {gigabytes(need)} in {str(kind).removeprefix('torch.')}"
+                f"{' and FP8' if small else ''}: nothing here multiplies them as they are on {where.type}",
+                stacklevel=3,
+            )
+        else:
+            check_fits(model.config, kind, where, fp8=small, name=str(source.path))
+        for name in new:
+            old = params[name]
+            fresh = torch.empty(old.shape, dtype=dtype or old.dtype, device=target or _home(old))
+            path, _, leaf = name.rpartition(".")
+            params[name] = nn.Parameter(fresh, requires_grad=old.requires_grad)
+            setattr(model.get_submodule(path), leaf, params[name])
+    for weight in held.values():
+        if weight.data.is_meta or target not in (None, weight.device):
+            weight.to_empty(device=target or _home(weight.data))
+    views = official_views(model.config, params | {name: weight.data for name, weight in held.items()})
+    return {name: views[name] for name in source.stored}
+
+
+def _home(parameter: Tensor) -> torch.device:
+    return torch.device("cpu") if parameter.is_meta else parameter.device
+
+
+def _device(device: str | torch.device) -> torch.device:
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

@@ -1,0 +1,135 @@
+"""Where weights come from: one seam for every format, so that a network is filled from all of them alike.
+
+A format is a `Source`: it says which official tensors it has and hands each out as a `Stored`, which reads rows of it
+as numbers. Nothing is read before it is asked for, so filling a network peaks at its weights and a few chunks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qwen3.checkpoint.fp8 import convert
+from qwen3.checkpoint.gguf.reader import is_gguf
+from qwen3.config import ModelConfig
+from qwen3.errors import CorruptFileError
+from qwen3.kernels.fp8 import Fp8Weight
+
+CHUNK_BYTES = 4 << 20  # of the widened rows that one thread holds
+
+
+class Stored(Protocol):
+    """One official tensor in a file. `kind`: how it is stored ("BF16", "Q4_K"); `nbytes`: its bytes there, scales and
+    the like included."""
+
+    shape: tuple[int, ...]
+    kind: str
+    nbytes: int
+
+    def read(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        """Some rows (elements, if it has one dimension only) on the CPU, rounded once to a floating-point `dtype`.
+
+        Threads may read at the same time. Raises CorruptFileError naming the tensor if the file does not have them.
+        """
+
+    def fill(self, place: Tensor, weight: Fp8Weight | None = None) -> None:
+        """Writes the whole tensor to `place`, a contiguous view of its shape on any device, in chunks. `weight`: what
+        is kept in FP8, if `place` is part of its data."""
+        if len(self.shape) == 1:
+            place.copy_(self.read(slice(None), place.dtype))
+            return
+        dtype = torch.float32 if weight is not None else place.dtype
+        convert(self._chunks(dtype), None, place, weight)
+
+    def _chunks(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        count, width = self.shape
+        step = max(128, CHUNK_BYTES // (width * dtype.itemsize) // 128 * 128)  # blocks of FP8 have 128 rows
+        for first in range(0, count, step):
+            yield self.read(slice(first, min(count, first + step)), dtype)
+
+
+class Source(Protocol):
+    """A checkpoint that was opened and found complete. `stored`: by official names in the order of the files, a copied
+    tied head left out.
+
+    `compressed`: kinds that no kernel here multiplies as they are. `tensors`, `nbytes`: how many the files hold, and
+    their bytes. `kinds`: of all of them.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    kinds: tuple[str, ...]
+    compressed: tuple[str, ...]
+    tensors: int
+    nbytes: int
+
+    @property
+    def stored(self) -> Mapping[str, Stored]: ...
+
+    def tied_copy(self) -> bool:
+        """Whether a tied model's files store the head as well. Raises CorruptFileError if it is not the embedding."""
+
+    def check_unchanged(self) -> None:
+        """Raises CorruptFileError if a file was replaced or written to since its header was read."""
+
+    def close(self) -> None:
+        """Releases the files."""
+
+
+def open_source(path: str | Path, config: ModelConfig) -> Source:
+    """Opens the checkpoint at `path`, a folder or a GGUF file, and checks it against `config` (names, shapes, kinds).
+
+    Raises CorruptFileError listing every missing, extra, misshapen or non-float tensor; ConfigError for a quantization
+    that cannot be read; UnsafeFileError, ModelNotFoundError as `find_weight_files`.
+    """
+    path = Path(path)
+    if is_gguf_path(path):
+        from qwen3.checkpoint.gguf.source import GgufSource
+
+        return GgufSource(path, config)
+    from qwen3.checkpoint.safetensors_io import SafetensorsSource
+
+    return SafetensorsSource(path, config)
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The configuration of the checkpoint at `path`: `config.json` of a folder, the metadata of a GGUF file.
+
+    Raises ModelNotFoundError, CorruptFileError, or ConfigError naming the key.
+    """
+    path = Path(path)
+    if not is_gguf_path(path):
+        return ModelConfig.from_pretrained(path)
+    from qwen3.checkpoint.gguf.config import gguf_config
+    from qwen3.checkpoint.gguf.files import open_gguf
+
+    return gguf_config(open_gguf(path))
+
+
+def is_gguf_path(path: Path) -> bool:
+    """Whether a path is that of a GGUF file, by its name or by how it begins."""
+    return is_gguf(path) if path.is_file() and path.suffix.lower() != ".gguf" else path.suffix.lower() == ".gguf"
+
+
+def byte_view(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor as bytes, writable."""
+    array: Any = tensor.view(-1).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+def read_into(fd: int, target: Tensor, position: int, file: Path, name: str) -> None:
+    """Fills a contiguous CPU tensor with the file's bytes from `position`; CorruptFileError naming tensor `name`."""
+    memory = byte_view(target)
+    while memory:
+        try:
+            count = os.preadv(fd, [memory], position)
+        except OSError as error:
+            raise CorruptFileError(f"{file}: tensor {name} cannot be read ({error.strerror})") from None
+        if count == 0:
+            raise CorruptFileError(f"{file}: tensor {name} ends at byte {position}; the file was truncated")
+        memory, position = memory[count:], position + count
