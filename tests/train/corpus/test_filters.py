@@ -46,7 +46,7 @@ ALL = (
 )
 FLAT = "\n\n".join(part.replace("\n", " ") for part in PROSE.strip().split("\n\n"))
 BLOB = base64.b64encode(random.Random(0).randbytes(6000)).decode()
-NOISE = "".join(random.Random(0).choices([chr(code) for code in range(33, 500)], k=3000))
+NOISE = "".join(random.Random(0).choices([chr(code) for code in range(33, 127)], k=3000))
 
 
 def reason(judge: Filter, text: str, name: str = "x.txt", language: str = "") -> str | None:
