@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from qwen3.errors import UsageError
 from qwen3.tokenizer import Tokenizer
-from qwen3.train.corpus.shards import write_shards
-from qwen3.train.mixture import Lane, Mixture, Rows, Source, Stream, shuffled
+from qwen3.train.corpus.shards import Shards, write_shards
+from qwen3.train.mixture import Lane, Mixture, Rows, Source, Stream, kept_out, shuffled
 from qwen3.train.packing import IGNORED, PackedBatch
 from qwen3.train.samples import TokenSample
 
@@ -27,6 +27,10 @@ def draw(rng: random.Random) -> TokenSample:
     """7 to 40 tokens, told apart by the second."""
     size = rng.randint(7, 40)
     return TokenSample(np.array([500, *(rng.randrange(500) for _ in range(size))], np.int32), np.arange(size + 1) > 0)
+
+
+def long_draw(rng: random.Random) -> TokenSample:
+    return TokenSample(np.array(rng.choices(range(500), k=150), np.int32), np.arange(150) > 0)
 
 
 def failing(rng: random.Random) -> TokenSample:
@@ -70,7 +74,9 @@ def test_orders_differ_between_epochs_and_look_random() -> None:
 
 def test_shares_are_of_tokens_and_documents_come_once_an_epoch(tmp_path: Path) -> None:
     long, short = shards(tmp_path / "long", 40, 90), shards(tmp_path / "short", 60, 8, seed=1)
-    mixture = Mixture([Source("long", 3, long), Source("short", 1, short, last=10), Source("drawn", 1, draw)], seed=5)
+    mixture = Mixture(
+        [Source("long", 3, long), Source("short", 1, short, kept=10), Source("drawn", 1, draw)], 128, seed=5
+    )
     samples = [mixture.sample(i) for i in range(9000)]
     tokens = Counter[str]()
     for sample in samples:
@@ -78,10 +84,12 @@ def test_shares_are_of_tokens_and_documents_come_once_an_epoch(tmp_path: Path) -
     total = sum(tokens.values())
     assert tokens["long"] / total == pytest.approx(0.6, abs=0.02)
     assert tokens["short"] / total == pytest.approx(0.2, abs=0.02)
-    for name, count in (("long", 40), ("short", 50)):
+    kept = kept_out(Shards(short), 10)
+    assert len({*kept}) == 10
+    for name, count, trained in (("long", 40, {*range(40)}), ("short", 50, {*range(60)} - {*kept})):
         order = [int(sample.ids[0]) for sample in samples if sample.source == name]
-        for epoch in range(len(order) // count):  # the last ten of the second are never taken
-            assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
+        for epoch in range(len(order) // count):
+            assert sorted(order[epoch * count : (epoch + 1) * count]) == sorted(trained)
     assert mixture.tokens > 0
     assert mixture.epochs(9000)["long"] > 10
     assert all((a.ids == b.ids).all() for a, b in zip(samples[70:80], mixture.feed(70, 80), strict=True))
@@ -94,18 +102,18 @@ def test_wrong_sources_are_told(tmp_path: Path) -> None:
         ([Source("a", 1, draw), Source("a", 1, draw)], "two sources have one name: a"),
         ([Source("a", -1, draw)], "weight of a"),
         ([Source("a", 0, draw)], "every source has the weight 0"),
-        ([Source("a", 1, folder, last=5)], "has 5 documents, and 5 are kept"),
+        ([Source("a", 1, folder, kept=5)], "has 5 documents, and 5 are kept"),
     ):
         with pytest.raises(UsageError, match=message):
-            Mixture(sources)
+            Mixture(sources, 64)
     with pytest.raises(UsageError, match="cannot load the sources"):
-        Stream(Mixture([Source("a", 1, lambda rng: draw(rng))]), Rows(1, 64, 1, 0), workers=1)
+        Stream(Mixture([Source("a", 1, lambda rng: draw(rng))], 64), Rows(1, 64, 1, 0), workers=1)
     with pytest.raises(UsageError, match="3 micro-batches of an update cannot be dealt to 2 processes"):
-        Stream(Mixture([Source("a", 1, draw)]), Rows(1, 64, 3, 0), processes=2)
+        Stream(Mixture([Source("a", 1, draw)], 64), Rows(1, 64, 3, 0), processes=2)
 
 
 def test_every_prediction_is_trained_once_or_still_waits_however_long_its_document(tmp_path: Path) -> None:
-    mixture = Mixture([Source("all", 1, shards(tmp_path / "s", 50, 200))])
+    mixture = Mixture([Source("all", 1, shards(tmp_path / "s", 50, 200)), Source("long", 1, long_draw)], 64)
     rows = Rows(2, 64, 2, 0)
     lanes = [Lane(mixture, rows, i) for i in range(rows.lanes)]
     batches = [lane.batch() for _ in range(5) for lane in lanes]
@@ -140,11 +148,11 @@ def same(a: list[PackedBatch], b: list[PackedBatch]) -> bool:
 
 
 def test_a_place_is_exact_with_any_number_of_workers(tmp_path: Path) -> None:
-    mixture = Mixture([Source("s", 1, shards(tmp_path / "s")), Source("d", 1, draw)], seed=3)
+    mixture = Mixture([Source("s", 1, shards(tmp_path / "s")), Source("d", 1, draw)], 64, seed=3)
     whole, end = run(mixture, range(9), 0)
     parts: list[PackedBatch] = []
     place: object = None
-    for updates, workers in ((range(2), 2), (range(2, 5), 0), (range(5, 9), 3)):
+    for updates, workers in ((range(2), 2), (range(2, 5), 0), (range(5, 9), 1)):
         made, place = run(mixture, updates, workers, place)
         parts += made
     assert same(parts, whole)
@@ -153,7 +161,7 @@ def test_a_place_is_exact_with_any_number_of_workers(tmp_path: Path) -> None:
 
 
 def test_processes_take_the_parts_of_an_update_between_them(tmp_path: Path) -> None:
-    mixture, rows = Mixture([Source("s", 1, shards(tmp_path / "s")), Source("d", 1, draw)]), Rows(1, 64, 4, 0)
+    mixture, rows = Mixture([Source("s", 1, shards(tmp_path / "s")), Source("d", 1, draw)], 64), Rows(1, 64, 4, 0)
     alone = Stream(mixture, rows)
     pair = [Stream(mixture, rows, process=i, processes=2) for i in range(2)]
     for update in range(5):
@@ -168,11 +176,11 @@ def test_processes_take_the_parts_of_an_update_between_them(tmp_path: Path) -> N
 
 def test_what_a_worker_meets_is_told_and_none_is_left_behind() -> None:
     rows = Rows(1, 64, 1, 0)
-    stream = Stream(Mixture([Source("d", 1, failing)]), rows, workers=1)
+    stream = Stream(Mixture([Source("d", 1, failing)], 64), rows, workers=1)
     with pytest.raises(UsageError, match="in a data worker: the source is dry"):
         list(map(stream, range(200)))
     processes = [process for process, _ in stream._started]
     stream.close()
     assert not any(process.is_alive() for process in processes)
-    with pytest.raises(UsageError, match="0 comes next"), Stream(Mixture([Source("d", 1, draw)]), rows) as other:
+    with pytest.raises(UsageError, match="0 comes next"), Stream(Mixture([Source("d", 1, draw)], 64), rows) as other:
         other(1)

@@ -1,12 +1,12 @@
 """What pretraining reads: sources with shares, in an order that a number determines, packed ahead of their time.
 
-Sample number n of a mixture is always the same document: `n` determines the source, by shares that are kept exactly in
-every block of samples, and the document in it, without replacement within an epoch. A place in the data is therefore
-a few numbers, and a run that goes on takes what it would have taken, with however many processes.
+Sample number n of a mixture is always the same: `n` determines the source, by shares that are kept exactly in every
+block of samples, and the document in it, without replacement within an epoch. A place in the data is therefore a few
+numbers, and a run that goes on takes what it would have taken, with however many processes.
 
-A document longer than a row is cut into parts that all are trained on. Each part is a document of its own, with
-positions from 0: it cannot see the one before it, as in Qwen's own 4,096-token pretraining sequences, and its rotary
-angles should not say that there is something to see.
+A document longer than a row is cut into parts, each a sample of its own, so that nothing of it is lost and no parts of
+one document crowd into one update. Positions begin at 0 in each: a part cannot see the one before it, as in training on
+sequences of one length (Qwen3: 4,096 tokens), and its rotary angles should not say that there is something to see.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qwen3.errors import Qwen3Error, UsageError
 from qwen3.train.corpus.shards import Shards
@@ -42,23 +43,29 @@ Draw = Callable[[random.Random], TokenSample]
 @dataclass(frozen=True)
 class Source:
     """name: for statistics. weight: its share of the tokens, of whatever sum. draw: a folder of shards, or what draws a
-    sample; a function of a module, where worker processes are to call it. last: documents at the end of the shards that
-    are left out, to measure on."""
+    sample; a function of a module, where worker processes are to call it. kept: documents of the shards that are left
+    out, to measure on; see `kept_out`."""
 
     name: str
     weight: float
     draw: Draw | str | Path
-    last: int = 0
+    kept: int = 0
+
+
+def kept_out(shards: Shards, kept: int) -> list[int]:
+    """Numbers of the documents that a source leaves out: the same in every run, from everywhere in the shards."""
+    return [shuffled(i, len(shards), "kept out") for i in range(len(shards) - kept, len(shards))]
 
 
 class Mixture:
-    """Samples by number. Raises UsageError for sources that cannot be mixed, and what `Shards` raises.
+    """Samples of at most `length` tokens by number. Raises UsageError for sources that cannot be mixed, and what
+    `Shards` raises.
 
     shares: of each source among the samples; as weights are of tokens, a source of long documents has fewer of them.
-    documents: of each source in an epoch, 0 where there is no end.
+    parts: samples of each source in an epoch, 0 where there is no end.
     """
 
-    def __init__(self, sources: Sequence[Source], seed: int = 0) -> None:
+    def __init__(self, sources: Sequence[Source], length: int, seed: int = 0) -> None:
         if not sources:
             raise UsageError("a mixture needs a source")
         if double := [name for name, times in Counter(s.name for s in sources).items() if times > 1]:
@@ -69,13 +76,10 @@ class Mixture:
         self.sources = tuple(source for source in sources if source.weight)
         if not self.sources:
             raise UsageError("every source has the weight 0: nothing can be drawn")
-        self.seed = seed
+        self.seed, self.length = seed, length
         self._shards = [None if callable(s.draw) else Shards(s.draw) for s in self.sources]
-        pairs = list(zip(self.sources, self._shards, strict=True))
-        self.documents = [0 if shards is None else len(shards) - source.last for source, shards in pairs]
-        for source, shards, documents in zip(self.sources, self._shards, self.documents, strict=True):
-            if shards is not None and documents < 1:
-                raise UsageError(f"{source.draw} has {len(shards)} documents, and {source.last} are kept to measure on")
+        self._ends = [_part_ends(*pair, length) for pair in zip(self.sources, self._shards, strict=True)]
+        self.parts = [0 if ends is None else int(ends[-1]) for ends in self._ends]
         self.mean_tokens = [self._mean_tokens(i) for i in range(len(self.sources))]
         often = [source.weight / mean for source, mean in zip(self.sources, self.mean_tokens, strict=True)]
         self.shares = [part / math.fsum(often) for part in often]
@@ -85,15 +89,24 @@ class Mixture:
         self.order = lru_cache(8)(self._order)
 
     def _mean_tokens(self, source: int) -> float:
-        shards = self._shards[source]
-        if shards is not None:
-            return float(shards.lengths[: self.documents[source]].mean())
+        if self.parts[source]:
+            places = range(0, self.parts[source], max(1, self.parts[source] // 4096))
+            return statistics.fmean(stop - start for _, start, stop in (self._part(source, at) for at in places))
         return statistics.fmean(len(self.document(source, -1 - i)) for i in range(32))
+
+    def _part(self, source: int, at: int) -> tuple[int, int, int]:
+        """(document, start, stop) of part number `at` of a source of shards."""
+        ends, shards = self._ends[source], self._shards[source]
+        assert ends is not None
+        assert shards is not None
+        document = int(np.searchsorted(ends, at, side="right"))
+        bounds = part_bounds(int(shards.lengths[document]), self.length)
+        return document, *bounds[at - int(ends[document])]  # counted from the document's end
 
     @property
     def tokens(self) -> int:
         """Of an epoch of the source that is through first, and what the others give meanwhile; 0: there is no end."""
-        every = [number / share for number, share in zip(self.documents, self.shares, strict=True) if number]
+        every = [number / share for number, share in zip(self.parts, self.shares, strict=True) if number]
         mean = math.fsum(share * tokens for share, tokens in zip(self.shares, self.mean_tokens, strict=True))
         return int(min(every) * mean) if every else 0
 
@@ -101,18 +114,18 @@ class Mixture:
     def fingerprint(self) -> str:
         """Changes with whatever changes the samples (but not with the code of what draws them)."""
         parts = [
-            (s.name, s.weight, s.last, None if shards is None else shards.fingerprint)
+            (s.name, s.weight, s.kept, None if shards is None else shards.fingerprint)
             for s, shards in zip(self.sources, self._shards, strict=True)
         ]
-        return hashlib.sha256(repr((self.seed, parts)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((self.seed, self.length, parts)).encode()).hexdigest()[:16]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Mixture, (self.sources, self.seed)
+        return Mixture, (self.sources, self.length, self.seed)
 
     def epochs(self, samples: int) -> dict[str, float]:
         """How often each source that has an end was gone through, after so many samples."""
-        taken = zip(self.sources, self._counts(samples), self.documents, strict=True)
-        return {source.name: number / documents for source, number, documents in taken if documents}
+        taken = zip(self.sources, self._counts(samples), self.parts, strict=True)
+        return {source.name: number / parts for source, number, parts in taken if parts}
 
     def sample(self, number: int) -> TokenSample:
         block, at = divmod(number, self._block)
@@ -137,14 +150,25 @@ class Mixture:
         return counts
 
     def document(self, source: int, number: int) -> TokenSample:
-        """Document `number` that is taken of a source: of shards, one after the other in a new order every epoch."""
+        """Sample `number` that is taken of a source: of shards, one after the other in a new order every epoch."""
         name, draw, shards = self.sources[source].name, self.sources[source].draw, self._shards[source]
         if shards is None:
             assert callable(draw)
             return draw(random.Random(f"{self.seed}/{name}/{number}"))
-        epoch, at = divmod(number, self.documents[source])
-        ids = shards[shuffled(at, self.documents[source], f"{self.seed}/{name}/{epoch}")]
-        return TokenSample(ids, np.arange(len(ids)) > 0, source=name)
+        epoch, at = divmod(number, self.parts[source])
+        document, start, stop = self._part(source, shuffled(at, self.parts[source], f"{self.seed}/{name}/{epoch}"))
+        return TokenSample(shards[document][start:stop], np.arange(stop - start) > 0, source=name)
+
+
+def _part_ends(source: Source, shards: Shards | None, length: int) -> NDArray[np.int64] | None:
+    """How many parts there are up to and with each document, int64 [documents]."""
+    if shards is None:
+        return None
+    if not 0 <= source.kept < len(shards):
+        raise UsageError(f"{source.draw} has {len(shards)} documents, and {source.kept} are kept to measure on")
+    parts = np.maximum(1, -(-(shards.lengths - 1) // (length - 1)))
+    parts[kept_out(shards, source.kept)] = 0
+    return np.cumsum(parts)
 
 
 def shuffled(place: int, count: int, seed: str) -> int:
@@ -201,33 +225,30 @@ class Lane:
     def __init__(self, mixture: Mixture, rows: Rows, lane: int, state: Sequence[Any] | None = None) -> None:
         self.mixture, self.rows = mixture, rows
         self._next = lane if state is None else int(state[0])
-        self._waiting = [] if state is None else [(int(n), int(a), int(b)) for n, a, b in state[1]]
+        places = [] if state is None else state[1]
+        self._waiting = [((int(n), int(a), int(b)), mixture.sample(int(n)).part(a, b)) for n, a, b in places]
 
     @property
     def state(self) -> list[Any]:
-        return [self._next, [list(place) for place in self._waiting]]
+        return [self._next, [list(place) for place, _ in self._waiting]]
 
     def batch(self) -> PackedBatch:
         rows = self.rows
         room = rows.rows * rows.length
         wanted = room + max(room // 4, 4 * rows.length)
-        places: dict[int, tuple[int, int, int]] = {}
-
-        def known(sample: TokenSample, place: tuple[int, int, int]) -> TokenSample:
-            places[id(sample)] = place
-            return sample
-
-        waited = [known(self.mixture.sample(n).part(a, b), (n, a, b)) for n, a, b in self._waiting]
-        have, new = sum(map(len, waited)), []
+        have, new = sum(len(sample) for _, sample in self._waiting), []  # type: int, list[Any]
         while have < wanted:
-            sample, number = self.mixture.sample(self._next), self._next
+            sample = self.mixture.sample(self._next)
+            # What is drawn may be longer than a row, too.
             for start, stop in part_bounds(len(sample), rows.length):
-                whole = stop - start == len(sample)
-                new.append(known(sample if whole else sample.part(start, stop), (number, start, stop)))
+                part = sample if stop - start == len(sample) else sample.part(start, stop)
+                new.append(((self._next, start, stop), part))
             have += len(sample)
             self._next += rows.lanes
-        made, left = pack(new, rows.rows, rows.length, rows.pad_id, first=waited)
-        self._waiting = [places[id(sample)] for sample in left]
+        first, rest = ([part for _, part in parts] for parts in (self._waiting, new))
+        made, left = pack(rest, rows.rows, rows.length, rows.pad_id, first=first)
+        kept = {id(sample) for sample in left}
+        self._waiting = [item for item in (*self._waiting, *new) if id(item[1]) in kept]
         return made
 
 
