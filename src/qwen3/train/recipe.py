@@ -14,7 +14,7 @@ import json
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ def key(default: Any, text: str, *, shared: bool = False) -> Any:
     """A field of a stage: its default (a dataclass: its class) and what it means. shared: without a stage's name, it is
     set in all stages that have it."""
     about = {"help": text, "shared": shared}
+    if default is MISSING:
+        return dataclasses.field(metadata={"help": text})
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=about)
     return dataclasses.field(default=default, metadata=about)
@@ -36,8 +38,8 @@ class Recipe:
     for fresh weights. stages: dataclasses with a `name` each, see `pretrain`, `sft`, `rl`, `distill`."""
 
     name: str
-    model: Any
-    stages: tuple[Any, ...]
+    model: Any = key(MISSING, "what is trained: a folder, a tag such as qwen3:0.6b, a hub id, or embedded")
+    stages: tuple[Any, ...] = key(MISSING, "what is done, in order")
     out: str = key("", "folder for checkpoints, logs and the result; empty: runs/NAME")
     seed: int = key(0, "of initial weights, the order of data and sampling")
     tokenizer: str = key("", "folder whose tokenizer is used; empty: the model's own")

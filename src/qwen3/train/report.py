@@ -238,6 +238,13 @@ def _cell(value: Any) -> str:
     return f'<td class="n">{_shown(value)}</td>' if number else f"<td>{escape(str(value))}</td>"
 
 
+def _said(value: Any) -> Any:
+    """As the command line has it."""
+    if isinstance(value, list):
+        return ",".join(str(_said(one)) for one in value)
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else value
+
+
 def _shown(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
@@ -337,15 +344,11 @@ def _curves(record: Record) -> str:
         for i in range(0, len(found), len(_PALETTE)):
             series = []
             for (name, stage), colour in zip(found[i : i + len(_PALETTE)], _PALETTE, strict=False):
-                label = stage if several and len(names) == 1 else f"{stage} {name}" if several else name
-                label, points, band = label, *record.curves[name, stage].series("", "")[2:]
+                label = name if not several else stage if len(names) == 1 else f"{stage} {name}"
+                _, _, points, band = record.curves[name, stage].series("", "")
                 shift = begins[stage]
-                series.append(
-                    Series(
-                        label[-20:], colour, [(x + shift, y) for x, y in points],
-                        [(x + shift, low, high) for x, low, high in band],
-                    )
-                )  # fmt: skip
+                moved = [(x + shift, low, high) for x, low, high in band]
+                series.append(Series(label[-20:], colour, [(x + shift, y) for x, y in points], moved))
             drawn.append(chart(title, "updates", "", series, "linear"))
     return f'<div class="curves">{"".join(drawn)}</div>' if drawn else ""
 
@@ -369,6 +372,4 @@ def _keys(start: Mapping[str, Any]) -> str:
     if not isinstance(keys, dict):
         return ""
     told = meanings if isinstance(meanings, dict) else {}
-    return _table(
-        ["key", "value", "meaning"], ([k, "none" if v is None else v, told.get(k, "")] for k, v in keys.items())
-    )
+    return _table(["key", "value", "meaning"], ([k, _said(v), told.get(k, "")] for k, v in keys.items()))

@@ -189,6 +189,7 @@ def loop(
     restore: Callable[[Mapping[str, Any]], None] | None = None,
     after: Callable[[int], Mapping[str, Any]] | None = None,
     watch: bool = True,
+    late: bool | None = None,
 ) -> dict[str, Any]:
     """Updates up to number `updates`, or until the run is over; returns a summary with `finished`.
 
@@ -197,8 +198,8 @@ def loop(
     is made, {} where there are none; they go into the log. watch: whether a loss has a course that it may leave (a
     policy's has none: its mean is about 0).
 
-    On a GPU the numbers of an update are read when the next one has been launched, so that it never waits; a checkpoint
-    is written after all were read.
+    late: read the numbers of an update when the next one has been launched, so that a GPU never waits for it (None: on
+    GPUs). What is checked is the same, and a checkpoint is written after all were read.
 
     Raises TrainingError for a loss or gradient that is not finite and for one that leaves its course.
     """
@@ -212,7 +213,7 @@ def loop(
             restore(found["stage"])
     begin, done = time.monotonic(), first
     course = _Course(run, stage, watch)
-    late = trainer.device.type == "cuda"
+    late = trainer.device.type == "cuda" if late is None else late
     pending: list[_Made] = []
 
     def settle(keep: int = 0) -> None:

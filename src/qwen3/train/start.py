@@ -32,7 +32,7 @@ from qwen3.errors import ModelNotFoundError, Qwen3Error, UsageError
 from qwen3.model import Qwen3, load_model
 from qwen3.model.load import best_device
 from qwen3.tokenizer import Tokenizer
-from qwen3.train.adapters import merge
+from qwen3.train.adapters import load_adapter, merge
 from qwen3.train.recipe import Recipe, described, keys, override, plain
 from qwen3.train.report import logged_lines, write_report
 from qwen3.train.run import Run, duration, ended_stages
@@ -165,8 +165,14 @@ def _report(run: Run) -> str | None:
 def prepare(recipe: Recipe, run: Run, device: torch.device, ended: Sequence[str]) -> Job:
     """The model as the stages that have ended left it, or as the recipe has it."""
     if ended:
-        # A stage that was the last when it ended, before the recipe grew, left its weights as the result.
-        after = run.folder / f"after-{ended[-1]}"
+        # A stage that was the last when it ended, before the recipe grew, left its weights or adapter as the result.
+        after, adapter = run.folder / f"after-{ended[-1]}", run.folder / "adapter"
+        if not after.is_dir() and adapter.is_dir():
+            job = prepare(recipe, run, device, ended[:-1])
+            load_adapter(job.model, adapter)
+            job.notes["adapter"] = str(adapter)
+            _end(run, job, ended[-1], last=False)
+            return job
         source: Any = str(after if after.is_dir() else run.folder / "model")
     elif isinstance(recipe.model, Mapping):
         return _fresh(recipe, run, device)
