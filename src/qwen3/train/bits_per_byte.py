@@ -29,20 +29,27 @@ class Text(NamedTuple):
 
 @torch.no_grad()
 def bits_per_byte(
-    model: Qwen3, texts: Sequence[Text], *, length: int, rows: int = 1, forward: Run | None = None
+    model: Qwen3,
+    texts: Sequence[Text],
+    *,
+    length: int,
+    rows: int = 1,
+    forward: Run | None = None,
+    head: Tensor | None = None,
 ) -> dict[str, float]:
     """{"bits_per_byte", "nats_per_token", "tokens", "bytes"} of all texts. The end of a text is predicted like its
     tokens and has no bytes. One that is longer than `length` is cut into parts, and each predicted token has what its
-    part holds before it; compare numbers of one length only. forward: a trainer's, else one without options.
+    part holds before it; compare numbers of one length only. forward, head: a trainer's.
     """
-    run, head = forward or Forward(model), (model.embed_tokens if model.lm_head is None else model.lm_head).weight
+    run = forward or Forward(model)
+    weight = (model.embed_tokens if model.lm_head is None else model.lm_head).weight if head is None else head
     left = [TokenSample(text.ids, np.arange(len(text.ids)) > 0) for text in texts if len(text.ids) > 1]
     nats, tokens = 0.0, 0
     while left:
         batch, left = pack(left, rows, length, 0, split=True)
         tensors = to_tensors(batch, model.device)
         hidden = run(tensors)[0].flatten(0, 1)
-        found: Tensor = token_logprobs(hidden, head, tensors.labels.flatten(), chunk_for(head))[0]
+        found: Tensor = token_logprobs(hidden, weight, tensors.labels.flatten(), chunk_for(weight))[0]
         nats -= float(found.double().sum())
         tokens += int((batch.labels != IGNORED).sum())
     size = sum(text.predicted_bytes for text in texts if len(text.ids) > 1)

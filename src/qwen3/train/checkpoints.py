@@ -70,10 +70,10 @@ class Checkpoints:
                 raise Qwen3Error(f"{self.folder}: the checkpoint could not be written ({error.strerror})") from error
             raise error
 
-    def load(self, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def load(self, config: Mapping[str, Any] | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """(tensors, state) of the newest checkpoint that is whole; None where there is none at all. A damaged one is
         passed over with a warning. Raises CorruptFileError when all are damaged, and for a checkpoint whose config
-        differs, naming the field."""
+        differs, naming the field (None: any config will do)."""
         self.finish()
         folders = self.folders()
         for folder in reversed(folders):
@@ -82,7 +82,8 @@ class Checkpoints:
             except CorruptFileError as error:
                 warnings.warn(f"{error}; going back to the checkpoint before it", stacklevel=3)
                 continue
-            _compare(folder, text["config"], json.loads(json.dumps(config)))
+            if config is not None:
+                _compare(folder, text["config"], json.loads(json.dumps(config)))
             return tensors, text["state"]
         if folders:
             raise CorruptFileError(

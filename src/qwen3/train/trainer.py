@@ -9,7 +9,7 @@ import gc
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -294,6 +294,20 @@ class Trainer:
         for engine in self.engines:
             engine.update_weights({})
         return dict(state["position"])
+
+    def carry(self, folder: str | Path, wanted: Callable[[Mapping[str, Any]], bool]) -> bool:
+        """Take masters and moments from the newest checkpoint of another stage, where there is one, its position is
+        wanted and its optimiser is of this kind; says whether. Updates are counted anew. Raises CorruptFileError where
+        all its checkpoints are damaged."""
+        found = self._store(folder, 3).load(None)
+        if found is None or not wanted(found[1]["position"]):
+            return False
+        tensors, state = found
+        try:
+            self.optimizer.load_state({n: t for n, t in tensors.items() if not n.startswith(_RANDOM)}, state["steps"])
+        except ValueError:
+            return False
+        return True
 
     def finish(self) -> None:
         """Wait until all checkpoints are on the disk. Raises what their writing raised."""
