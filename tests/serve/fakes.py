@@ -74,7 +74,7 @@ class FakeBackend:
 
     def __init__(self, name: str = "fake", script: Sequence[Event | Exception] = SCRIPT) -> None:
         self.name, self.script, self.delay = name, script, 0.0
-        self.state = "ready"
+        self.state, self.stuck = "ready", False
         self.stats: dict[str, float] = {"running": 0, "queued": 0, "used_blocks": 0, "blocks": 64, "steps": 0}
         self.info = ModelInfo(name, context=4096, vocab_size=151_936, mode="hybrid", parameters=1000, hidden_size=4)
         self.calls: list[Call] = []

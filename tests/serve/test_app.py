@@ -151,6 +151,13 @@ def test_options_says_what_is_allowed(app_client: AppClient) -> None:
     assert "POST" in answer.headers["allow"]
 
 
+def test_a_stuck_engine_is_seen_from_outside(app_client: AppClient) -> None:
+    assert (app_client.get("/health").status_code, app_client.get("/health").json()) == (200, {"status": "ok"})
+    app_client.backend.stuck = True
+    answer = app_client.get("/health")
+    assert (answer.status_code, answer.json(), answer.headers["retry-after"]) == (503, {"status": "stuck"}, "2")
+
+
 # Request ids
 
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -346,6 +347,42 @@ def test_a_killed_process_is_everybody_s_error_and_is_replaced(run: Run, monkeyp
         await backend.open(LONG)  # who asks again loads it again
         await backend.close()
         assert (await refused(backend.open(LONG))).code == "shutting_down"
+
+    run(work())
+
+
+def test_an_engine_that_hangs_is_noticed_and_replaced(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped, as by a driver that never comes back: no frame, no end of file. Who does not ask does not notice."""
+    monkeypatch.setattr(module, "_PAUSES", (0.05, 0.2))
+    monkeypatch.setattr(module, "_PATIENCE", {"cpu": 1.5})
+    monkeypatch.setattr(module, "_LAST_WORDS", 0.3)
+    backend = Backend("embedded", options={"max_batch": 4})
+
+    async def work() -> None:
+        await backend.load()
+        stream = await backend.open(LONG)
+        await anext(stream)
+        await asyncio.sleep(2.0)  # works, however long that takes
+        assert (backend.restarts, backend.stuck, backend.state) == (0, False, "ready")
+        stream.cancel()
+        await items_of(stream)
+        await resting(backend)
+        child = psutil.Process(backend.pid)
+        child.suspend()
+        await asyncio.sleep(2.0)
+        assert (backend.restarts, backend.stuck, backend.state) == (0, False, "ready")
+        begun = time.monotonic()
+        asking = asyncio.create_task(backend.open(LONG))
+        await until(lambda: backend.stuck)
+        error = await refused(asking)
+        assert (error.status, error.code) == (503, "engine_lost")
+        assert re.search(r"no step in \d+ s", error.message)
+        assert 1.0 < time.monotonic() - begun < 8.0
+        await until(lambda: backend.state == "ready")
+        assert (backend.restarts, backend.stuck) == (1, False)
+        assert not child.is_running()
+        assert (await (await backend.open(CALLS[0])).collect())[0].result.content == "The answer is 378."
+        await backend.close()
 
     run(work())
 

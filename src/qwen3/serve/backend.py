@@ -37,6 +37,7 @@ _COMPACT = 256  # pieces of news that wait in a stream before they are joined
 _PAUSES = 0.5, 30.0  # seconds before the first and later restarts; doubled each time
 _STEADY = 60.0  # seconds after which a process is held to be in order
 _RETRY_LOAD = 10.0  # seconds before a model that could not be loaded is tried again
+_PATIENCE = {"cuda": 120.0, "cpu": 900.0}  # seconds that a step may take: a long prompt's, of the largest model
 _LAST_WORDS = 5.0  # seconds that a process whose line is closed has left
 _FIELDS = {field.name for kind in (Call, SamplingParams) for field in fields(kind)}
 _PARAM = re.compile(r"([a-z_]+)(?:\.\w+|\[\d+\])*")
@@ -186,7 +187,7 @@ class Backend:
     state: "unloaded", "loading", "ready", "restarting" (its process has died) or "failed" (it could not be loaded; the
     next one who asks, after a while, tries again). info: known from the first load on. stats: running, queued,
     used_blocks, blocks, steps, max_batch, max_len, tokens (generated so far), 50 ms old at most; {} before. used:
-    when somebody last wanted it, on `time.monotonic`.
+    when somebody last wanted it, on `time.monotonic`. stuck: its process makes no step, and did not end yet.
     """
 
     def __init__(
@@ -204,6 +205,7 @@ class Backend:
         self.stats: dict[str, int] = {}
         self.used = time.monotonic()
         self.restarts = 0
+        self.stuck = False
         self.error: Exception | None = None  # why it could not be loaded
         self._make_room = make_room
         self._closed = False
@@ -212,7 +214,7 @@ class Backend:
         self._count = 0  # samples of calls that have not ended
         self._next = 0
         self._ended: deque[float] = deque(maxlen=64)  # when samples did
-        self._retry_at = 0.0
+        self._retry_at = self._heard = 0.0  # when its engine's thread last said something
         self._seconds = 0.0  # that loading took
         self._process: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
@@ -377,7 +379,7 @@ class Backend:
 
     def _hear(self, stats: list[int] | None, replies: list[Any], news: list[list[Any]]) -> None:
         if stats is not None:
-            self.stats = dict(zip(STATS, stats, strict=True))
+            self.stats, self._heard = dict(zip(STATS, stats, strict=True)), time.monotonic()
         for key, value, error in replies:
             future = self._replies.get(key)
             if future is not None and not future.done():
@@ -445,9 +447,10 @@ class Backend:
                     if not loaded.done():
                         loaded.set_result(None)
                     began = time.monotonic()
-                    await link.lost
+                    silence = await self._watch(link)
                     self.state, self.stats = "restarting", {}
                     how = await self._stop()
+                    how = f"no step in {silence:.0f} s" if silence else how
                     _log.error("the engine's process of %s has ended (%s); starting another", self.name, how)
                     self._fail_all(f"the engine's process has ended ({how}): the request is lost, send it again", pause)
                     if time.monotonic() - began > _STEADY:
@@ -462,6 +465,21 @@ class Backend:
             if not loaded.done():
                 loaded.set_exception(unloaded)
                 loaded.exception()  # perhaps nobody waits
+
+    async def _watch(self, link: _Link) -> float:
+        """Returns when the process is gone: 0; or when its engine is stuck: seconds since it was heard of."""
+        patience = _PATIENCE.get(self.info.device.partition(":")[0] if self.info else "", max(_PATIENCE.values()))
+        while not link.lost.done():
+            silence = time.monotonic() - self._heard
+            if not self.busy:
+                self._heard = time.monotonic()
+            elif silence > patience:
+                self.stuck = True
+                return silence
+            else:
+                self._tell("ping", 0)
+            await asyncio.wait([link.lost], timeout=min(1.0, patience / 4))
+        return 0.0
 
     async def _start_with_room(self) -> _Link:
         if self._make_room is not None:
@@ -522,6 +540,7 @@ class Backend:
         for _ in range(2):
             try:
                 code = await asyncio.shield(asyncio.to_thread(process.wait, _LAST_WORDS))
+                self.stuck = False
                 return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             except subprocess.TimeoutExpired:
                 process.kill()

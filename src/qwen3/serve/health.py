@@ -23,17 +23,17 @@ def router(server: Server) -> APIRouter:
 
     @routes.get("/health")
     async def health() -> Response:
-        """Liveness: the process answers. Says nothing of models."""
-        return _json(200, {"status": "ok"})
+        """Liveness: the process answers, and no engine of its is stuck. Says nothing else of models: one that takes no
+        step is ended and started again; where that takes long, only starting all again may help."""
+        stuck = any(backend.stuck for backend in server.models.list())
+        return _state("stuck" if stuck else "ok", not stuck)
 
     @routes.get("/ready")
     async def ready() -> Response:
         """Readiness: 200 where a request would be served now, 503 while the first model loads or restarts, after it
         failed, and as soon as the server was told to end."""
         state = server.state()
-        return _json(
-            200 if state == "ready" else 503, {"status": state}, {} if state == "ready" else {"retry-after": "2"}
-        )
+        return _state(state, state == "ready")
 
     @routes.get("/version")
     async def version() -> Response:
@@ -62,6 +62,10 @@ def router(server: Server) -> APIRouter:
         return _json(200, body)
 
     return routes
+
+
+def _state(state: str, fine: bool) -> Response:
+    return _json(200 if fine else 503, {"status": state}, {} if fine else {"retry-after": "2"})
 
 
 def _json(status: int, value: Any, headers: dict[str, str] | None = None) -> Response:

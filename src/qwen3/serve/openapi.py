@@ -431,7 +431,11 @@ def _answers(operation: dict[str, Any], method: str, path: str) -> None:
         content = {JSON: {"schema": schema}} | ({stream: {"schema": STREAMS[stream]}} if stream else {})
     kind = ERROR_OF[dialect_of(path)]
     errors: dict[str, Any] = {str(status): {"$ref": f"#/components/responses/{kind}{status}"} for status in ERRORS}
-    if path == "/ready":
-        errors["503"] = {"description": "Not ready.", "content": {JSON: {"schema": STATUS}}, "headers": RETRIES}
+    if path in ("/health", "/ready"):
+        errors["503"] = {
+            "description": "Stuck, or not ready.",
+            "content": {JSON: {"schema": STATUS}},
+            "headers": RETRIES,
+        }
     fine = {"200": {"description": "The answer.", "content": content}} if content else {}
     operation["responses"] = fine | errors

@@ -116,7 +116,9 @@ class Worker:
 
     def hear(self, message: Any, size: int) -> None:
         what, key, *rest = message
-        if what == "cancel":
+        if what == "ping":  # is the main thread alive?
+            self.inbox.put(lambda: self.line.send(self.stats(), [], []))
+        elif what == "cancel":
             self.inbox.put(lambda: self._cancel(key))
         elif what == "answer_now":
             self.inbox.put(lambda: self._answer_now(key))
