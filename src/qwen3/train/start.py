@@ -40,8 +40,8 @@ from qwen3.train.run import Run, duration, ended_stages
 
 @dataclass
 class Job:
-    """What a stage works on. The model is changed in place. mode, template: of its chat, see `LLM`. notes: what the
-    stages leave for those after them."""
+    """What a stage works on. The model is changed in place; it is None where the recipe's is: its stages make data.
+    mode, template: of its chat, see `LLM`. notes: what the stages leave for those after them."""
 
     model: Qwen3
     tokenizer: Tokenizer
@@ -82,7 +82,8 @@ def train(recipe: Recipe, say: Callable[[str], None] | None = None, command: str
         run.show(f"{recipe.folder}: this run has ended; give another out=FOLDER to train again")
         return {"finished": True, "stages": done, "model": _result(run), "seconds": 0.0, "report": _report(run)}
     job = prepare(recipe, run, device, ended)
-    run.log(event="start", recipe=recipe.name, parameters=job.model.config.num_parameters(), device=str(device),
+    parameters = job.model.config.num_parameters() if job.model else 0
+    run.log(event="start", recipe=recipe.name, parameters=parameters, device=str(device),
             keys=plain(recipe), help={name: text for name, (_, text) in keys(recipe)}, torch=torch.__version__,
             stages=names, command=command, time=datetime.now(UTC).isoformat(timespec="seconds"))  # fmt: skip
     finished = True
@@ -164,6 +165,8 @@ def _report(run: Run) -> str | None:
 
 def prepare(recipe: Recipe, run: Run, device: torch.device, ended: Sequence[str]) -> Job:
     """The model as the stages that have ended left it, or as the recipe has it."""
+    if recipe.model is None:
+        return _no_model(recipe, run)
     if ended:
         # A stage that was the last when it ended, before the recipe grew, left its weights or adapter as the result.
         after, adapter = run.folder / f"after-{ended[-1]}", run.folder / "adapter"
@@ -190,6 +193,17 @@ def prepare(recipe: Recipe, run: Run, device: torch.device, ended: Sequence[str]
     return Job(model, tokenizer, run, recipe.seed, mode, template, str(recipe.model), notes)
 
 
+def _no_model(recipe: Recipe, run: Run) -> Job:
+    """recipe.tokenizer: a folder with one, or the name of a model; empty: the official one."""
+    name = recipe.tokenizer
+    if not name or (Path(name).exists() and not (Path(name) / "config.json").exists()):
+        tokenizer = Tokenizer.from_pretrained(name or None)
+    else:
+        found = resolve(None if name == "embedded" else name)
+        tokenizer, _ = find_tokenizer(found, ModelConfig.from_pretrained(found.path))
+    return Job(None, tokenizer, run, recipe.seed, "hybrid", "qwen3", "", {})  # type: ignore[arg-type]
+
+
 def _fresh(recipe: Recipe, run: Run, device: torch.device) -> Job:
     from qwen3.train.loop import init_weights
 
@@ -206,7 +220,7 @@ def _end(run: Run, job: Job, stage: str, last: bool) -> None:
     """What a stage leaves for those after it, or as the result. An adapter that others come after becomes part of the
     weights."""
     adapter = job.notes.get("adapter")
-    if adapter and last:  # the base stays as it was
+    if job.model is None or (adapter and last):  # the base stays as it was
         return
     folder = run.folder / ("model" if last else f"after-{stage}")
     if adapter:
@@ -230,6 +244,11 @@ def _result(run: Run) -> str | None:
 
 # Recipes by name: the module with its function recipe(), imported when asked for; what it does; an example.
 RECIPES: dict[str, tuple[str, str, str]] = {
+    "corpus": (
+        "qwen3.train.corpus.pipeline",
+        "texts of any kind, cleaned, filtered and freed of duplicates, into shards of tokens",
+        "sources=./docs,more.jsonl,package:python tokenizer=embedded out=./text",
+    ),
     "sft": (
         "qwen3.train.sft",
         "your own chats, into an adapter, or into all weights (lora.rank=0)",

@@ -49,13 +49,18 @@ def read(spec: str, *, field: str = "text", bad: Bad | None = None) -> Iterator[
     without pyarrow, CorruptFileError for a compressed or Parquet file that is cut off or damaged.
     """
     for path, name in expand(spec).files:
-        for item in _read_file(path, name, field):
-            if isinstance(item, tuple):
-                if bad is None:
-                    raise UsageError(f"{item[0]}: {item[1]} (bad_rows=skip leaves such out and counts them)")
-                bad(*item)
-            else:
-                yield Document(item.text, item.id, spec, item.language, item.meta)
+        yield from read_file(path, name, spec, field=field, bad=bad)
+
+
+def read_file(path: Path, name: str, spec: str, *, field: str = "text", bad: Bad | None = None) -> Iterator[Document]:
+    """The documents of one file of a spec's listing, as `read`."""
+    for item in _read_file(path, name, field):
+        if not isinstance(item, tuple):
+            yield Document(item.text, item.id, spec, item.language, item.meta)
+        elif bad is None:
+            raise UsageError(f"{item[0]}: {item[1]} (bad_rows=skip leaves such out and counts them)")
+        else:
+            bad(*item)
 
 
 def expand(spec: str) -> Listing:

@@ -27,7 +27,8 @@ FORMAT = "qwen3-shards-1"
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22
 
-Documents = Iterable[Sequence[int]] | Callable[[int], Iterable[Sequence[int]]]
+Ids = Sequence[int] | NDArray[np.int32]
+Documents = Iterable[Ids] | Callable[[int], Iterable[Ids]]
 """The ids of each document in order; or a function that gives them from document number n on, so that a run which goes
 on need not make those again that are on disk."""
 
@@ -38,7 +39,7 @@ def write_shards(
     tokenizer: Tokenizer,
     *,
     sources: Mapping[str, Any] | None = None,
-    shard_tokens: int = 1 << 26,
+    shard_tokens: int = 1 << 24,
     tell: Callable[[int, int], None] | None = None,
 ) -> Shards:
     """Write the documents, or go on behind the last whole shard of a call that was killed: the bytes are the same.
@@ -183,7 +184,7 @@ def _token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
 
 
 def _write_shard(
-    folder: Path, number: int, first: int, rest: Iterator[Sequence[int]], about: Mapping[str, Any],
+    folder: Path, number: int, first: int, rest: Iterator[Ids], about: Mapping[str, Any],
     lengths: NDArray[np.int64],
 ) -> dict[str, Any] | None:  # fmt: skip
     """The next shard's entry of the manifest, or None where no document is left. first: its first document's number."""
