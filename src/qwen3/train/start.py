@@ -249,6 +249,11 @@ RECIPES: dict[str, tuple[str, str, str]] = {
         "texts of any kind, cleaned, filtered and freed of duplicates, into shards of tokens",
         "sources=./docs,more.jsonl,package:python tokenizer=embedded out=./text",
     ),
+    "pretrain": (
+        "qwen3.train.pretrain",
+        "a model from nothing: general, reasoning and long text, in three stages",
+        "model=tiny data=./text out=./base",
+    ),
     "sft": (
         "qwen3.train.sft",
         "your own chats, into an adapter, or into all weights (lora.rank=0)",
