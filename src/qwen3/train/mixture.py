@@ -65,7 +65,7 @@ class Mixture:
     parts: samples of each source in an epoch, 0 where there is no end.
     """
 
-    def __init__(self, sources: Sequence[Source], length: int, seed: int = 0) -> None:
+    def __init__(self, sources: Sequence[Source], length: int, seed: int | str = 0) -> None:
         if not sources:
             raise UsageError("a mixture needs a source")
         if double := [name for name, times in Counter(s.name for s in sources).items() if times > 1]:

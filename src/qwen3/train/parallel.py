@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
 from qwen3.model import Qwen3
-from qwen3.train.optim import processes
+from qwen3.train.optim import is_sharded, processes
 
 
 def shard(model: Qwen3) -> None:
@@ -33,11 +32,11 @@ def gathered_whole(model: Qwen3) -> Qwen3:
     """A network of its own with all parameters of a sharded one, in every process."""
     config = model.config
     whole = Qwen3(config, device=model.device, dtype=model.dtype)
-    sharded = dict(model.named_parameters())
+    sharded: dict[str, Any] = dict(model.named_parameters())
     with torch.no_grad():
         for name, p in whole.named_parameters():
             own = sharded[name]
-            p.copy_(own.full_tensor() if isinstance(own, DTensor) else own)
+            p.copy_(own.full_tensor() if is_sharded(own) else own)
     return whole
 
 
@@ -48,6 +47,15 @@ def merged(position: Mapping[str, Any]) -> dict[str, Any]:
     found: list[Any] = [None] * processes()
     dist.all_gather_object(found, dict(position))
     return {"update": position["update"], "lanes": {k: v for one in found for k, v in one["lanes"].items()}}
+
+
+def any_of_all(flag: bool, device: torch.device) -> bool:
+    """Whether it is set in one of the processes. All must ask."""
+    if processes() == 1:
+        return flag
+    found = torch.tensor(float(flag), device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
 
 
 def wait_for_all() -> None:
@@ -62,8 +70,3 @@ def join() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-
-
-def leave() -> None:
-    if dist.is_available() and dist.is_initialized() and "TORCHELASTIC_RUN_ID" in os.environ:
-        dist.destroy_process_group()

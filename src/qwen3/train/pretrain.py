@@ -184,7 +184,7 @@ def run_pretrain(stage: Pretrain, job: Job) -> dict[str, Any]:
         set_rope(job.model, theta=stage.rope_theta, context=context, scaling=job.model.config.rope_scaling)
         run.say(f"{stage.name}: rotary base {job.model.config.rope_theta:,.0f}, for {context:,} positions")
     sources = data_of(stage, job)
-    mixture = Mixture(sources, length, job.seed)
+    mixture = Mixture(sources, length, f"{job.seed}/{stage.name}")
     plan, why = derive(stage, job, mixture, length)
     for line in why:
         run.say(f"{stage.name}: {line}")
@@ -334,7 +334,7 @@ def derive(stage: Pretrain, job: Job, mixture: Mixture, length: int) -> tuple[Pl
     )
     why = [
         f"{updates:,} updates of {each:,} tokens, {updates * each:,} in all: {reason}",
-        f"an update is {parts} micro-batches of {rows} rows with {length:,} tokens: {batch}",
+        f"an update is {parts} × {rows} rows of {length:,} tokens (× what is computed at once): {batch}",
         f"{rates}; rising over {warmup} updates, falling over the last {decay} from {stage.peak:g} to {stage.final:g}",
     ]
     return Plan(

@@ -26,6 +26,7 @@ from qwen3.errors import CorruptFileError, Qwen3Error, UsageError
 from qwen3.train.checkpoints import rewind
 from qwen3.train.optim import process
 from qwen3.train.packing import PackedBatch
+from qwen3.train.parallel import any_of_all
 from qwen3.train.trainer import LossFn, Metrics, Trainer
 
 _SPIKE = 3.0  # a loss so many times its running mean, and as many deviations above it, is one
@@ -233,7 +234,7 @@ def loop(
 
     try:
         for i in range(first, updates):
-            if run.over:
+            if any_of_all(run.over, trainer.device):
                 break
             made = batches(i)
             scale = schedule(i)

@@ -33,6 +33,8 @@ from qwen3.model import Qwen3, load_model
 from qwen3.model.load import best_device
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.adapters import load_adapter, merge
+from qwen3.train.optim import process
+from qwen3.train.parallel import join, wait_for_all
 from qwen3.train.recipe import Recipe, described, keys, override, plain
 from qwen3.train.report import logged_lines, write_report
 from qwen3.train.run import Run, duration, ended_stages
@@ -70,7 +72,10 @@ def train(recipe: Recipe, say: Callable[[str], None] | None = None, command: str
     names = [stage.name for stage in recipe.stages]
     if len(set(names)) < len(names):
         raise UsageError(f"two stages have one name: {', '.join(names)}")
-    check_folder(recipe)
+    join()
+    if not process():
+        check_folder(recipe)
+    wait_for_all()
     device = _device(recipe.device)
     run = Run(recipe.folder, recipe.max_minutes, say, recipe.tensorboard)
     random.seed(recipe.seed)
@@ -154,7 +159,7 @@ def check_folder(recipe: Recipe) -> None:
 
 def _report(run: Run) -> str | None:
     """Its place; None where nothing was measured. A run is not to fail on its picture."""
-    if next(logged_lines(run.folder, '"update"'), None) is None:
+    if process() or next(logged_lines(run.folder, '"update"'), None) is None:
         return None
     try:
         return str(write_report(run.folder))
@@ -228,7 +233,9 @@ def _end(run: Run, job: Job, stage: str, last: bool) -> None:
             f"{stage}: the adapter is merged into the weights, which the next stage trains; it stays in {stage}-adapter"
         )
         merge(job.model)
-    save_checkpoint(folder, job.model, tokenizer=job.tokenizer, generation_config=job.notes.get("generation"))
+    if not process():
+        save_checkpoint(folder, job.model, tokenizer=job.tokenizer, generation_config=job.notes.get("generation"))
+    wait_for_all()
     if adapter:
         shutil.rmtree(kept := run.folder / f"{stage}-adapter", ignore_errors=True)
         Path(job.notes.pop("adapter")).rename(kept)
