@@ -71,6 +71,8 @@ def test_the_student_comes_nearer(tmp_path: Path, mode: str) -> None:
     assert lines[0]["kl/answer"] > 0
     assert sum(lines[0][f"share/{name}"] for name in distill.KINDS) == pytest.approx(1)
     assert lines[-1]["device_seconds"] == pytest.approx(sum(summary["seconds_by"].values()), abs=0.1)
+    assert summary["gap"]["kl"] == pytest.approx(gaps[-1], rel=1e-3)
+    assert f"gap to the teacher: {gaps[-1]:.3g} nats a token (answer" in run.said[-1]
     if mode != "sampled":
         assert lines[-1]["top"] > lines[0]["top"]
     if mode in ("on-policy", "sampled", "mixed"):

@@ -212,7 +212,9 @@ class Live(_OfTokens):
 
 
 class DistillTrainer(RoundTrainer):
-    """Divergences by kind are means over the tokens of the kind."""
+    """Divergences by kind are means over the tokens of the kind. gap: what the last update saw of it."""
+
+    gap: Mapping[str, float] = {}
 
     def update(self, batches: Sequence[PackedBatch], loss: LossFn, lr_scale: float = 1.0) -> Metrics:
         self.parts = [len(batches)]
@@ -220,7 +222,17 @@ class DistillTrainer(RoundTrainer):
         for name in KINDS:
             share = found[f"share/{name}"]
             found[f"kl/{name}"] = found[f"kl/{name}"] / share if share else 0.0
+        first = ("kl", "top", "pass_1", "device_seconds")  # what the line for people has room for
+        found = {name: found[name] for name in first if name in found} | found
+        self.gap = {name: value for name, value in found.items() if name.startswith("kl") or name in ("top", "entropy")}
         return Metrics(found, {})
+
+
+def gap_report(gap: Mapping[str, float]) -> str:
+    """What is left between student and teacher, in one line."""
+    kinds = ", ".join(f"{name} {gap[f'kl/{name}']:.3g}" for name in KINDS if gap[f"kl/{name}"])
+    top = f"; the teacher's first choice has {gap['top']:.1%}" if "top" in gap else ""
+    return f"gap to the teacher: {gap['kl']:.3g} nats a token ({kinds}){top}; entropy {gap['entropy']:.3g}"
 
 
 # The stage
@@ -332,7 +344,10 @@ def run_distill(stage: Distill, job: Job) -> dict[str, Any]:
             run, trainer, stage.name, stage.updates, batches, loss, stage.learning, save_every=stage.save_every,
             position=lambda: place | {"phases": trainer.phases.total}, restore=restore, after=after, watch=not own,
         )  # fmt: skip
-    return summary | {"seconds_by": {name: round(s, 2) for name, s in trainer.phases.total.items()}}
+    if trainer.gap:
+        run.say(gap_report(trainer.gap))
+    seconds = {name: round(spent, 2) for name, spent in trainer.phases.total.items()}
+    return summary | {"seconds_by": seconds, "gap": {name: float(f"{v:.4g}") for name, v in trainer.gap.items()}}
 
 
 def _lessons_of(store: TeacherStore, stage: Distill, job: Job) -> tuple[int, Callable[[int], list[PackedBatch]]]:
