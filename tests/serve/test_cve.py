@@ -1,11 +1,11 @@
-"""How others' servers were broken, one test for each kind; what other test files hold is named in ELSEWHERE."""
+"""How others' servers were broken: the rows of the table in docs/security.md that no other test file holds."""
 
 from __future__ import annotations
 
 import ast
 import base64
-import importlib
 import json
+import re
 import socket
 import statistics
 import string
@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qwen3
+from qwen3 import LLM
 from qwen3.chat import parse
 from qwen3.errors import Qwen3Error
 from qwen3.serve.errors import ApiError
@@ -30,33 +31,27 @@ from qwen3.serve.keys import Keys
 from qwen3.serve.openai.chat import ChatBody
 from qwen3.serve.thinking import spellings
 from qwen3.serve.wire import Frames, pack
+from tests.fixtures import random_checkpoint, tiny_config
 from tests.serve.conftest import KEYS, AppClient, Running
 from tests.serve.test_app import BODIES, CHAT, HELLO, json_posts, message_of
 
 ROOT = Path(qwen3.__file__).parent
 SOURCE = {path: ast.parse(path.read_text()) for path in ROOT.rglob("*.py")}
-ELSEWHERE = {
-    "pickled weights (CVE-2025-24357)": ("checkpoint.test_reading", "test_pickle_is_never_opened"),
-    "templates in model files (CVE-2024-34359)": ("chat.test_sandbox", "test_bad_templates_are_refused"),
-    "templates that never end (CVE-2026-5760)": ("chat.test_sandbox", "test_a_loop_without_end_is_killed"),
-    "remote code in repositories (CVE-2026-22807)": ("test_config", "test_a_wrong_key_is_named"),
-    "tool-call parsers (CVE-2025-9141)": ("chat.test_tool_calls", "test_damaged"),
-    "schemas (CVE-2025-48942)": ("engine.test_constraint", "test_schemas_are_bounded_and_never_overflow_the_compiler"),
-    "bodies": ("serve.test_limits", "test_bodies_that_are_too_long"),
-    "giant headers (CVE-2025-48956)": ("serve.test_limits", "test_giant_headers"),
-    "slow headers": ("serve.test_limits", "test_headers_that_crawl"),
-    "no authentication": ("serve.test_security", "test_a_public_address_needs_keys"),
-    "DNS rebinding": ("serve.test_security", "test_rebinding_is_refused"),
-    "requests of web pages": ("serve.test_security", "test_other_pages_are_refused"),
-    "another's reasoning": ("serve.test_memory", "test_any_mismatch_inserts_nothing"),
-    "secrets in logs": ("serve.test_logs", "test_no_secrets"),
-}  # fmt: skip
+PAGE = ROOT.parents[1] / "docs" / "security.md"
 
 
-@pytest.mark.parametrize("row", ELSEWHERE)
-def test_is_held_by_another_file(row: str) -> None:
-    module, name = ELSEWHERE[row]
-    assert callable(getattr(importlib.import_module(f"tests.{module}"), name))
+def test_every_row_of_the_table_has_its_tests() -> None:
+    """docs/security.md lists how others were broken, and here or elsewhere there is a test of each name it gives."""
+    table = PAGE.read_text(encoding="utf-8").partition("<!-- attacks -->")[2].partition("<!-- /attacks -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.strip().splitlines()[2:]]
+    assert len(rows) >= 24
+    for attack, _, tests in rows:
+        named = re.findall(r"`([\w/]+\.py)((?:::test_\w+)+)`", tests)
+        assert named, f"{attack}: no test"
+        for file, names in named:
+            tree = ast.parse((ROOT.parents[1] / "tests" / file).read_text(encoding="utf-8"))
+            there = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+            assert set(names.strip(":").split("::")) <= there, (attack, file)
 
 
 # What the source may not say
@@ -283,6 +278,24 @@ def test_template_kwargs(given: dict[str, Any]) -> None:
         assert str(caught.value.param).startswith("chat_template_kwargs.")
     else:
         assert set(spellings(body)[0]) >= {f"chat_template_kwargs.{name}" for name in given}
+
+
+def test_code_in_a_repository(tmp_path: Path) -> None:
+    """CVE-2026-22807: a repository may ask for its code to be run; whatever it says, none is imported."""
+    folder = random_checkpoint(tmp_path / "model", tiny_config(), tokenizer=True)
+    ran = tmp_path / "ran"
+    for name in ("modeling_evil", "tokenization_evil", "__init__", "setup", "conftest"):
+        (folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'w')")
+    asked = {"auto_map": {"AutoModelForCausalLM": "modeling_evil.Evil"}, "trust_remote_code": True}
+    for file, refused in (("tokenizer_config.json", False), ("generation_config.json", False), ("config.json", True)):
+        path = folder / file
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | asked))
+        if refused:
+            with pytest.raises(Qwen3Error, match="auto_map asks to run code"):
+                LLM(str(folder), device="cpu")
+        else:
+            LLM(str(folder), device="cpu").close()
+    assert not ran.exists()
 
 
 def test_models_of_requests(app_client: AppClient) -> None:
