@@ -236,7 +236,7 @@ def test_requests_of_one_key(make_client: Callable[..., AppClient], tmp_path: Pa
     path.touch(0o600)
     path.write_text("alice:alice-secret-0123456789\nbob:bob-secret-0123456789:max=1\n")
     client = make_client(Settings(models=(("fake", "fake"),), api_key_file=path, max_per_key=3))
-    client.backend.delay = 0.15
+    client.backend.delay = 0.25
 
     def ask(name: str) -> httpx.Response:
         return client.post(CHAT, HELLO, headers=bearer(name))
@@ -273,6 +273,29 @@ def test_a_slot_is_given_back_whatever_happens() -> None:
     assert not limits._by_caller
     with limits.slot(alice), limits.slot(Caller("bob")), pytest.raises(ApiError), limits.slot(alice):
         raise AssertionError
+
+
+def test_who_asks_again_at_once_is_not_refused_for_the_answer_just_read() -> None:
+    """An answer's last byte is read before the server is done with its request; that takes a moment."""
+    limits, alice = Limits(Settings(max_per_key=1)), Caller("alice")
+
+    async def work() -> None:
+        with limits.slot(alice):
+            waiting = asyncio.create_task(limits.turn(alice))
+            await asyncio.sleep(0.03)
+            assert not waiting.done()
+        await waiting
+        with limits.slot(alice):
+            begun = time.monotonic()
+            await asyncio.wait_for(limits.turn(alice), 5)
+            assert time.monotonic() - begun >= 0.2
+            with pytest.raises(ApiError), limits.slot(alice):
+                pass
+        begun = time.monotonic()
+        await limits.turn(alice)
+        assert time.monotonic() - begun < 0.1
+
+    asyncio.run(work())
 
 
 def test_streams_can_be_hurried_when_no_more_are_taken(make_client: Callable[..., AppClient], key_file: Path) -> None:

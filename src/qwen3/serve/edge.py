@@ -134,6 +134,8 @@ class _Exchange:
         if method in ("GET", "OPTIONS"):
             await app(self.scope, receive, self._send)
             return
+        if not self.always:
+            await server.limits.turn(self.caller)
         with (
             nullcontext() if self.always else server.limits.slot(self.caller),
             server.limits.memory() as (take, self.release),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from qwen3.serve.keys import ANONYMOUS, Caller
 from qwen3.serve.settings import Settings
 
 BATCH = 1024  # what models run at once where nobody says; their own queues refuse earlier, and know when to try again
+GRACE = 0.2  # seconds
 BODIES = 8  # as many bodies of the greatest allowed size may be in memory
 
 
@@ -23,13 +26,23 @@ class Limits:
         self._settings = settings
         self._by_caller: Counter[str] = Counter()
 
+    def _full(self, caller: Caller) -> bool:
+        return caller.id != ANONYMOUS.id and self._by_caller[caller.id] >= (caller.limit or self._settings.max_per_key)
+
+    async def turn(self, caller: Caller) -> None:
+        """Waits a moment for a caller who has its share: who has read an answer to its end may ask again before it has
+        been put away here."""
+        end = time.monotonic() + GRACE
+        while self._full(caller) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+
     @contextmanager
     def slot(self, caller: Caller) -> Iterator[None]:
         """While a request runs. Raises ApiError 503 if all are taken, 429 if this caller has its share."""
-        most = caller.limit or self._settings.max_per_key
         if self.running >= self._settings.max_queue + (self._settings.max_batch or BATCH):
             raise ApiError(503, "the server has all the requests it takes", code="overloaded", retry_after=2.0)
-        if caller.id != ANONYMOUS.id and self._by_caller[caller.id] >= most:
+        if self._full(caller):
+            most = caller.limit or self._settings.max_per_key
             raise ApiError(
                 429, f"this key has {most} requests under way, which is its limit", code="concurrency", retry_after=1.0
             )
