@@ -156,10 +156,8 @@ def write_store(
         "k": k, "temperature": temperature, "data": json.loads(json.dumps(data)), "chunks": chunks,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    done = _begun(folder, about)
-    if (folder / MANIFEST).exists():
-        return TeacherStore(folder, tokenizer)
-    for number in range(len(done), chunks):
+    done, whole = _begun(folder, about), (folder / MANIFEST).exists()
+    for number in range(len(done), 0 if whole else chunks):
         if over():
             return None
         entry = _write_shard(folder, number, samples(number), teacher, rows, k, temperature, length)
@@ -167,13 +165,18 @@ def write_store(
         _write_json(folder / f"{number:05d}.done", {"about": about, "entry": entry})
         if tell is not None:
             tell(number + 1, sum(one["samples"] for one in done))
-    sums = {name: sum(entry[name] for entry in done) for name in ("samples", "tokens", "trained")}
-    if not sums["trained"]:
-        raise UsageError(f"{folder}: no sample has a trained token; there is nothing to learn from")
-    _write_json(folder / MANIFEST, about | sums | {"shards": done})
+    if not whole:
+        _finish(folder, about, done)
     for path in folder.glob("[0-9]*.done"):
         path.unlink()
     return TeacherStore(folder, tokenizer)
+
+
+def _finish(folder: Path, about: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> None:
+    sums = {name: sum(entry[name] for entry in done) for name in ("samples", "tokens", "trained")}
+    if not sums["trained"]:
+        raise UsageError(f"{folder}: no sample has a trained token; there is nothing to learn from")
+    _write_json(folder / MANIFEST, {**about, **sums, "shards": done})
 
 
 class TeacherStore(Sequence[TokenSample]):
