@@ -2,7 +2,8 @@
 
 Sections: parity (every fast path against its reference), attention (the ways to attend, timed), dense06b (Qwen3-0.6B,
 one document of 8,192 tokens a row), embedded (18M parameters, short documents), moe (layers of 30B-A3B's shape beside
-dense ones of the same active size), lora8b (an adapter on 8B), optim (the optimiser alone). Each prints a table and
+dense ones of the same active size), lora8b (an adapter on 8B), fp8 (products in 8 bits, checked, then beside bf16),
+optim (the optimiser alone). Each prints a table and
 writes `$OUT/train_bench_SECTION.json`; --tiny runs them all on a CPU in seconds, to show that they work. Needs torch
 and numpy (Triton on a GPU) and what `qwen3` needs.
 """
@@ -32,6 +33,7 @@ from qwen3.model.lora import LoraConfig
 from qwen3.train import moe
 from qwen3.train.adapters import add_lora
 from qwen3.train.forward import AttentionPlan, BatchTensors, attend, plan_attention, to_tensors
+from qwen3.train.fp8 import Fp8, fp8_linear
 from qwen3.train.losses import linear_cross_entropy
 from qwen3.train.optim import OptimConfig, Optimizer
 from qwen3.train.packing import PackedBatch, pack
@@ -477,9 +479,43 @@ def lora8b() -> list[dict[str, Any]]:
     return [measure(DENSE_8B, batches, adamw, f"LoRA on 8B, {count} × {length}", rank=4 if TINY else 16)]
 
 
+def fp8() -> list[dict[str, Any]]:
+    """The products against their twin in float32, then layers of the 8B's shape and the 0.6B with and without."""
+    rows: list[dict[str, Any]] = []
+    for rows_wise in (False, True):
+        apart = fp8_error(rows_wise)
+        name = f"product and gradients, {'rowwise' if rows_wise else 'one scale'}"
+        rows.append({"what": name, "error": apart, "ok": apart < 0.01})
+    if DEVICE.type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
+        return rows
+    layers8b = DENSE_8B | {"num_hidden_layers": 8, "vocab_size": 8192, "tie_word_embeddings": True}
+    length = 128 if TINY else 8192
+    for label, values in (("8 layers of 8B", layers8b), ("0.6B", DENSE_06B)):
+        batches = [batch_of(2, length, [length] * 2, 600 if TINY else 8192, i) for i in range(2)]
+        kinds: tuple[Fp8, ...] = (False, True, "rowwise")
+        for kind in kinds:
+            name = "bf16" if kind is False else "rowwise" if kind == "rowwise" else "one scale"
+            how = OptimConfig(kind="adamw", matrix_lr=3e-4, vector_lr=3e-4)
+            rows.append(measure(values, batches, how, f"{label}, 2 × {length}, {name}", fp8=kind))
+    return rows
+
+
+def fp8_error(rowwise: bool) -> float:
+    """Relative distance of the product and both gradients from the twin's, at the most."""
+    torch.manual_seed(6)
+    x, weight = (torch.randn(n, 256, device=DEVICE).to(DTYPE).requires_grad_() for n in (512, 384))
+    outer = torch.randn(512, 384, device=DEVICE).to(DTYPE)
+    results = []
+    for where in (DEVICE, torch.device("cpu")):
+        a, b = (t.detach().to(where).requires_grad_() for t in (x, weight))
+        out = fp8_linear(a, b, rowwise)
+        results.append([out, *torch.autograd.grad(out, (a, b), outer.to(where))])
+    return max(distance(mine, right.to(DEVICE)) for mine, right in zip(*results, strict=True))
+
+
 SECTIONS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "parity": parity, "attention": attention, "optim": optim, "dense06b": dense06b, "embedded": embedded,
-    "moe": moe_layers, "lora8b": lora8b,
+    "moe": moe_layers, "lora8b": lora8b, "fp8": fp8,
 }  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from qwen3 import kernels
 from qwen3.errors import UsageError
 from qwen3.model import Qwen3
 from qwen3.model.network import Layer, RouterOutput, SparseMLP
+from qwen3.train.fp8 import Fp8, use_fp8
 from qwen3.train.packing import IGNORED, PackedBatch
 
 AttentionKind = Literal["equal", "flex", "varlen", "dense"]
@@ -278,7 +279,8 @@ def run_layers(
 class Forward:
     """`run_layers` with its options. attention: None chooses by batch. checkpointing: "layers" computes each layer
     again on the way back, "attention" all of it but the attention. compiling: "layers" compiles one layer and uses it
-    for all, "whole" the network (more seconds, a little faster).
+    for all, "whole" the network (more seconds, a little faster). fp8: products of the layers in 8 bits, see
+    `use_fp8`, which the model has from then on; None: as it is.
 
     Raises UsageError for an option that does not exist.
     """
@@ -290,6 +292,7 @@ class Forward:
         attention: AttentionKind | None = None,
         checkpointing: Checkpointing = "none",
         compiling: Compiling = "none",
+        fp8: Fp8 | None = None,
     ) -> None:
         for name, value, allowed in (
             ("checkpointing", checkpointing, get_args(Checkpointing)), ("compiling", compiling, get_args(Compiling)),
@@ -298,6 +301,8 @@ class Forward:
                 raise UsageError(f"{name}={value!r} must be one of {', '.join(allowed)}")
         self.model = model
         self.attention = attention
+        if fp8 is not None:
+            use_fp8(model, fp8)
         kernels.chosen(model.device.type, training=True)  # now: compiled code may not meet a table that changes
         run: Callable[..., Any] = torch.compile(run_layer) if compiling == "layers" else run_layer
         if checkpointing != "none":

@@ -115,19 +115,19 @@ def parse(text: str, kind: Any, name: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if type(None) in options and text in ("none", "None", ""):
             return None
-        errors = []
+        wanted = []
         for option in options:
             if option is not type(None):
                 try:
                     return parse(text, option, name)
                 except UsageError as error:
-                    errors.append(error)
-        raise errors[-1]
+                    wanted.append(str(error).partition(" must be ")[2])
+        raise UsageError(f"{name}={text!r} must be {', or '.join(wanted)}")
     if origin is typing.Literal:
         for option in options:
             if text == str(option):
                 return option
-        raise UsageError(f"{name}={text!r} must be one of {', '.join(map(str, options))}")
+        raise UsageError(f"{name}={text!r} must be {'one of ' * (len(options) > 1)}{', '.join(map(str, options))}")
     if origin is tuple:
         return tuple(parse(part.strip(), options[0], name) for part in text.split(",") if part.strip())
     if kind is bool:

@@ -23,6 +23,7 @@ from qwen3.train.chats import ChatData, load_chats, preview
 from qwen3.train.conversations import Renderer, Turns
 from qwen3.train.feeds import Feed, rows_feed, update_batches
 from qwen3.train.forward import Checkpointing
+from qwen3.train.fp8 import Fp8
 from qwen3.train.fusion import Fusion, chat_draws, flag_obedience, fusion_feed, some_questions
 from qwen3.train.optim import OptimConfig
 from qwen3.train.packing import PackedBatch
@@ -75,6 +76,7 @@ class SFT:
     optim: OptimConfig | None = key(None, "in Python: the whole optimiser, instead of lr")
     warmup: float = key(0.05, "share of the updates over which the learning rate rises; then it falls to 0 in a line")
     checkpointing: Checkpointing = key("none", "computed again on the way back, to save memory: layers, attention")
+    fp8: Fp8 = key(False, "products of the layers in 8 bits: true, or rowwise; for wide models on a GPU that has FP8")
     save_every: int = key(100, "updates between checkpoints")
     obedience: int = key(0, "questions asked with /think and /no_think whenever a checkpoint is due; 0: none")
 
@@ -131,7 +133,7 @@ def run_sft(stage: SFT, job: Job) -> dict[str, Any]:
     if stage.lora.config is not None:
         add_lora(model, stage.lora.config, job.seed)
         run.say(table(model))
-    trainer = Trainer(model, optim, seed=job.seed, checkpointing=stage.checkpointing)
+    trainer = Trainer(model, optim, seed=job.seed, checkpointing=stage.checkpointing, fp8=stage.fp8)
     place = {
         "data": samples_fingerprint(plan.samples),
         "updates": plan.updates,

@@ -24,6 +24,7 @@ from qwen3.errors import UsageError
 from qwen3.model import Qwen3
 from qwen3.train.checkpoints import Checkpoints, random_state, restore_random
 from qwen3.train.forward import AttentionKind, BatchTensors, Checkpointing, Compiling, Forward, to_tensors
+from qwen3.train.fp8 import Fp8
 from qwen3.train.losses import chunk_for, linear_cross_entropy, token_logprobs
 from qwen3.train.moe import RouterSums, added, balance_loss, load_statistics, router_sums
 from qwen3.train.optim import OptimConfig, Optimizer, is_sharded, process, processes
@@ -124,6 +125,7 @@ class Trainer:
         attention: AttentionKind | None = None,
         checkpointing: Checkpointing = "none",
         compiling: Compiling | None = None,
+        fp8: Fp8 = False,
         balance: float | None = None,
         balance_counts: Literal["exact", "running"] = "exact",
         engines: Sequence[Shares] = (),
@@ -135,11 +137,12 @@ class Trainer:
         self.device = model.device
         if compiling is None:
             compiling = "layers" if self.device.type == "cuda" else "none"
-        self.forward = Forward(model, attention=attention, checkpointing=checkpointing, compiling=compiling)
+        self.forward = Forward(model, attention=attention, checkpointing=checkpointing, compiling=compiling, fp8=fp8)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = Optimizer(trained, model.config, self.optim)
         self.balance = model.config.router_aux_loss_coef if balance is None else balance
         self.balance_counts = balance_counts
+        self.fp8 = fp8
         self.engines = list(engines)
         self.updates = 0
         self._checkpoints: dict[Path, Checkpoints] = {}
@@ -318,7 +321,8 @@ class Trainer:
 
     def config(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be resumed."""
-        return {"model": self.model.config.to_dict(), "optim": asdict(self.optim), "balance": self.balance}
+        own = {"model": self.model.config.to_dict(), "optim": asdict(self.optim), "balance": self.balance}
+        return own | ({"fp8": self.fp8} if self.fp8 else {})
 
     def _store(self, folder: str | Path, keep: int) -> Checkpoints:
         path = Path(folder)
