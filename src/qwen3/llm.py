@@ -24,10 +24,9 @@ import torch
 from qwen3 import family, vectors
 from qwen3.asking import Asked, Asking, Form
 from qwen3.chat import Event, Finish, Message, Result, SandboxTemplate, ThinkingPolicy, fold
-from qwen3.checkpoint import Resolved, resolve
+from qwen3.checkpoint import Resolved, read_config, resolve
 from qwen3.checkpoint.adapter import Adapter, read_adapter
 from qwen3.checkpoint.mode import detect_mode, find_tokenizer
-from qwen3.config import ModelConfig
 from qwen3.engine.adapters import Loaded
 from qwen3.engine.engine import Engine
 from qwen3.engine.idle import IdleWork
@@ -152,16 +151,16 @@ class ChatStream:
 class LLM:
     """A model ready to answer. Threads may share it; `close`, or leaving a `with` block, frees the memory.
 
-    model: a folder, a family tag (`qwen3:8b`), a hub id (`owner/name@revision`); None: the embedded demonstration
-    model. device: "cuda", "cpu" or a torch device; None: CUDA if present. dtype: "bfloat16", "float16", "float32"
-    or a torch dtype; None: the checkpoint's own (on a CPU float32 where that is faster). context: longest prompt
-    and answer together in tokens; None: all the model has. weights: "fp8" keeps the projections in FP8, in half the
-    bytes; "int8" and "int4" all matrices in so many bits, on a CPU; None: as the checkpoint has them.
-    prefill_ahead: when an answer of `chat` has ended and nothing else is to do, compute what the next turn's prompt
-    will begin with. speculation: "ngram", or the name of a small model with the same tokenizer (`qwen3:0.6b`),
-    guesses tokens that are then verified, the same ones in less time. adapters: folders of LoRA adapters, by the
-    names that calls choose them by. draft_tokens, max_batch, max_queue, kv_dtype, prefix_cache, invariant: see
-    `Engine`.
+    model: a folder, a GGUF file, a family tag (`qwen3:8b`), a hub id (`owner/name@revision`, with `:Q4_K_M` behind it
+    for one of its GGUF files); None: the embedded demonstration model. device: "cuda", "cpu" or a torch device; None:
+    CUDA if present. dtype: "bfloat16", "float16", "float32" or a torch dtype; None: the checkpoint's own (on a CPU
+    float32 where that is faster). context: longest prompt and answer together in tokens; None: all the model has.
+    weights: "fp8" keeps the projections in FP8, in half the bytes; "int8" and "int4" all matrices in so many bits, on a
+    CPU; None: as the checkpoint has them. prefill_ahead: when an answer of `chat` has ended and nothing else is to do,
+    compute what the next turn's prompt will begin with. speculation: "ngram", or the name of a small model with the
+    same tokenizer (`qwen3:0.6b`), guesses tokens that are then verified, the same ones in less time. adapters: folders
+    of LoRA adapters, by the names that calls choose them by. draft_tokens, max_batch, max_queue, kv_dtype,
+    prefix_cache, invariant: see `Engine`.
 
     Attributes: `resolved` (None when made by `of`), `config`, `mode` ("hybrid", "thinking", "instruct", "base"),
     `template` (a name, or a SandboxTemplate where it is not one of Qwen's), `tokenizer`, `context`, `warnings` (seen
@@ -191,9 +190,7 @@ class LLM:
     ) -> None:
         where, number_type = check_options(model, device, dtype, weights)
         resolved = resolve(model)
-        if resolved.kind == "gguf":
-            raise UsageError(f"{resolved.path} is a GGUF file: not supported yet; take the safetensors repository")
-        config = ModelConfig.from_pretrained(resolved.path)
+        config = read_config(resolved.path)
         context_length(context, config)
         tokenizer, untold = find_tokenizer(resolved, config)
         read = {name: read_adapter(folder, config) for name, folder in (adapters or {}).items()}

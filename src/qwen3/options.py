@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from qwen3 import family
-from qwen3.checkpoint import check_fits, resolve
+from qwen3.checkpoint import check_fits, read_config, resolve
 from qwen3.checkpoint.adapter import adapter_stamp
 from qwen3.checkpoint.mode import find_tokenizer
 from qwen3.config import ModelConfig
@@ -95,7 +95,7 @@ def guesser(
     if not isinstance(speculation, str):
         raise UsageError(f"speculation={speculation!r} must be 'ngram' or a model's name; LLM.of takes a DraftModel")
     found = resolve(speculation)
-    own, _ = find_tokenizer(found, ModelConfig.from_pretrained(found.path))
+    own, _ = find_tokenizer(found, read_config(found.path))
     draft = DraftModel(load_model(found.path, device, dtype), own)
     draft.check(draft.model.device, tokenizer.vocab_size, tokenizer)
     threads = torch.get_num_threads()

@@ -274,7 +274,7 @@ def test_ambiguous_and_incomplete_folders(sharded: Path, dense: Path, tmp_path: 
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no weights", ModelNotFoundError)
     (tmp_path / "empty" / "a.gguf").write_bytes(b"GGUF")
-    refused(tmp_path / "empty", "GGUF")
+    refused(tmp_path / "empty", "GGUF", ModelNotFoundError)
     refused(tmp_path / "empty" / "a.gguf", "the version ends at byte 8, but the file has 4; it is truncated")
 
 

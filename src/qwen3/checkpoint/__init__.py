@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from qwen3.checkpoint.cache import CachedModel, list_cached
+from qwen3.checkpoint.gguf.config import read_config
 from qwen3.checkpoint.journal import finish_interrupted_save
 from qwen3.checkpoint.resolve import looks_like_model, resolve
 from qwen3.checkpoint.resolved import Resolved
@@ -19,7 +20,6 @@ _HOME = {
     "load_weights": "loading",
     "official_shapes": "names",
     "official_views": "names",
-    "read_config": "source",
     "required_bytes": "memory",
     "save_checkpoint": "save",
 }
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from qwen3.checkpoint.memory import available_bytes, check_fits, required_bytes
     from qwen3.checkpoint.names import official_shapes, official_views
     from qwen3.checkpoint.save import SaveReport, save_checkpoint
-    from qwen3.checkpoint.source import read_config
 
 
 def __getattr__(name: str) -> Any:

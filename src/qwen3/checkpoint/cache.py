@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from qwen3.checkpoint.folder import find_weight_files
+from qwen3.checkpoint.gguf.choose import models, parts
 from qwen3.checkpoint.resolved import EMBEDDED, embedded_folder
 from qwen3.errors import Qwen3Error
 
@@ -74,9 +75,14 @@ def _scan(cache: Path, source: Literal["huggingface", "modelscope"]) -> list[Cac
         for snapshot in sorted(repo.glob("snapshots/*")):
             if _is_qwen3(snapshot, name):
                 revisions = tuple(refs.get(snapshot.name, ()))
-                size, complete = _size(snapshot), is_complete(snapshot)
+                size, complete = _size(snapshot), is_complete(snapshot) or _has_whole_gguf(snapshot)
                 models.append(CachedModel(name, snapshot, source, size, complete, revisions, snapshot.name))
     return models
+
+
+def _has_whole_gguf(snapshot: Path) -> bool:
+    found = models(str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.suffix.lower() == ".gguf")
+    return bool(found) and all((snapshot / part).is_file() for name in found for part in parts(name))
 
 
 def _is_qwen3(snapshot: Path, name: str) -> bool:

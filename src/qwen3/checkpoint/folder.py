@@ -52,8 +52,9 @@ def find_weight_files(folder: str | Path) -> list[Path]:
             f"{folder} holds only {unsafe[0]}, a pickle that can run code and is never opened; get the model as "
             "safetensors, or convert it yourself with safetensors.torch.save_file(state_dict, 'model.safetensors')"
         )
-    if any(name.endswith(".gguf") for name in others):
-        raise CorruptFileError(f"{folder} holds GGUF files, which this release does not read yet; use safetensors")
+    gguf = next((name for name in others if name.endswith(".gguf")), None)
+    if gguf is not None:
+        raise ModelNotFoundError(f"{folder} holds GGUF files, no safetensors; give the file itself: {folder / gguf}")
     raise ModelNotFoundError(f"{folder}: no weights ({SINGLE} or {INDEX})")
 
 

@@ -29,9 +29,11 @@ from qwen3.checkpoint.download import (
     download,
 )
 from qwen3.checkpoint.folder import UNSAFE_SUFFIXES, find_weight_files, stored_format
-from qwen3.checkpoint.resolved import Resolved, weights_sha256
+from qwen3.checkpoint.gguf.choose import choose, models
+from qwen3.checkpoint.gguf.files import stem
+from qwen3.checkpoint.resolved import Resolved, files_sha256, weights_sha256
 from qwen3.config import ModelConfig
-from qwen3.errors import ModelNotFoundError, Qwen3Error, RemoteError, UnsafeFileError, UsageError
+from qwen3.errors import CorruptFileError, ModelNotFoundError, Qwen3Error, RemoteError, UnsafeFileError, UsageError
 
 _SMALL_FILES = re.compile(
     r"config\.json|generation_config\.json|model\.safetensors\.index\.json|tokenizer\.json|tokenizer_config\.json"
@@ -65,13 +67,17 @@ class Hub(Protocol):
 def fetch(
     repo: str,
     revision: str | None = None,
+    quant: str | None = None,
     *,
     name: str | None = None,
     offline: bool | None = None,
     progress: Progress | None = None,
     refresh: bool = False,
 ) -> Resolved:
-    """The model `repo` at `revision` (a branch, tag or commit) from the cache, else downloaded; see `resolve`."""
+    """The model `repo` at `revision` (a branch, tag or commit) from the cache, else downloaded; see `resolve`.
+
+    quant: which of its GGUF files (see `gguf.choose`).
+    """
     hub = _the_hub()
     known = family.resolve_repo(repo)
     if known is not None:  # hubs ignore case, caches do not
@@ -82,16 +88,19 @@ def fetch(
     root = hub.cache() / ("models--" + repo.replace("/", "--"))
     offline = is_offline() if offline is None else offline
     snapshot = _cached(root, revision)
-    cached = None
-    if snapshot is not None and is_complete(snapshot):
-        cached = _resolved(snapshot, repo, revision, name, "cache")
-        if offline or (not refresh and _has_text(snapshot)):
-            return cached
+    cached, certain = None, False
+    if snapshot is not None and quant is None and is_complete(snapshot):
+        cached, certain = _resolved(snapshot, repo, revision, name, "cache"), _has_text(snapshot)
+    elif snapshot is not None and (files := _local_gguf(snapshot, repo, quant, offline)):
+        # which of several files a repository's name alone means, its hub knows
+        cached, certain = _resolved(snapshot, repo, revision, name, "cache", files), quant is not None
+    if cached is not None and (offline or (certain and not refresh)):
+        return cached
     if offline:
-        part = "only in part " if snapshot is not None else ""
+        part, wanted = "only in part " if snapshot is not None else "", f":{quant}" if quant else ""
         raise ModelNotFoundError(
-            f"{repo}@{revision} is {part or 'not '}in the cache {hub.cache()} and asking {hub.name} is switched off "
-            f"(HF_HUB_OFFLINE); go online once with `qwen3 pull {repo}@{revision}`"
+            f"{repo}@{revision}{wanted} is {part or 'not '}in the cache {hub.cache()} and asking {hub.name} is "
+            f"switched off (HF_HUB_OFFLINE); go online once with `qwen3 pull {repo}@{revision}{wanted}`"
         )
     try:
         listing = hub.listing(repo, revision)
@@ -101,9 +110,24 @@ def fetch(
         return cached  # all the weights are there; only tokenizer files might have been added
     if not _COMMIT.fullmatch(listing.commit):
         raise RemoteError(f"{hub.name} gave {repo} the impossible commit {listing.commit[:80]!r}")
-    downloaded = _download(hub, repo, listing, root, progress or StderrProgress())
+    small, weights = _choose(hub, repo, listing.files, quant)
+    downloaded = _download(hub, repo, listing.commit, small, weights, root, progress or StderrProgress())
     _write_ref(root, revision, listing.commit)
-    return _resolved(root / "snapshots" / listing.commit, repo, revision, name, "download" if downloaded else "cache")
+    files = [file.name for file in weights if file.name.lower().endswith(".gguf")]
+    source: Literal["cache", "download"] = "download" if downloaded else "cache"
+    return _resolved(root / "snapshots" / listing.commit, repo, revision, name, source, files)
+
+
+def _local_gguf(snapshot: Path, repo: str, quant: str | None, offline: bool) -> list[str]:
+    """The files of a GGUF model that is whole in the cache; none if it is not, or the hub has to be asked."""
+    names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.suffix.lower() == ".gguf"]
+    names = [name for name in names if (snapshot / name).is_file()]
+    try:
+        return choose(repo, names, quant) if names else []
+    except (UsageError, ModelNotFoundError, CorruptFileError):
+        if offline:
+            raise
+        return []
 
 
 def _the_hub() -> Hub:
@@ -119,18 +143,26 @@ def _the_hub() -> Hub:
     raise UsageError(f"QWEN3_HUB is {choice!r}; it must be huggingface or modelscope")
 
 
-def _download(hub: Hub, repo: str, listing: Listing, root: Path, progress: Progress) -> bool:
+def _download(
+    hub: Hub,
+    repo: str,
+    commit: str,
+    small: Sequence[RemoteFile],
+    weights: Sequence[RemoteFile],
+    root: Path,
+    progress: Progress,
+) -> bool:
     """Brings what is missing of a snapshot; False if nothing was."""
-    small, weights = _choose(hub, repo, listing.files)
-    snapshot = root / "snapshots" / listing.commit
+    snapshot = root / "snapshots" / commit
     missing = [file for file in (*small, *weights) if not (snapshot / file.name).is_file()]
     if not missing:
         return False
     _check_writable(root, hub)
     # the small files say whether this is a model for us, before any of the big ones moves
     _download_all(hub, repo, [file for file in small if file in missing], root, snapshot, _uncounted)
-    ModelConfig.from_pretrained(snapshot)
-    stored_format(snapshot)
+    if small:
+        ModelConfig.from_pretrained(snapshot)
+        stored_format(snapshot)
 
     files = [file for file in weights if file in missing]
     total = sum(file.size for file in weights)
@@ -142,7 +174,7 @@ def _download(hub: Hub, repo: str, listing: Listing, root: Path, progress: Progr
             f"{free:,} free ({free / 1e9:.2f} GB); free some, or set HF_HOME to another disk"
         )
     plural = "s" if len(weights) > 1 else ""
-    what = f"{repo}@{listing.commit[:12]}: {total / 1e9:.2f} GB in {len(weights)} file{plural} from {hub.name}"
+    what = f"{repo}@{commit[:12]}: {total / 1e9:.2f} GB in {len(weights)} file{plural} from {hub.name}"
     lock, done = threading.Lock(), have
 
     def advance(count: int) -> None:
@@ -154,29 +186,30 @@ def _download(hub: Hub, repo: str, listing: Listing, root: Path, progress: Progr
     if files:
         progress(what, have, total)
         _download_all(hub, repo, files, root, snapshot, advance)
-    if not is_complete(snapshot):
+    if small and not is_complete(snapshot):
         find_weight_files(snapshot)  # says what is wrong
         raise RemoteError(f"{hub.name} lists no complete model for {repo}; try another revision")
     return True
 
 
-def _choose(hub: Hub, repo: str, files: Sequence[RemoteFile]) -> tuple[list[RemoteFile], list[RemoteFile]]:
-    """(small files, weight files) to download. Pickle is never among them."""
+def _choose(
+    hub: Hub, repo: str, files: Sequence[RemoteFile], quant: str | None
+) -> tuple[list[RemoteFile], list[RemoteFile]]:
+    """(small files, weight files) to download; of a GGUF model the latter alone. Pickle is never among them."""
     small = [file for file in files if _SMALL_FILES.fullmatch(file.name)]
     weights = [file for file in files if _WEIGHTS.fullmatch(file.name)]
     if any(file.name == "model.safetensors" for file in weights):
         weights = [file for file in weights if file.name == "model.safetensors"]
         small = [file for file in small if file.name != "model.safetensors.index.json"]
     names = [file.name for file in files]
-    if not weights:
-        if any(name.endswith(".gguf") for name in names):
-            raise UsageError(
-                f"{repo} holds GGUF files, which this release does not read yet; use its safetensors sibling"
-            )
+    if quant is not None or (not weights and models(names)):
+        small, chosen = [], choose(repo, names, quant)
+        weights = [next(file for file in files if file.name == name) for name in chosen]
+    elif not weights:
         if any(name.endswith(UNSAFE_SUFFIXES) for name in names):
             raise UnsafeFileError(f"{repo} holds pickled weights only, which are never opened; it needs safetensors")
         raise ModelNotFoundError(f"{repo} on {hub.name} holds no safetensors weights")
-    if "config.json" not in names:
+    elif "config.json" not in names:
         raise ModelNotFoundError(f"{repo} on {hub.name} has no config.json, so it is no model")
     for file in (*small, *weights):
         if file.digest is not None and not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", file.digest):
@@ -306,15 +339,21 @@ def _check_writable(root: Path, hub: Hub) -> None:
 
 
 def _resolved(
-    snapshot: Path, repo: str, revision: str, name: str | None, source: Literal["cache", "download"]
+    snapshot: Path,
+    repo: str,
+    revision: str,
+    name: str | None,
+    source: Literal["cache", "download"],
+    gguf: Sequence[str] = (),
 ) -> Resolved:
+    files = [snapshot / file for file in gguf]
     return Resolved(
-        path=snapshot,
-        kind="folder",
-        name=name or repo,
+        path=files[0] if files else snapshot,
+        kind="gguf" if files else "folder",
+        name=f"{repo}:{stem(gguf[0])}" if files else name or repo,
         repo=repo,
         revision=revision,
         commit=snapshot.name,
-        sha256=weights_sha256(snapshot),
+        sha256=files_sha256(files) if files else weights_sha256(snapshot),
         source=source,
     )

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from qwen3 import family
 from qwen3.checkpoint.folder import UNSAFE_SUFFIXES
+from qwen3.checkpoint.gguf.files import part_names, stem
+from qwen3.checkpoint.gguf.reader import is_gguf
 from qwen3.checkpoint.journal import finish_interrupted_save
-from qwen3.checkpoint.resolved import EMBEDDED, Resolved, embedded_folder, weights_sha256
+from qwen3.checkpoint.resolved import EMBEDDED, Resolved, embedded_folder, files_sha256, weights_sha256
 from qwen3.errors import CorruptFileError, ModelNotFoundError, UnsafeFileError, UsageError
 
 if TYPE_CHECKING:
@@ -49,8 +51,9 @@ def resolve(
 ) -> Resolved:
     """Finds the model `name` on this disk, or downloads it.
 
-    Order: an existing path, a family tag (`qwen3:8b`), a hub id (`Qwen/Qwen3-8B@revision`), and for None or "embedded"
-    the packaged model. A hub model that is complete in the cache is used without asking the hub, unless `refresh`.
+    Order: an existing path, a family tag (`qwen3:8b`), a hub id (`Qwen/Qwen3-8B@revision`, or of a GGUF file
+    `Qwen/Qwen3-8B-GGUF@revision:Q4_K_M`), and for None or "embedded" the packaged model. A hub model that is complete
+    in the cache is used without asking the hub, unless `refresh`.
     `offline` None: as `HF_HUB_OFFLINE` says. `progress`: called while downloading (None: a bar or lines on stderr).
 
     Raises ModelNotFoundError (nothing of that name, or not cached while offline) with near names, RemoteError when the
@@ -76,11 +79,9 @@ def resolve(
             member.repo, match["revision"], name=member.tag, offline=offline, progress=progress, refresh=refresh
         )
     if match := _HUB_ID.fullmatch(text):
-        repo, quant = match["repo"], match["quant"]
-        if quant or repo.lower().endswith("-gguf"):
-            plain = re.sub("(?i)-gguf$", "", repo)
-            raise UsageError(f"{text} names a GGUF file, which this release does not read yet; try {plain}")
-        return hub.fetch(repo, match["revision"], offline=offline, progress=progress, refresh=refresh)
+        return hub.fetch(
+            match["repo"], match["revision"], match["quant"], offline=offline, progress=progress, refresh=refresh
+        )
     raise ModelNotFoundError(f"{text}: no such file, family tag or hub repository{_suggest(text)}")
 
 
@@ -97,11 +98,11 @@ def _from_path(path: Path) -> Resolved:
         if not (path / "config.json").is_file():
             raise ModelNotFoundError(f"{path} is not a model folder: it has no config.json{_what_instead(path)}")
         return Resolved(path, "folder", path.resolve().name, sha256=weights_sha256(path))
+    if is_gguf(path):
+        parts = [path.with_name(name) for name in part_names(path.name)]
+        return Resolved(parts[0], "gguf", stem(path.name), sha256=files_sha256(parts))
     if path.suffix.lower() == ".gguf":
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise CorruptFileError(f"{path}: not a GGUF file, it does not begin with GGUF")
-        return Resolved(path, "gguf", path.stem)
+        raise CorruptFileError(f"{path}: not a GGUF file, it does not begin with GGUF")
     if path.name.endswith(UNSAFE_SUFFIXES):
         raise UnsafeFileError(f"{path} is a pickle, which can run code and is never opened; use safetensors")
     if path.name.endswith((".safetensors", ".json")):

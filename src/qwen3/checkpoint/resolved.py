@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,8 +22,9 @@ EMBEDDED = "embedded"
 class Resolved:
     """A model that is on this disk.
 
-    `kind`: "folder", "gguf" (one file) or "embedded". `name` is what to call it, `repo` and `revision` what was asked
-    of a hub, `commit` what that was at the time (ModelScope names none: there it is a hash over the file hashes).
+    `kind`: "folder", "gguf" (`path` is the file, of a split model the first) or "embedded". `name` is what to call it,
+    `repo` and `revision` what was asked of a hub, `commit` what that was at the time (ModelScope names none: there it
+    is a hash over the file hashes).
     `sha256`: see `weights_sha256`. `source`: "path", "embedded", "cache" or "download".
     """
 
@@ -63,6 +65,16 @@ def weights_sha256(folder: Path) -> str | None:
             found = {name: digest for name, (_, digest) in manifest.items() if name.endswith(".safetensors")}
     except Qwen3Error:
         return None
+    return _together(found)
+
+
+def files_sha256(files: Sequence[Path]) -> str | None:
+    """As `weights_sha256`, of these files."""
+    found = {file.name: blob_name(file) or "" for file in files}
+    return _together(found) if all(len(blob) == 64 for blob in found.values()) else None
+
+
+def _together(found: dict[str, str]) -> str | None:
     if len(found) < 2:
         return next(iter(found.values()), None)
     return hashlib.sha256("".join(f"{found[name]}  {name}\n" for name in sorted(found)).encode()).hexdigest()

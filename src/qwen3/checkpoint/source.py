@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qwen3.checkpoint.fp8 import convert
-from qwen3.checkpoint.gguf.reader import is_gguf
+from qwen3.checkpoint.gguf.reader import is_gguf_path
 from qwen3.config import ModelConfig
 from qwen3.errors import CorruptFileError
 from qwen3.kernels.fp8 import Fp8Weight
@@ -95,25 +95,6 @@ def open_source(path: str | Path, config: ModelConfig) -> Source:
     from qwen3.checkpoint.safetensors_io import SafetensorsSource
 
     return SafetensorsSource(path, config)
-
-
-def read_config(path: str | Path) -> ModelConfig:
-    """The configuration of the checkpoint at `path`: `config.json` of a folder, the metadata of a GGUF file.
-
-    Raises ModelNotFoundError, CorruptFileError, or ConfigError naming the key.
-    """
-    path = Path(path)
-    if not is_gguf_path(path):
-        return ModelConfig.from_pretrained(path)
-    from qwen3.checkpoint.gguf.config import gguf_config
-    from qwen3.checkpoint.gguf.files import open_gguf
-
-    return gguf_config(open_gguf(path))
-
-
-def is_gguf_path(path: Path) -> bool:
-    """Whether a path is that of a GGUF file, by its name or by how it begins."""
-    return is_gguf(path) if path.is_file() and path.suffix.lower() != ".gguf" else path.suffix.lower() == ".gguf"
 
 
 def byte_view(tensor: Tensor) -> memoryview:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qwen3.checkpoint.folder import (
     MANIFEST,
@@ -16,11 +16,16 @@ from qwen3.checkpoint.folder import (
     read_manifest,
     stored_format,
 )
+from qwen3.checkpoint.gguf.reader import is_gguf_path
 from qwen3.checkpoint.header import Header, read_header, read_json
 from qwen3.checkpoint.journal import JOURNAL, finish_interrupted_save
 from qwen3.checkpoint.resolved import blob_name
 from qwen3.config import ModelConfig
 from qwen3.errors import CorruptFileError, ModelNotFoundError, Qwen3Error
+
+if TYPE_CHECKING:
+    from qwen3.chat import SandboxTemplate
+    from qwen3.tokenizer import Tokenizer
 
 # (bytes, sha256) -> the official file that has them
 OFFICIAL_FILES = {
@@ -64,7 +69,7 @@ class Report:
 
 
 def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
-    """Checks a checkpoint folder as far as it can be read; every problem is a finding, not an exception.
+    """Checks a checkpoint folder or GGUF file as far as it can be read; each problem is a finding, not an exception.
 
     Hashes against the manifest, else against the names a hub cache gives its blobs, else the known official ones; the
     headers; names and shapes against `config.json`; NaN and infinite values tensor by tensor; the tokenizer against the
@@ -72,14 +77,18 @@ def verify(path: str | Path, *, progress: Progress | None = None) -> Report:
     ModelNotFoundError if there is no such folder.
     """
     folder = Path(path)
+    if is_gguf_path(folder):
+        from qwen3.checkpoint.gguf.check import check_gguf
+
+        return check_gguf(folder, progress or (lambda what, done, total: None))
     if not folder.is_dir():
         raise ModelNotFoundError(f"{folder}: no such model folder")
     report = Report(folder)
-    _Check(report, progress or (lambda what, done, total: None)).run()
+    Check(report, progress or (lambda what, done, total: None)).run()
     return report
 
 
-class _Check:
+class Check:
     def __init__(self, report: Report, progress: Progress) -> None:
         self.report, self.folder, self.progress = report, report.path, progress
 
@@ -151,12 +160,16 @@ class _Check:
             expected = {file: blob for file in sorted(self.folder.iterdir()) if (blob := blob_name(file))}
             if expected:
                 self.report.hashes = "hub cache"
+        self.compare(expected)
+        if manifest is None and not expected:
+            self.official(weights)
+
+    def compare(self, expected: dict[Path, str]) -> None:
+        """Files with the hashes they should have."""
         for file, digest in expected.items():
             found = self.attempt("hashes", self.digest, file, "sha256" if len(digest) == 64 else "git")
             if found is not None and found != digest:
                 self.add("error", "hashes", f"{file} has hash {found} instead of {digest}; it was damaged or altered")
-        if manifest is None and not expected:
-            self.official(weights)
 
     def official(self, weights: list[Path]) -> None:
         """Without recorded hashes, at least the files whose official hash is known can be named."""
@@ -172,7 +185,10 @@ class _Check:
             else:
                 self.add("warning", "hashes", f"{file} has an official file's size but not its hash: other weights")
         if self.report.hashes == "none":
-            self.add("info", "hashes", f"no hashes are recorded here (no {MANIFEST}); the bytes cannot be vouched for")
+            self.unknown(f"no {MANIFEST}")
+
+    def unknown(self, why: str) -> None:
+        self.add("info", "hashes", f"no hashes are recorded here ({why}); the bytes cannot be vouched for")
 
     def digest(self, file: Path, kind: Literal["sha256", "git"]) -> str:
         """sha256, or the SHA-1 git gives a blob (hub caches name small files by it)."""
@@ -236,8 +252,11 @@ class _Check:
                 self.add("error", "tokenizer", f"{message}; add the model's own tokenizer.json")
             return
         tok = self.attempt("tokenizer", Tokenizer.from_pretrained, self.folder)
-        if tok is None:
-            return
+        if tok is not None:
+            self.vocabulary(tok, config)
+
+    def vocabulary(self, tok: Tokenizer, config: ModelConfig) -> None:
+        """A tokenizer against the rows of the embedding and the ids that end a text."""
         control = self.attempt("tokenizer", getattr, tok, "control")
         if tok.vocab_size > config.vocab_size:
             message = f"the tokenizer has {tok.vocab_size} ids but the embedding only {config.vocab_size} rows"
@@ -249,7 +268,7 @@ class _Check:
         if control is not None:
             for id in config.eos_token_ids:
                 if id not in tok.eos_ids:
-                    message = f"config.json has eos_token_id {id}, but the tokenizer's are {list(tok.eos_ids)}"
+                    message = f"the configuration has eos_token_id {id}, but the tokenizer's are {list(tok.eos_ids)}"
                     self.add("error", "tokenizer", message)
 
     def template(self) -> None:
@@ -257,7 +276,11 @@ class _Check:
         from qwen3.chat import SandboxTemplate, template_for
 
         found = self.attempt("template", template_for, self.folder)
-        if isinstance(found, SandboxTemplate) and self.attempt("template", getattr, found, "mode") is not None:
+        if isinstance(found, SandboxTemplate):
+            self.own_template(found)
+
+    def own_template(self, found: SandboxTemplate) -> None:
+        if self.attempt("template", getattr, found, "mode") is not None:
             message = f"{found.source}: not one of the official chat templates; it is rendered in a sandbox"
             self.add("info", "template", message)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-MODEL_HELP = "Folder, tag (qwen3:0.6b), hub id (Qwen/Qwen3-0.6B@REVISION) or 'embedded', the default."
+MODEL_HELP = "Folder, GGUF file, tag (qwen3:0.6b), hub id (owner/name@REVISION:QUANT) or 'embedded', the default."
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")]
 Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)]
 

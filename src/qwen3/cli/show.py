@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from collections import Counter
 from typing import Any
 
 from qwen3 import family
 from qwen3.chat import SandboxTemplate
-from qwen3.checkpoint import Resolved
+from qwen3.checkpoint import Resolved, read_config
+from qwen3.checkpoint.gguf.files import open_gguf
 from qwen3.checkpoint.mode import detect_mode
 from qwen3.cli.console import exact_parameters, out, out_json, parameters, size, table
 from qwen3.cli.models import on_disk
 from qwen3.config import ModelConfig
-from qwen3.errors import ModelNotFoundError, UsageError
+from qwen3.errors import ModelNotFoundError
 
 CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20
@@ -58,9 +59,7 @@ def gather(name: str | None) -> dict[str, Any]:
             "name": member.name,
             "repo": member.repo,
         }
-    if resolved.kind == "gguf":
-        raise UsageError(f"{resolved.path} is a GGUF file, which this release does not read yet")
-    config = ModelConfig.from_pretrained(resolved.path)
+    config = read_config(resolved.path)
     published = family.resolve_repo(resolved.repo) if resolved.repo else None
     member = published[0] if published else None
     mode, template, _ = detect_mode(resolved, config)
@@ -71,7 +70,8 @@ def gather(name: str | None) -> dict[str, Any]:
         "repo": resolved.repo,
         "revision": resolved.commit or resolved.revision,
         "sha256": resolved.sha256,
-        "files": _files(resolved.path),
+        "stored": _stored(resolved),
+        "files": _files(resolved),
         "card": _card(resolved),
     }
 
@@ -103,17 +103,28 @@ def _facts(config: ModelConfig, mode: family.Mode, template: str, member: family
         },
         "config": config.to_dict(),
         "variants": member.variants if member else {},
+        "stored": None,
         "files": None,
         "card": None,
     }
 
 
-def _files(folder: Path) -> list[dict[str, Any]]:
-    return [
-        {"name": str(path.relative_to(folder)), "bytes": path.stat().st_size}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
+def _stored(resolved: Resolved) -> dict[str, int] | None:
+    """Of a GGUF file: tensor type -> bytes, the most first."""
+    if resolved.kind != "gguf":
+        return None
+    found: Counter[str] = Counter()
+    for tensor in open_gguf(resolved.path).tensors.values():
+        found[tensor.type.name] += tensor.end - tensor.begin
+    return dict(found.most_common())
+
+
+def _files(resolved: Resolved) -> list[dict[str, Any]]:
+    if resolved.kind == "gguf":
+        folder, found = resolved.path.parent, [header.file for header in open_gguf(resolved.path).headers]
+    else:
+        folder, found = resolved.path, sorted(path for path in resolved.path.rglob("*") if path.is_file())
+    return [{"name": str(path.relative_to(folder)), "bytes": path.stat().st_size} for path in found]
 
 
 def _card(resolved: Resolved) -> str | None:
@@ -144,7 +155,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [
         ("architecture", f"{facts['architecture']}: {shape}"),
         ("parameters", count),
-        ("weights", f"{size(facts['weight_bytes'])} in {facts['dtype']}"),
+        ("weights", _weights(facts)),
         ("context", f"{facts['context']:,} tokens{yarn}"),
         ("KV cache", f"{facts['kv_bytes_per_token']:,} bytes a token in 16 bits, {full} for the whole context"),
         ("mode", f"{facts['mode']}: {' and '.join(facts['modes'])}"),
@@ -157,6 +168,14 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     for file in facts["files"] or ():
         rows.append((f"file {file['name']}", f"{file['bytes']:,} bytes"))
     return rows
+
+
+def _weights(facts: dict[str, Any]) -> str:
+    widened = f"{size(facts['weight_bytes'])} in {facts['dtype']}"
+    if not facts["stored"]:
+        return widened
+    kinds = ", ".join(f"{size(count)} {kind}" for kind, count in facts["stored"].items())
+    return f"{kinds} in the file; {widened}"
 
 
 def _tag(facts: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qwen3 import family, kernels
+from qwen3.checkpoint import read_config
 from qwen3.checkpoint.fp8 import fp8_weights
 from qwen3.config import DTYPE_BYTES, ModelConfig
 from qwen3.engine import Engine, Request, SamplingParams
@@ -89,7 +90,7 @@ class Settings:
     def _stored(self) -> ModelConfig:
         if self.random:
             return family.MODELS[f"Qwen3-{self.model}"].config
-        return ModelConfig.from_pretrained(self.model)
+        return read_config(self.model)
 
 
 def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Qwen3:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
-from qwen3.checkpoint.gguf.files import Gguf
-from qwen3.checkpoint.gguf.reader import GgufTensor, Strings
+from qwen3.checkpoint.gguf.files import Gguf, open_gguf
+from qwen3.checkpoint.gguf.reader import GgufTensor, Strings, is_gguf_path
 from qwen3.config import ModelConfig, RopeScaling
 from qwen3.errors import ConfigError
 
@@ -40,6 +41,15 @@ _INERT: dict[str, tuple[Any, ...]] = {
 }
 # say what the file is for, not what the network computes
 _IDLE = ("pooling_type", "rope.scaling.finetuned")
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The configuration of any checkpoint: the metadata of a GGUF file, `config.json` of a folder.
+
+    Raises ModelNotFoundError, CorruptFileError, or ConfigError naming the key.
+    """
+    path = Path(path)
+    return gguf_config(open_gguf(path)) if is_gguf_path(path) else ModelConfig.from_pretrained(path)
 
 
 def gguf_config(model: Gguf) -> ModelConfig:

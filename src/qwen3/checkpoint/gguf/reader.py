@@ -90,6 +90,11 @@ def is_gguf(file: Path) -> bool:
         return False
 
 
+def is_gguf_path(path: Path) -> bool:
+    """Whether a path is that of a GGUF file, by its name or by how it begins."""
+    return path.suffix.lower() == ".gguf" or (path.is_file() and is_gguf(path))
+
+
 def read_gguf(file: Path) -> GgufHeader:
     """Reads and checks the header of one file; nothing of the data.
 
