@@ -71,7 +71,7 @@ def read(folder: Path) -> tuple[str, str]:
 
 
 def test_a_finished_run_of_two_stages(tmp_path: Path) -> None:
-    sample = {"event": "sample", "stage": "rl", "update": 8, "prompt": "2 + <2>?", "text": "4"}
+    sample = {"event": "samples", "stage": "rl", "update": 8, "texts": ["2 + <2>? 4"]}
     lines = [START, *updates("sft", 8), summary("sft"), *updates("rl", 8), sample, summary("rl", gap=0.25)]
     folder = write(tmp_path / "run", lines)
     (folder / "run.txt").write_text("75 updates of 8; AdamW because\nwarning: one mode alone\n")
@@ -81,7 +81,7 @@ def test_a_finished_run_of_two_stages(tmp_path: Path) -> None:
     assert all(title in text for title in titles)
     assert page.count("<svg") == 5
     for told in (
-        "two <b> finished", "2 + <2>?4", "75 updates of 8; AdamW because", "one mode alone", "1 min 05 s",
+        "two <b> finished", "rl, update 8 2 + <2>? 4", "75 updates of 8; AdamW because", "one mode alone", "1 min 05 s",
         "8 of 8", "9,000", "gap 0.25", "a.jsonl,b.jsonl", "its peak", "held_out",
         f"qwen3 run qwen3:0.6b --adapter {folder}/adapter",
     ):  # fmt: skip

@@ -125,7 +125,7 @@ class Record:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     at: dict[str, int] = field(default_factory=dict)
     odd: Counter[str] = field(default_factory=Counter)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[tuple[str, str]] = field(default_factory=list)
 
     @classmethod
     def of(cls, lines: Iterable[Mapping[str, Any]]) -> Record:
@@ -143,8 +143,9 @@ class Record:
             self.ends[stage] = fields
         elif event == "failed":
             self.failed = str(fields.get("error"))
-        elif event == "sample":
-            self.samples = [*self.samples[-_SAMPLES + 1 :], fields]
+        elif event == "samples" and isinstance(texts := fields.get("texts"), list):
+            about = f"{stage}, update {fields.get('update', '?')}"
+            self.samples = [*self.samples, *((about, str(text)) for text in texts)][-_SAMPLES:]
         elif event == "unreadable":
             self.unreadable += 1
         elif isinstance(update := fields.get("update"), int):
@@ -358,13 +359,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _samples(record: Record) -> str:
-    out = []
-    for sample in record.samples:
-        about = ", ".join(f"{k} {v}" for k, v in sample.items() if k not in ("event", "prompt", "text"))
-        out.append(
-            f'<p class="soft">{escape(about)}</p>{_pre(str(sample.get("prompt", "")) + str(sample.get("text", "")))}'
-        )
-    return "".join(out)
+    return "".join(f'<p class="soft">{escape(about)}</p>{_pre(text)}' for about, text in reversed(record.samples))
 
 
 def _keys(start: Mapping[str, Any]) -> str:
