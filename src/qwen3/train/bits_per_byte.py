@@ -48,7 +48,8 @@ def bits_per_byte(
     while left:
         batch, left = pack(left, rows, length, 0, split=True)
         tensors = to_tensors(batch, model.device)
-        hidden = run(tensors)[0].flatten(0, 1)
+        with torch.set_grad_enabled(forward is not None and model.device.type == "cuda"):  # as it was compiled
+            hidden = run(tensors)[0].detach().flatten(0, 1)
         found: Tensor = token_logprobs(hidden, weight, tensors.labels.flatten(), chunk_for(weight))[0]
         nats -= float(found.double().sum())
         tokens += int((batch.labels != IGNORED).sum())

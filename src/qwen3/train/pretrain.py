@@ -25,6 +25,7 @@ from qwen3.train.bits_per_byte import Text, bits_per_byte
 from qwen3.train.corpus.readers import read
 from qwen3.train.corpus.shards import MANIFEST, Shards, write_shards
 from qwen3.train.forward import Checkpointing
+from qwen3.train.fp8 import Fp8
 from qwen3.train.memory import check_memory, plan_memory
 from qwen3.train.mixture import Lane, Mixture, Rows, Source, Stream, kept_out
 from qwen3.train.needle import choices, needle_test, set_rope, stretched
@@ -69,6 +70,7 @@ class Pretrain:
     balance: float | None = key(None, "weight of the experts' balance over the whole update; none: the model's")
     carry: bool = key(True, "the optimiser goes on from the stage before, else it begins anew")
     checkpointing: Checkpointing = key("none", "computed again on the way back, to save memory: layers, attention")
+    fp8: Fp8 = key(False, "products of the layers in 8 bits: true, or rowwise; for wide models on a GPU that has FP8")
     sharded: bool = key(False, "among several processes: each keeps a part of the parameters (FSDP2), not all")
     workers: int | None = key(None, "processes that prepare data; none: 1 to 8 where a GPU would wait for it, else 0")
     held_out: tuple[str, ...] = key((), "as data, to measure on; none: 1 of 200 documents of data is left out for it")
@@ -134,7 +136,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tiny": _TINY,
     "tiny-moe": _TINY | {
         "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "num_experts_per_tok": 2,
-        "moe_intermediate_size": 128, "norm_topk_prob": True, "router_aux_loss_coef": 0.01,
+        "moe_intermediate_size": 96, "norm_topk_prob": True, "router_aux_loss_coef": 0.01,
     },
     "small": _TINY | {
         "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -196,7 +198,9 @@ def run_pretrain(stage: Pretrain, job: Job) -> dict[str, Any]:
     run.say(f"{stage.name}: {check_memory(memory, job.model.device, at_once)}")
     if stage.sharded and processes() > 1:
         shard(job.model)
-    trainer = Trainer(job.model, plan.optim, seed=job.seed, checkpointing=stage.checkpointing, balance=stage.balance)
+    trainer = Trainer(
+        job.model, plan.optim, seed=job.seed, checkpointing=stage.checkpointing, balance=stage.balance, fp8=stage.fp8
+    )
     if stage.carry:
         carry(stage, job, trainer)
     place = {"data": mixture.fingerprint, "updates": plan.updates, "rows": [plan.rows.rows, length, plan.rows.parts]}
