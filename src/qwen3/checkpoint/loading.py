@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from qwen3.checkpoint.fp8 import fp8_weights
-from qwen3.checkpoint.memory import check_fits, gigabytes, required_bytes
+from qwen3.checkpoint.memory import check_fits, gigabytes
 from qwen3.checkpoint.names import fused_name, official_views
+from qwen3.checkpoint.packed import Packing, hold, packings
 from qwen3.checkpoint.source import Source, open_source
 from qwen3.config import ModelConfig
 
@@ -61,6 +63,7 @@ def load_weights(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    pack: str | None = None,
 ) -> LoadReport:
     """Fills `model`'s parameters from a checkpoint folder or GGUF file; those on the meta device are allocated now.
 
@@ -68,18 +71,25 @@ def load_weights(
     Floating-point tensors of another dtype are converted chunk by chunk. All headers, names and shapes, and whether it
     all fits into memory, are checked before the first allocation, so that a refused checkpoint leaves the model as it
     was. Peak memory is the weights plus a few 4 MB chunks. Where the model holds Fp8Weights, they take over FP8 weights
-    as they are and quantize others; where it does not, FP8 weights are dequantized. Weights in blocks that nothing here
-    multiplies compressed are widened, with a warning that says what that costs.
+    as they are and quantize others; where it does not, FP8 weights are dequantized.
+
+    pack: "int4" or "int8" rounds the matrices, "kept" leaves those in blocks of 4 and 8 bits as they are, both for a
+    network without weights yet on a CPU (see `packed`). Weights in other blocks are widened, with a warning that says
+    what that costs.
 
     Raises what `open_source` raises, and OutOfMemoryError with the numbers.
     """
     started, folder = time.perf_counter(), Path(folder)
     with closing(open_source(folder, model.config)) as source:
-        places = _allocate(model, source, device, dtype)
+        packed = {} if pack is None else packings(source, model.config, None if pack == "kept" else pack)
+        if packed:
+            dtype = torch.float32  # of the activations, and of what is not packed
+        places = _allocate(model, source, device, dtype, packed)
         held = fp8_weights(model)
         jobs = [(source.stored[name], place, held.get(fused_name(name))) for name, place in places.items()]
         with ThreadPoolExecutor(_READERS) as pool:
-            work = [pool.submit(stored.fill, place, weight) for stored, place, weight in jobs]
+            work: list[Future[Any]] = [pool.submit(stored.fill, place, weight) for stored, place, weight in jobs]
+            work += [pool.submit(_pack, model, name, packing) for name, packing in packed.items()]
             tied = pool.submit(source.tied_copy)
             try:
                 for job in work:
@@ -101,31 +111,43 @@ def load_weights(
     )
 
 
+def _pack(model: HasConfig, name: str, packing: Packing) -> None:
+    hold(model, name, packing.build())
+
+
 def _allocate(
-    model: HasConfig, source: Source, device: str | torch.device | None, dtype: torch.dtype | None
-) -> dict[str, Tensor]:
-    """Gives each parameter its memory; official name → the view that is to be filled, in the order of `source`."""
+    model: HasConfig, source: Source, device: str | torch.device | None, dtype: torch.dtype | None,
+    packed: Mapping[str, Packing],
+) -> dict[str, Tensor]:  # fmt: skip
+    """Gives each parameter its memory, but those that are packed; official name → the view that is to be filled, in the
+    order of `source`."""
     params, held = dict(model.named_parameters()), fp8_weights(model)
     target = None if device is None else _device(device)
 
     def must_move(p: Tensor) -> bool:
         return p.is_meta or target not in (None, p.device) or dtype not in (None, p.dtype)
 
-    new = [name for name, p in params.items() if must_move(p)]
+    new = [name for name, p in params.items() if must_move(p) and name not in packed]
     if new:
         first, small = params[new[0]], sum(weight.data.numel() for weight in held.values())
         kind, where = dtype or first.dtype, target or _home(first)
-        if source.compressed:
-            need = required_bytes(model.config, kind) - small * (kind.itemsize - 1)
-            stored = f"{gigabytes(source.nbytes)} in {', '.join(source.compressed)}"
-            check_fits(model.config, kind, where, fp8=small, name=f"{source.path} ({stored}), once widened,")
+        saved = sum(math.prod(p.shape) * kind.itemsize - p.nbytes for p in packed.values())
+        as_it_is = {id(part) for p in packed.values() for row in p.parts for part in row}
+        wide = [s for s in source.stored.values() if s.kind in source.compressed and id(s) not in as_it_is]
+        if wide:
+            need = sum(math.prod(part.shape) for part in wide) * (1 if small else kind.itemsize)
+            kinds = ", ".join(sorted({part.kind for part in wide}))
+            stored = f"{gigabytes(sum(part.nbytes for part in wide))} in {kinds}"
+            about = f"{source.path} ({stored}), once widened,"
+            check_fits(model.config, kind, where, fp8=small, saved=saved, name=about)
             warnings.warn(
-                f"{source.path.name}: its {stored} become {gigabytes(need)} in {str(kind).removeprefix('torch.')}"
-                f"{' and FP8' if small else ''}: nothing here multiplies them as they are on {where.type}",
+                f"{source.path.name}: its {stored} become {gigabytes(need)} in "
+                f"{'FP8' if small else str(kind).removeprefix('torch.')}: "
+                f"nothing here multiplies them as they are on {where.type}",
                 stacklevel=3,
             )
         else:
-            check_fits(model.config, kind, where, fp8=small, name=str(source.path))
+            check_fits(model.config, kind, where, fp8=small, saved=saved, name=str(source.path))
         for name in new:
             old = params[name]
             fresh = torch.empty(old.shape, dtype=dtype or old.dtype, device=target or _home(old))
@@ -136,7 +158,7 @@ def _allocate(
         if weight.data.is_meta or target not in (None, weight.device):
             weight.to_empty(device=target or _home(weight.data))
     views = official_views(model.config, params | {name: weight.data for name, weight in held.items()})
-    return {name: views[name] for name in source.stored}
+    return {name: views[name] for name in source.stored if fused_name(name) not in packed}
 
 
 def _home(parameter: Tensor) -> torch.device:

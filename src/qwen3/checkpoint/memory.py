@@ -47,14 +47,15 @@ def check_fits(
     *,
     extra: int = 0,
     fp8: int = 0,
+    saved: int = 0,
     name: str = "the model",
 ) -> None:
     """Raises OutOfMemoryError with the numbers when the weights and `extra` bytes (a KV cache, say) do not fit.
 
-    fp8: how many of the weights are kept in one byte each.
+    fp8: how many of the weights are kept in one byte each. saved: bytes by which others are held in less than `dtype`.
     """
     need, free = required_bytes(config, dtype) + extra, available_bytes(device)
-    need -= fp8 * (dtype_bytes(dtype or getattr(torch, config.dtype)) - 1)
+    need -= fp8 * (dtype_bytes(dtype or getattr(torch, config.dtype)) - 1) + saved
     if free is not None and need > free:
         dtype_name = config.dtype if dtype is None else str(dtype).removeprefix("torch.")
         dtype_name += f", {fp8:,} of them in FP8" if fp8 else ""

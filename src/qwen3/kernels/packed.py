@@ -79,6 +79,17 @@ class PackedWeight(nn.Module):
         mins = None if parts[0].mins is None else torch.stack([part.mins for part in parts if part.mins is not None])
         return parts[0]._like(data, scale, mins, parts[0].rows)
 
+    @classmethod
+    def cat(cls, parts: Sequence[PackedWeight]) -> PackedWeight:
+        """Rows below each other; all parts but the last have a multiple of 16 of them."""
+        if any(part.rows % LANES for part in parts[:-1]):
+            raise UsageError(f"parts of {[part.rows for part in parts]} rows do not end where blocks of {LANES} do")
+        if len(parts) == 1:
+            return parts[0]
+        data, scale = (torch.cat([getattr(part, name) for part in parts]) for name in ("data", "scale"))
+        mins = None if parts[0].mins is None else torch.cat([part.mins for part in parts if part.mins is not None])
+        return parts[0]._like(data, scale, mins, sum(part.rows for part in parts))
+
     def __getitem__(self, expert: int) -> PackedWeight:
         mins = None if self.mins is None else self.mins[expert]
         return self._like(self.data[expert], self.scale[expert], mins, self.rows)

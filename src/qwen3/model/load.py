@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from qwen3.checkpoint import available_bytes, finish_interrupted_save, load_weights, read_config
 from qwen3.checkpoint.folder import stored_format
 from qwen3.checkpoint.fp8 import fp8_weights, hold_fp8, parameters_to_hold
+from qwen3.checkpoint.packed import BITS
 from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
+from qwen3.kernels import native
 from qwen3.model import cpu_probe
 from qwen3.model.network import Qwen3
-from qwen3.model.pack import BITS, pack_model
+from qwen3.model.pack import pack_model
 
 SMALL_MODEL = 100_000_000  # parameters; see `default_dtype`
 QUANTIZATIONS = ("fp8", *BITS)
@@ -75,8 +78,9 @@ def load_model(
 
     device None: CUDA if present, else CPU. dtype None: see `default_dtype`. quantization "fp8": the projections (all
     but embedding, head and router) are kept in FP8, row by row quantized while they are read. "int8", "int4": on a CPU,
-    all matrices are kept in so many bits (`pack.pack_model`), once they have been read. None: as the checkpoint has
-    them, except that FP8 weights become `dtype`, with a warning, on a device that cannot multiply FP8.
+    all matrices are kept in so many bits, likewise (embedding and head in 8). None: as the checkpoint has them, except
+    that FP8 weights become `dtype`, with a warning, on a device that cannot multiply FP8, and blocks of a GGUF file
+    that no kernel multiplies, too.
 
     Raises ModelNotFoundError, ConfigError, CorruptFileError, UnsafeFileError or OutOfMemoryError with one line that
     names the file, key or tensor; UsageError for a wrong argument.
@@ -102,11 +106,22 @@ def load_model(
     elif stored is not None:
         problem = f"the weights are FP8, which {target} cannot multiply; they become {wanted}"
         warnings.warn(f"{folder}: {problem}", stacklevel=2)
-    load_weights(model, folder, device=target, dtype=wanted)
+    load_weights(model, folder, device=target, dtype=wanted, pack=_packing(quantization, dtype, target))
     model.rotary.to(target)
-    if quantization in BITS:
-        pack_model(model, quantization)
     return model.eval()
+
+
+def _packing(quantization: str | None, dtype: Any, target: torch.device) -> str | None:
+    """What `load_weights` is to hold in 4 and 8 bits."""
+    if quantization in BITS:
+        if target.type != "cpu":
+            raise UsageError(f"weights={quantization!r} are for a CPU, not for {target}; take weights='fp8' on a GPU")
+        if dtype is not None:
+            raise UsageError(f"weights={quantization!r} are multiplied with float32 activations: leave dtype out")
+        if native.library() is None:
+            warnings.warn(f"weights={quantization!r} will be slow: {native.state()}", stacklevel=4)
+        return quantization
+    return "kept" if target.type == "cpu" and dtype is None and native.library() is not None else None
 
 
 def quantize_model(model: Qwen3, quantization: str = "fp8") -> Qwen3:

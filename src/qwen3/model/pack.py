@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
+from qwen3.checkpoint.packed import fitting, hold
 from qwen3.errors import UsageError
 from qwen3.kernels.packed import PackedWeight, quantize_rtn
 from qwen3.model.network import Qwen3
-
-BITS = {"int8": 8, "int4": 4}
-GROUP = 128
 
 
 def pack_model(model: Qwen3, kind: str) -> Qwen3:
@@ -21,32 +17,11 @@ def pack_model(model: Qwen3, kind: str) -> Qwen3:
     """
     if model.device.type != "cpu":
         raise UsageError(f"weights={kind!r} are for a CPU, not for {model.device}; take weights='fp8' on a GPU")
-    for path, module in list(model.named_modules()):
-        for name, value in list(module.named_parameters(recurse=False)):
-            if value.dim() == 1 or path.endswith("mlp.gate"):
-                value.data = value.data.float()
-                continue
-            outer = value is model.embed_tokens.weight or path == "lm_head"
-            hold(module, name, packed(value.detach(), 8 if outer else BITS[kind]))
+    for name, value in list(model.named_parameters()):
+        if value.dim() == 1 or name.endswith("mlp.gate.weight"):
+            value.data = value.data.float()
+            continue
+        how = fitting(name, value.shape[-1], kind)
+        parts = [quantize_rtn(part, *how) for part in (value.detach() if value.dim() == 3 else [value.detach()])]
+        hold(model, name, parts[0] if value.dim() == 2 else PackedWeight.stack(parts))
     return model
-
-
-def packed(weight: Tensor, bits: int) -> PackedWeight:
-    """weight [N, K] or [E, N, K]; the group is 128, or the largest below it that divides K."""
-    width = weight.shape[-1]
-    group = next((size for size in (GROUP, 64, 32) if width % size == 0), 0)
-    if not group:
-        raise UsageError(f"a matrix of {width} columns cannot be held in {bits} bits: they are no multiple of 32")
-    if weight.dim() == 2:
-        return quantize_rtn(weight, bits, group)
-    return PackedWeight.stack([quantize_rtn(part, bits, group) for part in weight])
-
-
-def hold(module: nn.Module, name: str, weight: PackedWeight) -> None:
-    """The packed weight in the parameter's place."""
-    delattr(module, name)
-    setattr(module, name, weight)
-
-
-def is_packed(model: Qwen3) -> bool:
-    return isinstance(model.embed_tokens.weight, PackedWeight)

@@ -36,6 +36,14 @@ class GgufTensorRows(Stored):
         assert step == 1, "rows that follow each other"
         return self._rows(self.part.first + first, self.part.first + max(first, last), dtype)
 
+    def raw(self, rows: slice) -> Tensor:
+        """uint8 [rows, bytes of a row] as they lie in the file."""
+        first, last, _ = rows.indices(self.shape[0])
+        out = torch.empty(last - first, self.row_bytes, dtype=torch.uint8, device="cpu")
+        tensor, begin = self.part.tensor, self.part.first + first
+        read_into(self.fd, out, tensor.begin + begin * self.row_bytes, tensor.file, tensor.name)
+        return out
+
     def _rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
         """Rows of the whole GGUF tensor."""
         out = torch.empty(last - first, self.shape[-1], dtype=dtype, device="cpu")

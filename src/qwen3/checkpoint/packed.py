@@ -1,0 +1,134 @@
+"""Which matrices of a checkpoint a network on a CPU holds in 4 or 8 bits (`kernels.packed`), and how they get there.
+
+Asked for ("int4", "int8"), all but norms and routers are, rounded while they are read; embedding and head take 8 bits
+either way. Otherwise those are whose file has them in blocks that the kernel multiplies: GGUF's Q4_0, Q4_1 and Q8_0,
+laid out anew, number for number the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from qwen3.checkpoint.names import fused_name, fused_shapes, official_views
+from qwen3.checkpoint.source import Source, Stored
+from qwen3.config import ModelConfig
+from qwen3.errors import UsageError
+from qwen3.kernels.packed import LANES, PackedWeight, pack, quantize_rtn
+
+BITS = {"int8": 8, "int4": 4}
+
+
+class _Form(NamedTuple):
+    bits: int
+    mins: bool
+
+
+# GGUF blocks of 32: float16 scale (and minimum), then 16 bytes of halves (columns 0-15 the low ones) or 32 int8.
+_FORMS = {"Q4_0": _Form(4, False), "Q4_1": _Form(4, True), "Q8_0": _Form(8, False)}
+_ROWS = 4096  # at a time: a few copies of them in float32 are in memory
+
+
+class HasParts(Protocol):
+    def get_submodule(self, target: str) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class Packing:
+    """One parameter. parts: its official tensors, by expert (one row of them if there are none). kept: as the file has
+    them; else rounded to `bits` in groups of `group`. mins: whether groups have a minimum."""
+
+    shape: tuple[int, ...]
+    parts: tuple[tuple[Stored, ...], ...]
+    bits: int
+    group: int
+    mins: bool
+    kept: bool
+
+    @property
+    def nbytes(self) -> int:
+        *experts, rows, columns = self.shape
+        count = (experts[0] if experts else 1) * -(-rows // LANES) * LANES * columns
+        return count * self.bits // 8 + count // self.group * (4 if self.mins else 2)
+
+    def build(self) -> PackedWeight:
+        made = [PackedWeight.cat([self._part(part) for part in parts]) for parts in self.parts]
+        return made[0] if len(self.shape) == 2 else PackedWeight.stack(made)
+
+    def _part(self, part: Stored) -> PackedWeight:
+        found = []
+        for first in range(0, part.shape[0], _ROWS):
+            rows = slice(first, min(first + _ROWS, part.shape[0]))
+            if self.kept:
+                found.append(pack(*_numbers(part, rows), self.bits))
+            else:
+                found.append(quantize_rtn(part.read(rows, torch.float32), self.bits, self.group))
+        return PackedWeight.cat(found)
+
+
+def _numbers(part: Any, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(q uint8 [rows, K], scales, minima float16 [rows, K/32]) of a tensor in one of `_FORMS`, bit for bit."""
+    form, raw = _FORMS[part.kind], part.raw(rows)
+    marks = 4 if form.mins else 2
+    blocks = raw.view(raw.shape[0], -1, marks + 4 * form.bits)
+    halves = blocks[..., :marks].contiguous().view(torch.float16)
+    q = blocks[..., marks:]
+    q = torch.cat((q & 15, q >> 4), dim=-1) if form.bits == 4 else q ^ 128
+    return q.flatten(1), halves[..., 0], halves[..., 1] if form.mins else None
+
+
+def packings(source: Source, config: ModelConfig, kind: str | None) -> dict[str, Packing]:
+    """Our names → what is held so. kind: "int4", "int8", or None: what the file has so.
+
+    Raises UsageError for a matrix whose width is no multiple of 32, if `kind` asks for it.
+    """
+    shapes, parts = fused_shapes(config), _parts(source, config)
+    found = {}
+    for name, shape in shapes.items():
+        if len(shape) == 1 or name.endswith("mlp.gate.weight"):
+            continue
+        if kind is None:
+            form, *others = {_FORMS.get(part.kind) for row in parts[name] for part in row}
+            whole = all(part.shape[0] % LANES == 0 for row in parts[name] for part in row[:-1])
+            if form is not None and not others and whole:
+                found[name] = Packing(shape, parts[name], form.bits, 32, form.mins, True)
+            continue
+        found[name] = Packing(shape, parts[name], *fitting(name, shape[-1], kind), False, False)
+    return found
+
+
+def fitting(name: str, columns: int, kind: str) -> tuple[int, int]:
+    """(bits, group) of our parameter `name` in a network held in `kind`: the largest group up to 128 that divides it.
+
+    Raises UsageError where none does.
+    """
+    group = next((size for size in (128, 64, 32) if columns % size == 0), 0)
+    if not group:
+        raise UsageError(f"{name} has {columns} columns, no multiple of 32: it cannot be held in {kind}")
+    return 8 if name in ("embed_tokens.weight", "lm_head.weight") else BITS[kind], group
+
+
+def _parts(source: Source, config: ModelConfig) -> dict[str, tuple[tuple[Stored, ...], ...]]:
+    """Our names → their official tensors in the order of the rows, by expert."""
+    shapes = fused_shapes(config)
+    views = official_views(config, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    ordered: dict[str, list[str]] = {}
+    for name in sorted(views, key=lambda name: views[name].storage_offset()):
+        ordered.setdefault(fused_name(name), []).append(name)
+    found = {}
+    for name, own in ordered.items():
+        each = len(own) // (shapes[name][0] if len(shapes[name]) == 3 else 1)
+        rows = (own[i : i + each] for i in range(0, len(own), each))
+        found[name] = tuple(tuple(source.stored[part] for part in row) for row in rows)
+    return found
+
+
+def hold(model: HasParts, name: str, weight: PackedWeight) -> None:
+    """The packed weight in the place of the parameter `name`."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    delattr(module, leaf)
+    setattr(module, leaf, weight)
