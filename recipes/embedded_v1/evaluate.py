@@ -47,11 +47,12 @@ class Scale:
     """How much is measured: problems of a family, of the curve, questions with switches, conversations."""
 
     family: int = 180
-    curve: int = 2000
+    curve: int = 2000  # 0: none
     obedience: int = 400
     conversations: int = 200
     facts: int = 1 << 20
     seed: int = 1
+    max_tokens: int = MAX_TOKENS
     budgets: tuple[int | None, ...] = BUDGETS
 
 
@@ -60,10 +61,11 @@ def share(right: int, total: int) -> Result:
     return {"right": right, "of": total, "percent": 100 * right / max(total, 1), "interval": [low, high]}
 
 
-def sampling(seed: int, temperature: float = 0.6) -> SamplingParams:
-    if temperature == 1:
-        return SamplingParams(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=seed, max_tokens=MAX_TOKENS)
-    return SamplingParams(temperature=temperature, top_p=0.95, top_k=20, min_p=0.0, seed=seed, max_tokens=MAX_TOKENS)
+def sampling(scale: Scale) -> SamplingParams:
+    """What was published for thinking, in every mode, so that these differ in the prompt alone."""
+    return SamplingParams(
+        temperature=0.6, top_p=0.95, top_k=20, min_p=0.0, seed=scale.seed, max_tokens=scale.max_tokens
+    )
 
 
 def known_by_heart(problem: Problem) -> bool:
@@ -85,7 +87,7 @@ def modes(llm: LLM, scale: Scale, say: Any) -> Result:
     for name, mode in MODES.items():
         progress = Progress(len(problems), say)
         policy = ThinkingPolicy(mode=mode)  # type: ignore[arg-type]
-        answers[name] = answer_all(llm, problems, policy, sampling(scale.seed), progress, name)
+        answers[name] = answer_all(llm, problems, policy, sampling(scale), progress, name)
         right[name] = [FAMILIES[p.family].check(p, a.content) for p, a in zip(problems, answers[name], strict=True)]
     families: Result = {}
     for family, task in FAMILIES.items():
@@ -150,7 +152,7 @@ def facts(llm: LLM, scale: Scale) -> Result:
     found: Result = {}
     for name in ("thinking", "direct"):
         answers = llm.chat_batch(
-            [text for text, _ in asked], ThinkingPolicy(mode=MODES[name]), sampling(scale.seed)  # type: ignore[arg-type]
+            [text for text, _ in asked], ThinkingPolicy(mode=MODES[name]), sampling(scale)  # type: ignore[arg-type]
         )  # fmt: skip
         right = sum(
             FAMILIES["sums"].check(_number(value), a.content) for (_, value), a in zip(asked, answers, strict=True)
@@ -168,7 +170,7 @@ def conversations(llm: LLM, scale: Scale) -> Result:
     talk = 0
     for mode in ("on", "off"):
         answers = llm.chat_batch(
-            [prompt for prompt, _ in EVAL_PROMPTS], ThinkingPolicy(mode=mode), sampling(scale.seed)
+            [prompt for prompt, _ in EVAL_PROMPTS], ThinkingPolicy(mode=mode), sampling(scale)
         )  # fmt: skip
         talk += sum(passes(a.content) for (_, passes), a in zip(EVAL_PROMPTS, answers, strict=True))
     rng, prompts, references = random.Random(f"{scale.seed}/tools"), [], []
@@ -177,15 +179,15 @@ def conversations(llm: LLM, scale: Scale) -> Result:
         at = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
         prompts.append(encode(messages[:at], tokenizer=llm.tokenizer, tools=tools).ids)
         references.append((messages[: at + 1], tools))
-    calls = llm.generate(prompts, sampling(scale.seed))
+    calls = llm.generate(prompts, sampling(scale))
     asked = [json_messages(random.Random(f"{scale.seed}/json/{i}"), "eval") for i in range(scale.conversations)]
-    spoken = llm.chat_batch([messages[:-1] for messages, _ in asked], ThinkingPolicy(mode="on"), sampling(scale.seed))
+    spoken = llm.chat_batch([messages[:-1] for messages, _ in asked], ThinkingPolicy(mode="on"), sampling(scale))
     bound = 0
     plain = held_out(("sums",), scale.conversations // 2, scale.seed)
     schema = {"type": "object", "properties": {"result": {"type": "integer", "minimum": -9999, "maximum": 9999}},
               "required": ["result"], "additionalProperties": False}  # fmt: skip
     for p, a in zip(plain, llm.chat_batch([p.prompt for p in plain], ThinkingPolicy(mode="on"),
-                                          sampling(scale.seed), schema=schema), strict=True):  # fmt: skip
+                                          sampling(scale), schema=schema), strict=True):  # fmt: skip
         bound += _loaded(a.content) == {"result": int(p.answer)}
     return {
         "talk": share(talk, 2 * len(EVAL_PROMPTS)),
@@ -202,11 +204,12 @@ def _loaded(text: str) -> Any:
         return None
 
 
-def skills(llm: LLM, questions: int = 192, seed: int = 7) -> dict[str, float]:
+def skills(llm: LLM, questions: int = 192, seed: int = 7, max_tokens: int = 512) -> dict[str, float]:
     """What RL is to raise, at temperature 1 on held-out problems of the labelled families: pass@1, the share of careful
     thoughts, how often either kind is right, and tokens. For `RL.evaluate`."""
     asked = sample_questions(questions, seed, dict.fromkeys(LABELLED, 1.0), split="eval")
-    answers = llm.chat_batch([q.prompt for q in asked], ThinkingPolicy(mode="on"), sampling(seed, 1.0))
+    plain = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=seed, max_tokens=max_tokens)
+    answers = llm.chat_batch([q.prompt for q in asked], ThinkingPolicy(mode="on"), plain)
     right = [q.check(a.content) for q, a in zip(asked, answers, strict=True)]
     terse = [any("-" in line.split(":")[0] for line in a.reasoning_content.splitlines()) for a in answers]
 
@@ -215,11 +218,11 @@ def skills(llm: LLM, questions: int = 192, seed: int = 7) -> dict[str, float]:
         return sum(chosen) / len(chosen) if chosen else 0.0
 
     return {
-        "pass_1": sum(right) / len(asked),
+        "held_out": sum(right) / len(asked),
         "careful": 1 - sum(terse) / len(asked),
         "careful_right": part(False),
         "terse_right": part(True),
-        "tokens": sum(a.thinking.used for a in answers if a.thinking) / len(asked),
+        "thought": sum(a.thinking.used for a in answers if a.thinking) / len(asked),
     }
 
 
@@ -230,8 +233,9 @@ def measure(llm: LLM, scale: Scale, command: str, say: Any = print) -> Result:
     found["facts"] = facts(llm, scale)
     found |= conversations(llm, scale)
     found["obedience"] = flag_obedience(llm, some_questions(scale.obedience, scale.seed))
-    found["skills"] = skills(llm, min(400, 2 * scale.family), scale.seed)
-    found["curve"] = curve(llm, ",".join(FAMILIES), scale.budgets, scale.curve, scale.seed, say)
+    found["skills"] = skills(llm, min(400, 2 * scale.family), scale.seed, min(512, scale.max_tokens))
+    if scale.curve:
+        found["curve"] = curve(llm, ",".join(FAMILIES), scale.budgets, scale.curve, scale.seed, say)
     return found | {"seconds": time.monotonic() - began}
 
 
@@ -273,7 +277,7 @@ def verdict(before: Result, after: Result, rl: Mapping[str, float] | None = None
     closes = after["closes"]["percent"]
     checks[f"thinking closes by itself in 99.5 %: {closes:.1f}"] = closes >= 99.5
     if rl is not None:
-        raised, lost = rl["after"] - rl["before"], rl["after"] - 100 * after["skills"]["pass_1"]
+        raised, lost = rl["after"] - rl["before"], rl["after"] - 100 * after["skills"]["held_out"]
         checks[f"RL raises pass@1 by {RL_GAIN:g} points: {raised:+.1f}"] = raised >= RL_GAIN
         checks[f"of which fusion loses at most {RL_KEPT:g}: {lost:.1f}"] = lost <= RL_KEPT
     failed = [text for text, good in checks.items() if not good]

@@ -238,7 +238,7 @@ def as_json(rng: random.Random, taste: Taste) -> TokenSample:
 
 # Sources of the stages
 
-DRAWS: dict[str, Callable[[random.Random, Taste], TokenSample]] = {
+DRAWS: dict[str, Callable[..., TokenSample]] = {
     "thinking": thinking, "direct": direct, "cut": cut, "dialogue": dialogue, "tools": tools, "json": as_json,
 }  # fmt: skip
 
