@@ -16,7 +16,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from qwen3.errors import UsageError
 from qwen3.llm import LLM, Generation
 from qwen3.tasks import FAMILIES, Problem
 from qwen3.train.chats import Chat
+from qwen3.train.parts import all_rows, begin_parts, missing_parts, write_rows
 
 VERDICTS = ("accepted", "wrong", "cut", "no thought", "repeated", "enough")
 """accepted: written. wrong: the verifier says so. cut: the thought or the answer was ended from outside (budget,
@@ -177,23 +178,19 @@ def rejection_sample(
     policy = ThinkingPolicy(mode="on", budget=budget) if thinking else ThinkingPolicy(mode="off")
     params = replace(sampling or SamplingParams(), n=samples)
     began = time.monotonic()
-    parts = _parts(path, {
+    parts = begin_parts(path.with_name(path.name + ".parts"), {
         "questions": len(questions), "first": questions[0].key, "last": questions[-1].key, "samples": samples,
         "keep": keep, "thinking": thinking, "budget": budget, "sampling": repr(params), "seed": seed, "chunk": chunk,
     })  # fmt: skip
-    for number, start in enumerate(range(0, len(questions), chunk)):
-        group = questions[start : start + chunk]
-        part = parts / f"{number:06d}.jsonl"
-        if part.exists():
-            continue
+    for number, part, group in missing_parts(parts, questions, chunk):
         conversations = [[{"role": "user", "content": question.prompt}] for question in group]
         own = replace(params, seed=random.Random(f"{seed}/{number}").getrandbits(53))
         found = llm.chat_batch(conversations, policy, own, adapter=adapter)
         answers = [answer if isinstance(answer, list) else [answer] for answer in found]
         lines = [_judge(question, tries, keep, thinking) for question, tries in zip(group, answers, strict=True)]
-        _write(part, (json.dumps(line, ensure_ascii=False) for line in lines))
+        write_rows(part, lines)
         if tell is not None:
-            tell(_progress(lines, start + len(group), len(questions), time.monotonic() - began))
+            tell(_progress(lines, number * chunk + len(group), len(questions), time.monotonic() - began))
     return replace(_join(path, parts), seconds=time.monotonic() - began)
 
 
@@ -281,7 +278,7 @@ def write_worked(
     `worked_message` does; nothing is written then."""
     rng = random.Random(f"{seed}/styles")
     rows = [_row(question, worked_message(question, rng, styles), True, "accepted", 0) for question in questions]
-    _write(Path(path), (json.dumps(row, ensure_ascii=False) for row in rows))
+    write_rows(Path(path), rows)
     return len(rows)
 
 
@@ -301,46 +298,17 @@ def worked_draw(
 # Files
 
 
-def _parts(path: Path, asked: Mapping[str, Any]) -> Path:
-    """The folder of an unfinished run of these arguments, made if need be."""
-    parts = path.with_name(path.name + ".parts")
-    told = parts / "arguments.json"
-    if told.exists():
-        before = json.loads(told.read_text(encoding="utf-8"))
-        for name, value in asked.items():
-            if before.get(name) != value:
-                raise UsageError(
-                    f"{parts} has an unfinished run with {name}={before.get(name)}, not {value}: finish or delete it"
-                )
-        return parts
-    parts.mkdir(parents=True, exist_ok=True)
-    _write(told, [json.dumps(asked)])
-    return parts
-
-
 def _join(path: Path, parts: Path) -> Report:
     """The part files to those that are for reading; then the parts go."""
     families: dict[str, FamilyReport] = {"all": FamilyReport()}
 
-    def results() -> Iterator[dict[str, Any]]:
-        for part in sorted(parts.glob("*.jsonl")):
-            with part.open(encoding="utf-8") as lines:
-                yield from map(json.loads, lines)
-
-    for result in results():
+    for result in all_rows(parts):
         for name in ("all", result["family"]):
             families.setdefault(name, FamilyReport()).add(result)
     report = {name: found.to_dict() for name, found in families.items()}
-    _write(path.with_suffix(".report.json"), [json.dumps(report, indent=1)])
+    write_atomic(path.with_suffix(".report.json"), [json.dumps(report, indent=1).encode() + b"\n"])
     for name, accepted in ((path.with_suffix(".rejected.jsonl"), False), (path, True)):
-        rows = (row for result in results() for row in result["rows"])
-        _write(
-            name, (json.dumps(row, ensure_ascii=False) for row in rows if (row["verdict"] == "accepted") is accepted)
-        )
+        rows = (row for result in all_rows(parts) for row in result["rows"])
+        write_rows(name, (row for row in rows if (row["verdict"] == "accepted") is accepted))
     shutil.rmtree(parts)
     return Report(path, families)
-
-
-def _write(path: Path, lines: Iterable[str]) -> None:
-    """All of a file, or nothing."""
-    write_atomic(path, (f"{line}\n".encode() for line in lines))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,20 @@ def begin_parts(parts: Path, asked: Mapping[str, Any]) -> Path:
     parts.mkdir(parents=True, exist_ok=True)
     write_rows(told, [asked])
     return parts
+
+
+def missing_parts(parts: Path, items: Sequence[Any], size: int) -> Iterator[tuple[int, Path, Sequence[Any]]]:
+    """(number, file, items) of the parts of `size` items that are not there yet: write each with `write_rows`."""
+    for number, start in enumerate(range(0, len(items), size)):
+        path = parts / f"{number:06d}.jsonl"
+        if not path.exists():
+            yield number, path, items[start : start + size]
+
+
+def all_rows(parts: Path) -> Iterator[Any]:
+    """Of the parts, in their order."""
+    for path in sorted(parts.glob("*.jsonl")):
+        yield from read_rows(path)
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:

@@ -88,7 +88,7 @@ class Work:
         if not text:
             step.drop("empty", size, document.id)
             return None
-        step.changed += text != document.text
+        step.changed += bool(counts)
         found: Document | str = dataclasses.replace(document, text=text)
         for judge in self.filters:
             assert isinstance(found, Document)
