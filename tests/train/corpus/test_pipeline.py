@@ -215,10 +215,15 @@ def test_filters_of_ones_own(source: Path, small: Path, tmp_path: Path) -> None:
 
 
 def test_keys_on_the_command_line() -> None:
-    recipe = override(pipeline.recipe(), ["sources=a,b.jsonl", "gopher.min_words=7", "filters=gopher,c4", "near=none"])
+    recipe = override(
+        pipeline.recipe(),
+        ["sources=a,b.jsonl", "gopher.min_words=7", "filters=language,c4", "near=none", "language.keep=de,en"],
+    )
     (made,) = recipe.stages
     assert made.gopher.min_words == 7
     assert made.near is None
+    assert [judge.name for judge in made.judges] == ["language", "c4"]
+    assert made.language.keep == ("de", "en")
     assert "corpus.gopher.min_words" in described(recipe)
     for word, wanted in (("filters=x", "x is none of"), ("near=2", "threshold"), ("workers=0", "workers must be")):
         with pytest.raises(UsageError, match=wanted):

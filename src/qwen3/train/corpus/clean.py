@@ -46,13 +46,15 @@ def clean(text: str) -> tuple[str, Counter[str]]:
 
     cut(_BREAKS, "\n", "line ends")
     cut(_CONTROL, "", "control characters")
-    cut(_INVISIBLE, "", "invisible characters")
-    cut(_JOINERS, "", "invisible characters")
+    if not text.isascii():
+        cut(_INVISIBLE, "", "invisible characters")
+    if "\u200c" in text or "\u200d" in text:
+        cut(_JOINERS, "", "invisible characters")
     if not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)
         counts["documents not in NFC"] = 1
     cut(_BOILERPLATE, "", "boilerplate lines")
     text = _EMPTY.sub("\n\n\n", _TRAILING.sub("", text)).strip("\n")
-    if found := len(_MOJIBAKE.findall(text)):
+    if not text.isascii() and (found := len(_MOJIBAKE.findall(text))):
         counts["mojibake"] = found
     return text, counts

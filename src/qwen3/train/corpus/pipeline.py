@@ -35,6 +35,7 @@ from qwen3.train.corpus.filters.code import Code
 from qwen3.train.corpus.filters.fineweb import FineWeb
 from qwen3.train.corpus.filters.gopher import Gopher
 from qwen3.train.corpus.filters.heuristics import Heuristics
+from qwen3.train.corpus.filters.language import Language
 from qwen3.train.corpus.filters.private import Private
 from qwen3.train.corpus.filters.repetition import Repetition
 from qwen3.train.corpus.filters.sanity import Sanity
@@ -65,9 +66,10 @@ class Corpus:
     bad_rows: Literal["stop", "skip"] = key("stop", "rows and files without a text: an error, or skipped and counted")
     filters: tuple[str, ...] = key(
         ("sanity", "gopher", "repetition", "fineweb", "private", "urls", "code", "heuristics"),
-        "in this order; c4 is for web pages; empty: none",
+        "in this order; also language, and c4 for web pages; empty: none",
     )
     sanity: Sanity = key(Sanity, "unreadable characters, encoded data")
+    language: Language = key(Language, "languages to keep: language.keep=de,en; best placed before gopher")
     gopher: Gopher = key(Gopher, "length, words, symbols")
     repetition: Repetition = key(Repetition, "lines, paragraphs, n-grams that come again")
     c4: C4 = key(C4, "lines that are no sentences")
