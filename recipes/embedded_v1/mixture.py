@@ -115,9 +115,9 @@ def solved(p: Problem) -> Messages:
 
 def chat(rng: random.Random, taste: Taste, direct: bool = False) -> Chat:
     """A problem and its solution; at times behind a system message or small talk."""
-    if taste.traces and not direct and rng.random() < 0.5 * taste.labelled * _labelled_share():
-        row = rng.choice(sampled(taste.traces))
-        return Chat(row, "sampled")
+    own = sampled(taste.traces) if taste.traces and not direct else ()
+    if own and rng.random() < 0.5 * taste.labelled * _labelled_share():
+        return Chat(rng.choice(own), "sampled")
     messages: Messages = []
     if rng.random() < 0.06:
         messages.append({"role": "system", "content": rng.choice(SYSTEM)})
@@ -133,11 +133,8 @@ def _labelled_share() -> float:
 
 @cache
 def sampled(path: str) -> tuple[Messages, ...]:
-    """Accepted answers of the model after RL, with the ids that it sampled."""
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    if not rows:
-        raise FileNotFoundError(f"{path} holds no accepted answers")
-    return tuple(row["messages"] for row in rows)
+    """Accepted answers of the model after RL, with the ids that it sampled; none where it was never right."""
+    return tuple(json.loads(line)["messages"] for line in Path(path).read_text(encoding="utf-8").splitlines())
 
 
 def thinking(rng: random.Random, taste: Taste) -> TokenSample:

@@ -1,4 +1,4 @@
-"""The embedded model's stages, from nothing to a hybrid model: qwen3 train recipes/embedded_v1/stages.py --keys
+"""The embedded model's stages, from nothing to a hybrid model: python -m qwen3 train recipes/embedded_v1/stages.py
 
     general → reason → long    pretraining (S1, S2, S3 of Qwen3's report): text gives way to worked problems
     cold                       long-CoT cold start: terse traces that often go wrong beside careful ones that do not
@@ -209,7 +209,8 @@ def stages(size: Size, text: str | Path | None, out: str | Path) -> tuple[Any, .
         *(pretrain(size, name, text) for name in ("general", "reason", "long", "cold")),
         RL(
             "rl", source=reasoning_question, updates=size.rl_updates, loss="dr_grpo", clip_high=0.28, lr=1e-4,
-            evaluate=partial(skills, questions=size.held_out, max_tokens=size.answer), evaluate_every=max(1, size.rl_updates // 4), save_every=20, **common,
+            evaluate=partial(skills, questions=size.held_out, max_tokens=size.answer),
+            evaluate_every=max(1, size.rl_updates // 4), save_every=20, **common,
         ),
         Sampled(path=traces, questions=size.sampled, max_tokens=size.answer, max_batch=size.max_batch),
         pretrain(size, "fusion", text, traces),
