@@ -310,7 +310,7 @@ def run_distill(stage: Distill, job: Job) -> dict[str, Any]:
             del teacher  # its memory is free again
             gc.collect()
             torch.cuda.empty_cache()
-            place["store"] = store.fingerprint
+            place |= {"store": store.fingerprint, "teacher": store.about["teacher"]}
             length, batches = _lessons_of(store, stage, job)
             loss: LossFn = Stored(stage.temperature, stage.cross_entropy)
         else:
