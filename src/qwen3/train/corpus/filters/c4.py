@@ -28,7 +28,7 @@ _SENTENCE = re.compile(r"[.!?。！？؟۔।॥።։]+(?=\s|[\"'”’»)\]」�
 class C4:
     name: ClassVar[str] = "c4"
     words: int = key(5, "least words of a line; of a line without spaces three times as many characters")
-    sentences: int = key(5, "least sentences of a document")
+    sentences: int = key(3, "least sentences of a document")
     brackets: bool = key(True, "whether a { drops the document")
 
     def __call__(self, document: Document) -> Document | str:

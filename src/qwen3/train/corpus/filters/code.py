@@ -1,7 +1,7 @@
 """Rules for source files: generated or minified code, and data in the shape of code. Other documents pass.
 
-Source: Chen et al. 2021 (Codex), arXiv 2107.03374, section 3.1: mean line of at most 100 and longest of at most 1,000
-characters, generated files out; StarCoder (Li et al. 2023, arXiv 2305.06161, section 3.1): least share of letters and
+Source: Chen et al. 2021 (Codex), arXiv 2107.03374: mean line of at most 100 and longest of at most 1,000
+characters, generated files out; StarCoder (Li et al. 2023, arXiv 2305.06161): least share of letters and
 digits; StarCoder2 (arXiv 2402.19173): at most 100,000 lines.
 """
 

@@ -1,7 +1,7 @@
 """FineWeb's line rules: documents that are lists, menus or tables.
 
 Source: Penedo et al. 2024, "The FineWeb Datasets: Decanting the Web for the Finest Text Data at Scale", arXiv
-2406.17557, section 3.6 (the three heuristics that were chosen from more than fifty).
+2406.17557: the three heuristics that were chosen from more than fifty, with the paper's bounds.
 """
 
 from __future__ import annotations

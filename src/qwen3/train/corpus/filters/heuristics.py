@@ -1,6 +1,6 @@
 """Quality without a model: how varied the words are, how much it shouts, how well it compresses.
 
-Source: the quality signals of RedPajama-V2 (Weber et al. 2024, arXiv 2411.12372, appendix): entropy of the distribution
+Source: the quality signals of RedPajama-V2 (Weber et al. 2024, arXiv 2411.12372): entropy of the distribution
 of words, share of words in capitals, share of different words; compression as in Delétang et al. 2024 ("Language
 Modeling Is Compression", arXiv 2309.10668): text that zlib makes very small says one thing over and over, text that it
 cannot make smaller is noise. The bounds are this project's, wide on purpose.

@@ -1,8 +1,7 @@
 """Text that is text: characters that could not be read, encoded blobs, and too few letters.
 
-Source: MADLAD-400's rules for questionable documents (Kudugunta et al. 2023, arXiv 2309.04662, section 2.3) and CCNet's
-line clean-up (Wenzek et al. 2020, arXiv 1911.00359, section 3), in the form of shares; encoded data as in StarCoder2
-(Lozhkov et al. 2024, arXiv 2402.19173, section 3.1).
+Source: the rules for questionable sentences of MADLAD-400 (Kudugunta et al. 2023, arXiv 2309.04662), here as shares of a
+document; encoded data as in StarCoder2 (Lozhkov et al. 2024, arXiv 2402.19173). The bounds are this project's.
 """
 
 from __future__ import annotations
