@@ -26,7 +26,7 @@ def key(default: Any, text: str, *, shared: bool = False) -> Any:
     set in all stages that have it."""
     about = {"help": text, "shared": shared}
     if default is MISSING:
-        return dataclasses.field(metadata={"help": text})
+        return dataclasses.field(metadata=about)
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=about)
     return dataclasses.field(default=default, metadata=about)

@@ -25,7 +25,7 @@ from qwen3.train.feeds import Feed, rows_feed, update_batches
 from qwen3.train.forward import Checkpointing
 from qwen3.train.fp8 import Fp8
 from qwen3.train.fusion import Fusion, chat_draws, flag_obedience, fusion_feed, some_questions
-from qwen3.train.optim import OptimConfig
+from qwen3.train.optim import OptimConfig, processes
 from qwen3.train.packing import PackedBatch
 from qwen3.train.recipe import Recipe, key
 from qwen3.train.run import loop
@@ -125,6 +125,8 @@ def run_sft(stage: SFT, job: Job) -> dict[str, Any]:
     data in it, TrainingError where the loss leaves its course.
     """
     stage.check()
+    if processes() > 1:
+        raise UsageError(f"{stage.name} runs in one process")
     model, run, end = job.model, job.run, job.tokenizer.control.endoftext
     renderer = Renderer(job.tokenizer, stage.template or job.template)
     plan = _plan(stage, job, renderer)
