@@ -160,7 +160,7 @@ class _Making:
         self.work = Work(self.parts, stage.judges, stage.exact, stage.paragraphs, near, self._sets())
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.workers = stage.workers or (min(8, cores) if self.total >= _MANY else 1)
-        self.said = 0.0
+        self.said = time.monotonic()
 
     def _sets(self) -> Decontaminator | None:
         if not self.stage.against:

@@ -1,6 +1,7 @@
 """Masks for private data: e-mail addresses and public IP addresses become ones that belong to nobody.
 
-Source: Penedo et al. 2024 (FineWeb), arXiv 2406.17557, which anonymises e-mail and public IP addresses by patterns. The names that stand for them are reserved for examples by RFC 2606, 5737 and 3849.
+Source: Penedo et al. 2024 (FineWeb), arXiv 2406.17557, which anonymises e-mail and public IP addresses by patterns. The
+names that stand for them are reserved for examples by RFC 2606, 5737 and 3849.
 """
 
 from __future__ import annotations

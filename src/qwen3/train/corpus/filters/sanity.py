@@ -1,7 +1,7 @@
 """Text that is text: characters that could not be read, encoded blobs, and too few letters.
 
-Source: the rules for questionable sentences of MADLAD-400 (Kudugunta et al. 2023, arXiv 2309.04662), here as shares of a
-document; encoded data as in StarCoder2 (Lozhkov et al. 2024, arXiv 2402.19173). The bounds are this project's.
+Source: the rules for questionable sentences of MADLAD-400 (Kudugunta et al. 2023, arXiv 2309.04662), here as shares of
+a document; encoded data as in StarCoder2 (Lozhkov et al. 2024, arXiv 2402.19173). The bounds are this project's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Addresses on the web: secrets and trackers cut from them; documents that are little else dropped.
 
-Source: RefinedWeb (Penedo et al. 2023, arXiv 2306.01116), whose documents hold no addresses at all, here milder: a share
-of them is borne; credentials by RFC 3986, section 3.2.1. The bound is this project's.
+Source: RefinedWeb (Penedo et al. 2023, arXiv 2306.01116), which removes all addresses; here, milder, a share of them is
+borne. Credentials by RFC 3986, section 3.2.1. The bound is this project's.
 """
 
 from __future__ import annotations
