@@ -62,7 +62,7 @@ def gguf_config(model: Gguf) -> ModelConfig:
 
 def _read(model: Gguf) -> ModelConfig:
     architecture = model.metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if architecture not in ARCHITECTURES or model.metadata.get("general.type", "model") != "model":
         raise ConfigError(_other(architecture, model.metadata))
     keys = _Keys(model.metadata, architecture)
     heads, hidden = keys.same("attention.head_count"), keys.integer("embedding_length")

@@ -52,22 +52,19 @@ def open_gguf(path: Path) -> Gguf:
     Raises ModelNotFoundError naming a part that is not there, CorruptFileError as `read_gguf`, and where the parts do
     not belong together.
     """
-    first = path.with_name(part_names(path.name)[0])
-    try:
-        return _open(first, stamp(first.stat()))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if isinstance(error, ModelNotFoundError):
-            raise
-        raise ModelNotFoundError(f"{first}: no such file") from None
+    files = tuple(path.with_name(name) for name in part_names(path.name))
+    missing = next((file for file in files if not file.exists()), None)
+    if missing is None:
+        return _open(files, tuple(stamp(file.stat()) for file in files))
+    if len(files) == 1:
+        raise ModelNotFoundError(f"{missing}: no such file")
+    raise ModelNotFoundError(f"{path.parent}: of {len(files)} parts of the model {missing.name} is not there")
 
 
 @lru_cache(maxsize=1)
-def _open(path: Path, _version: tuple[int, ...]) -> Gguf:
-    names = part_names(path.name)
-    missing = [name for name in names if not path.with_name(name).is_file()]
-    if missing:
-        raise ModelNotFoundError(f"{path.parent}: of {len(names)} parts of the model {missing[0]} is not there")
-    headers = tuple(read_gguf(path.with_name(name)) for name in names)
+def _open(files: tuple[Path, ...], _version: tuple[tuple[int, ...], ...]) -> Gguf:
+    path = files[0]
+    headers = tuple(read_gguf(file) for file in files)
     tensors: dict[str, GgufTensor] = {}
     for number, header in enumerate(headers):
         _check_part(header, number, headers)
@@ -75,7 +72,7 @@ def _open(path: Path, _version: tuple[int, ...]) -> Gguf:
             if name in tensors:
                 raise CorruptFileError(f"tensor {name} is in both {tensors[name].file} and {header.file}")
             tensors[name] = tensor
-    total = headers[0].metadata.get("split.tensors.count", len(tensors)) if len(names) > 1 else len(tensors)
+    total = headers[0].metadata.get("split.tensors.count", len(tensors)) if len(files) > 1 else len(tensors)
     if total != len(tensors):
         raise CorruptFileError(f"{path}: split.tensors.count is {total}, but its parts hold {len(tensors)} tensors")
     return Gguf(path, headers, headers[0].metadata, tensors)
