@@ -199,7 +199,7 @@ def run_pretrain(stage: Pretrain, job: Job) -> dict[str, Any]:
     if stage.sharded and processes() > 1:
         shard(job.model)
     trainer = Trainer(
-        job.model, plan.optim, seed=job.seed, checkpointing=stage.checkpointing, balance=stage.balance, fp8=stage.fp8
+        job.model, plan.optim, seed=job.seed, checkpointing=stage.checkpointing, fp8=stage.fp8, balance=stage.balance
     )
     if stage.carry:
         carry(stage, job, trainer)
