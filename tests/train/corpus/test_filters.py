@@ -7,6 +7,8 @@ import pickle
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen3.train.corpus.documents import Document, Filter
 from qwen3.train.corpus.filters.c4 import C4
@@ -60,6 +62,16 @@ def test_prose_of_any_language_passes_unchanged(judge: Filter, text: str) -> Non
     document = Document(text.strip(), "x.txt")
     assert judge(document) == document
     assert pickle.loads(pickle.dumps(judge)) == judge
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=200), st.sampled_from(["x.txt", "x.py"]), st.integers(1, 40))
+def test_any_text_is_judged_the_same_twice(text: str, name: str, times: int) -> None:
+    loose = (Gopher(min_words=0, min_stop_words=0), Code(min_lines=0))
+    for judge in (*ALL, *loose):
+        document = Document(text * times, name)
+        found = judge(document)
+        assert found == judge(document)
+        assert isinstance(found, str) or (found.id, found.source) == (name, "")
 
 
 def test_scripts_with_signs_are_letters() -> None:

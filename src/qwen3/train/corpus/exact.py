@@ -20,9 +20,10 @@ def document_hash(text: str) -> bytes:
     return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
 
 
-def first_documents(hashes: Sequence[bytes]) -> NDArray[np.bool_]:
-    """Of documents in order, by `document_hash`: bool [documents], whether it is the first of its kind."""
-    parts = np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
+def first_documents(hashes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """hashes: of documents in order, [documents, 16] by `document_hash` -> bool [documents], whether it is the first of
+    its kind."""
+    parts = np.ascontiguousarray(hashes).view("<u8")
     order = np.lexsort((parts[:, 1], parts[:, 0]))  # stable: the first of equals comes first
     ordered = parts[order]
     new = np.ones(len(parts), dtype=bool)

@@ -263,7 +263,7 @@ class _Making:
             keep[gone] = False
 
         if self.stage.exact:
-            first = first_documents([row.tobytes() for part in parts for row in part["exact"]])
+            first = first_documents(np.concatenate([part["exact"] for part in parts]))
             drop("exact", "is there already", np.flatnonzero(~first))
         if self.work.near is not None:
             kept = np.flatnonzero(keep)

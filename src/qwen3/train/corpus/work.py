@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3.checkpoint.journal import write_atomic
-from qwen3.errors import UsageError
+from qwen3.errors import Qwen3Error, UsageError
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.corpus.clean import clean
 from qwen3.train.corpus.decontaminate import Decontaminator
@@ -198,5 +199,10 @@ def mapper(work: Work, workers: int) -> Iterator[Mapper]:
 
     try:
         yield ahead
+    except BrokenProcessPool:
+        raise Qwen3Error(
+            "a worker process ended by itself, perhaps for want of memory: start the run again, with fewer workers or "
+            "smaller part_bytes if it happens again"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -39,7 +39,7 @@ class Code:
             return "too few lines"
         if len(lines) > self.max_lines:
             return "too many lines"
-        if max(map(len, lines)) > self.longest_line:
+        if max(map(len, lines), default=0) > self.longest_line:
             return "a line is too long"
         if sum(map(len, lines)) > self.mean_line * len(lines):
             return "lines are too long"

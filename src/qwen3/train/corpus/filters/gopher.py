@@ -38,7 +38,7 @@ class Gopher:
         text = document.text
         unspaced = is_unspaced(text)
         found = words(text) if unspaced else text.split()
-        if len(found) < self.min_words:
+        if len(found) < max(1, self.min_words):
             return "too few words"
         if len(found) > self.max_words:
             return "too many words"
