@@ -2,11 +2,11 @@
 
     python tools/kill_resume.py --kills 20 --out benchmarks/2026-11-22-train-kill-resume-cpu.json
 
-Two stages of a tiny mixture of experts over shards and a drawn source, a checkpoint every second update, evaluations;
-every sixth start has a worker process that prepares data, the others none. The run is started, gets SIGKILL after a
-random time (every third one while a checkpoint is being written, when its unfinished folder is seen) and is started
-again. Compared: the weights of the result and of what lies between the stages, masters, moments and generators of the
-last checkpoints, the place in the data, and every number of the log but the clock's.
+Two stages of a tiny mixture of experts over shards and a drawn source, a checkpoint every second update, evaluations.
+In the second stage every fifth start has a worker process that prepares data, the others none. The run is started,
+gets SIGKILL after a random time (every third one while a checkpoint is being written, when its unfinished folder is
+seen) and is started again. Compared: the weights of the result and of what lies between the stages, masters, moments
+and generators of the last checkpoints, the place in the data, and every number of the log but the clock's.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def recipe_of(folder: Path, data: Path, updates: int, workers: int) -> Recipe:
     }  # fmt: skip
     common: dict[str, Any] = {
         "sources": (Source("shards", 2.0, str(data), 4), Source("drawn", 1.0, draw)), "updates": updates,
-        "tokens_per_update": 512, "tokens_per_micro_batch": 256, "save_every": 2, "workers": workers, "balance": 0.01,
+        "tokens_per_update": 512, "tokens_per_micro_batch": 256, "save_every": 2, "balance": 0.01,
         "evaluate_every": 5, "evaluate_tokens": 512, "samples": 1,
     }  # fmt: skip
     stages = (
-        Pretrain(STAGES[0], length=64, decay=0.0, **common),
-        Pretrain(STAGES[1], length=128, rope_theta=1e6, warmup=0.0, decay=1.0, **common),
+        Pretrain(STAGES[0], length=64, decay=0.0, workers=0, **common),
+        Pretrain(STAGES[1], length=128, rope_theta=1e6, warmup=0.0, decay=1.0, workers=workers, **common),
     )
     return Recipe("killed", shape, stages, out=str(folder), device="cpu", seed=3)
 
@@ -79,7 +79,7 @@ def start(args: argparse.Namespace, folder: Path) -> Any:
     """A process forked from one that has imported everything, so that most of its life is training."""
     args.starts += 1
     context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=work, args=(folder, args.data, args.updates, int(args.starts % 6 == 3)))
+    process = context.Process(target=work, args=(folder, args.data, args.updates, int(args.starts % 5 == 3)))
     process.start()
     return process
 

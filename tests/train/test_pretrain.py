@@ -68,7 +68,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_three_stages_make_a_model_of_texts(tmp_path: Path) -> None:
-    model = tiny_config(eos_token_id=608, rope_theta=1e4, max_position_embeddings=64).to_dict()
+    model = tiny_config(bos_token_id=512, eos_token_id=512, rope_theta=1e4, max_position_embeddings=64).to_dict()
     words = [f"data={write_texts(tmp_path / 'texts')}", f"out={tmp_path / 'run'}", "long.evaluate_every=0"]
     for name, updates, length in (("general", 8, 64), ("reasoning", 4, 64), ("long", 3, 128)):
         words += [f"{name}.updates={updates}", f"{name}.length={length}", f"{name}.tokens_per_update=256"]

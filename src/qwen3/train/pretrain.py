@@ -210,7 +210,7 @@ def run_pretrain(stage: Pretrain, job: Job) -> dict[str, Any]:
     with Stream(mixture, plan.rows, plan.workers, process=process(), processes=processes()) as stream:
 
         def restore(found: Mapping[str, Any]) -> None:
-            if on_cpu:  # sums are made in the same order as before
+            if on_cpu and "threads" in found:  # sums are made in the same order as before
                 torch.set_num_threads(found["threads"])
             for name, value in place.items():
                 if name != "threads" and found.get(name) != value:
@@ -375,6 +375,8 @@ def carry(stage: Pretrain, job: Job, trainer: Trainer) -> None:
 
 # What is measured
 
+_START, _MORE = 8, 40  # tokens of a held-out text, and what the model makes of them
+
 
 class Measures:
     """`loop`'s after: evaluations where they are due."""
@@ -417,23 +419,26 @@ class Measures:
             with stretched(model, factor, rows.length):
                 test = needle_test(choices(model), tokenizer, [length], count=stage.needles, seed=self.job.seed)
             found[f"needle/{length}"] = test["accuracy"]
-        starts = [text.ids[:8].tolist() for texts in self.texts.values() for text in texts if len(text.ids) > 16]
-        if stage.evaluate is not None or (stage.samples and starts):
-            with LLM.of(model, tokenizer, mode="base", context=model.config.context_length) as llm:
+        starts = [text.ids[:_START].tolist() for texts in self.texts.values() for text in texts if len(text.ids) > 16]
+        if stage.samples and starts:
+            with self._llm("base", _START + _MORE, stage.samples) as llm:
                 self._continue(llm, update, starts[: stage.samples])
-            if stage.evaluate is not None:
-                with LLM.of(model, tokenizer, mode=self.job.mode) as llm:
-                    found |= stage.evaluate(llm)
+        if stage.evaluate is not None:
+            with self._llm(self.job.mode, model.config.context_length, 32) as llm:
+                found |= stage.evaluate(llm)
         return found
 
+    def _llm(self, mode: Any, context: int, rows: int) -> LLM:
+        """No more blocks than so many rows need: the rest of the memory is the trainer's."""
+        blocks = rows * -(-context // 16) + 2
+        return LLM.of(
+            self.job.model, self.job.tokenizer, mode=mode, context=context, max_batch=rows, blocks=blocks
+        )  # fmt: skip
+
     def _continue(self, llm: LLM, update: int, starts: Sequence[list[int]]) -> None:
-        if not starts:
-            return
-        sampling = SamplingParams(max_tokens=40, temperature=0.8, top_p=0.95, seed=self.job.seed)
-        decode = self.job.tokenizer.decode
-        texts = [
-            decode(start) + " ▸ " + one.text for start, one in zip(starts, llm.generate(starts, sampling), strict=True)
-        ]
+        sampling = SamplingParams(max_tokens=_MORE, temperature=0.8, top_p=0.95, seed=self.job.seed)
+        made, decode = llm.generate(starts, sampling), self.job.tokenizer.decode
+        texts = [f"{decode(start)} ▸ {one.text}" for start, one in zip(starts, made, strict=True)]
         for text in texts:
             self.job.run.show(f"  {text!r}")
         self.job.run.log(event="samples", stage=self.stage.name, update=update, texts=texts)
