@@ -95,7 +95,10 @@ def _package(spec: str) -> Listing:
     found: list[tuple[Path, str]] = []
     if wanted == _PYTHON:
         root = Path(sysconfig.get_path("stdlib"))
-        inside = (file for file in root.rglob("*") if "site-packages" not in file.parts)
+        # Its own tests have files in many encodings.
+        inside = (
+            f for f in root.rglob("*") if "site-packages" not in f.parts and f.relative_to(root).parts[0] != "test"
+        )
         found = [(file, f"{_PYTHON}/{file.relative_to(root).as_posix()}") for file in inside if file.is_file()]
     else:
         for package in importlib.metadata.distributions():
