@@ -124,3 +124,35 @@ def test_wrong_settings_are_named() -> None:
         MinHash(threshold=1.0)
     with pytest.raises(UsageError, match="words"):
         MinHash(words=0)
+
+
+def test_estimates_and_groups_are_as_good_as_datasketch_s() -> None:
+    """The same shingles, threshold and length of signatures; what is right is the exact similarity."""
+    datasketch = pytest.importorskip("datasketch")
+    rng, ours = random.Random(1), MinHash(threshold=0.8)
+    texts = []
+    for _ in range(400):
+        base = rng.choices(VOCABULARY, k=rng.randint(60, 400))
+        texts += [" ".join(edited(rng, base, share)) for share in (0, 0.005, 0.02, 0.05)]
+    shingles = [ours.shingles(text) for text in texts]
+    signatures = np.array([ours.signature(text) for text in texts])
+    theirs, index = [], datasketch.MinHashLSH(threshold=0.8, num_perm=128)
+    for own in shingles:
+        theirs.append(datasketch.MinHash(num_perm=128))
+        theirs[-1].update_batch([int(shingle).to_bytes(8, "little") for shingle in own])
+    found = np.zeros((2, len(texts)), dtype=bool)
+    exact, errors = np.zeros(len(texts), dtype=bool), []
+    for j in range(len(texts)):
+        for i in range(j - j % 4, j):  # others are not alike at all
+            truth = similarity(shingles[i], shingles[j])
+            exact[j] |= truth >= 0.8
+            estimates = (signatures[i] == signatures[j]).mean(), theirs[i].jaccard(theirs[j])
+            errors.append([estimate - truth for estimate in estimates])
+        found[1, j] = any(theirs[j].jaccard(theirs[int(i)]) >= 0.8 for i in index.query(theirs[j]))
+        index.insert(str(j), theirs[j])
+    found[0] = ours.groups(signatures) != np.arange(len(texts))
+    rms = np.sqrt(np.mean(np.square(errors), axis=0))
+    right = (found == exact).mean(axis=1)
+    print(f"{len(texts)} texts, {exact.sum()} duplicates; found {found.sum(axis=1)}, right {right}, error {rms}")
+    assert rms[0] < 1.15 * rms[1]
+    assert right[0] > right[1] - 0.01
