@@ -13,11 +13,14 @@ Another detector is compared on the languages it knows, with varieties it does n
 from __future__ import annotations
 
 import argparse
+import datetime
 import hashlib
 import json
 import lzma
+import platform
 import random
 import re
+import subprocess
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -49,6 +52,12 @@ def _pieces(text: str, width: int) -> np.ndarray:
     for offset in range(width):
         value = value * np.uint32(0x01000193) + points[offset : offset + len(value)]
     return value
+
+
+def _share(pieces: np.ndarray, learned: np.ndarray) -> float:
+    """Of the pieces, how many are among the learned, which are sorted."""
+    places = np.minimum(np.searchsorted(learned, pieces), len(learned) - 1)
+    return float((learned[places] == pieces).mean()) if len(learned) else 0.0
 
 
 SHARE = {"firefox": 0.25, "help": 0.08}  # of the documents that are looked at, the same ones in every language
@@ -99,7 +108,7 @@ def passages(path: Path, length: int = 200, seed: int = 0) -> tuple[dict[str, It
                         dropped["short or repeated"] += 1
                     elif len(owners[normal]) > 1:
                         dropped["the same in two languages"] += 1
-                    elif normal in exact or (len(pieces) and np.isin(pieces, learned).mean() >= 0.5):
+                    elif normal in exact or (len(pieces) and _share(pieces, learned) >= 0.5):
                         dropped["near what was learned"] += 1
                     else:
                         kept.append(string)
@@ -313,6 +322,8 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, default=Path("runs/language/texts.jsonl.xz"))
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--machine", default=platform.processor() or platform.machine(), help="in words, for the file")
+    parser.add_argument("--date", default=str(datetime.date.today()))
     parser.add_argument("--no-rivals", action="store_true")
     parser.add_argument("--passages", type=Path, help="where the held-out passages are kept between calls")
     args = parser.parse_args()
@@ -327,7 +338,10 @@ def main() -> None:
     collections["all"] = [item for domain in DOMAINS for item in collections[domain]]
     model = LanguageId.load(args.model)
     detect = ours(model)
-    report: dict[str, object] = {"model_bytes": args.model.stat().st_size,
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    report: dict[str, object] = {"name": "language-id", "date": args.date, "machine": args.machine, "commit": commit,
+                                 "command": "python -m recipes.language_id.evaluate",
+                                 "model_bytes": args.model.stat().st_size,
                                  "languages_learned": len(model.codes),
                                  "not_learned": sorted(CODES - set(model.codes)),
                                  "strings_dropped": dropped}  # fmt: skip

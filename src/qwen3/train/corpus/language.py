@@ -135,7 +135,8 @@ def _script_table() -> np.ndarray:
 _TABLE_OF = _script_table()
 # A Chinese character says about as much as three letters.
 _WEIGHTS = np.array([0.0 if not s else {"Hani": 3.0, "Kana": 2.0, "Hang": 2.0}.get(s, 1.0) for s in _SCRIPTS])
-_NOISE = re.compile(r"https?://\S+|www\.\S+|\S+@\S+\.\w+|</?[a-zA-Z][^<>]{0,200}>|&#?\w{1,8};|\x00")
+# No pattern here may look far ahead from every place: a text without blanks would take quadratic time.
+_NOISE = re.compile(r"https?://\S+|www\.\S+|@[\w.-]+|</?[a-zA-Z][^<>]{0,200}>|&#?\w{1,8};|\x00")
 
 
 class Prepared(NamedTuple):
