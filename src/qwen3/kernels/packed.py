@@ -107,7 +107,9 @@ class PackedWeight(nn.Module):
         if function is F.linear and isinstance(args[1], cls):
             if torch.is_grad_enabled():
                 return frozen_linear(*args)
-            flat = compiled_linear(args[0].flatten(0, -2), args[1])
+            from qwen3.kernels import dispatch  # which imports this file
+
+            flat = dispatch.fused_linear(args[0].flatten(0, -2), args[1])
             return flat.view(*args[0].shape[:-1], flat.shape[-1])
         return function(*(a.dequantize(args[0].dtype) if isinstance(a, cls) else a for a in args), **(how or {}))
 

@@ -1,0 +1,75 @@
+"""GGUF blocks that stay as they are on a CPU: the numbers of the file, and the same answers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from qwen3.checkpoint import resolve
+from qwen3.errors import OutOfMemoryError
+from qwen3.kernels import dispatch, native
+from qwen3.kernels.packed import PackedWeight
+from qwen3.model import load_model
+from tests.checkpoint.gguf import build
+from tests.checkpoint.gguf.test_model import EMBEDDED, IDS, mixed, moe  # noqa: F401 (a fixture)
+
+pytest.importorskip("gguf")
+pytestmark = pytest.mark.skipif(native.library() is None, reason=f"no compiled kernels: {native.state()}")
+
+
+def halves(name: str) -> str:
+    """Query and key in one type, value in another: the three are one matrix here, which must be widened."""
+    return "F16" if "attn_v" in name else "Q4_0"
+
+
+@pytest.mark.parametrize("experts", [False, True])
+@pytest.mark.parametrize("kinds", ["Q4_0", "Q4_1", "Q8_0", mixed, halves])
+def test_numbers_of_the_file(
+    kinds: str | Callable[[str], str], experts: bool, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    file, twin = build.write(request.getfixturevalue("moe") if experts else EMBEDDED, tmp_path / "m.gguf", kinds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if kinds in (mixed, halves) else "error")
+        model = load_model(file, "cpu")
+    held = {name: part for name, part in model.named_modules() if isinstance(part, PackedWeight)}
+    plain = dict(twin.named_parameters())
+    layers = model.config.num_hidden_layers
+    assert len(held) == 1 + layers * (3 if kinds in (mixed, halves) else 4), sorted(held)
+    for name, part in held.items():
+        assert torch.equal(part.dequantize(), plain[name]), name
+    with torch.inference_mode():
+        found = model(IDS)
+        with dispatch.use("reference"):
+            assert (found - model(IDS)).norm() < 0.02 * found.norm()  # a last bit may change what 8 bits round to
+        # activations are rounded to 8 bits, which may send a token to another expert
+        assert (found - twin(IDS)).norm() < (0.15 if experts else 0.05) * found.norm()
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+def test_rounded_while_read(kind: str, tmp_path: Path) -> None:
+    """From any format; the same as rounding a model in memory."""
+    from qwen3.model.pack import pack_model
+
+    file, twin = build.write(EMBEDDED, tmp_path / "m.gguf", "F16")
+    pack_model(twin, kind)
+    for source in (file, resolve("embedded").path):
+        model = load_model(source, "cpu", quantization=kind)
+        for name, part in twin.named_modules():
+            if isinstance(part, PackedWeight):
+                own = model.get_submodule(name)
+                assert isinstance(own, PackedWeight)
+                assert torch.equal(own.data, part.data), name
+                assert torch.equal(own.scale, part.scale), name
+
+
+def test_memory_is_that_of_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, _ = build.write(EMBEDDED, tmp_path / "m.gguf", "Q4_0")
+    monkeypatch.setattr("qwen3.checkpoint.memory.available_bytes", lambda device=None: 12_000_000)
+    load_model(file, "cpu")
+    monkeypatch.setattr("qwen3.checkpoint.memory.available_bytes", lambda device=None: 8_000_000)
+    with pytest.raises(OutOfMemoryError, match=r"m.gguf needs 10,"):
+        load_model(file, "cpu")
