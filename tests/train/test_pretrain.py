@@ -16,13 +16,13 @@ import torch.distributed as dist
 
 from qwen3 import LLM, SamplingParams
 from qwen3.config import ModelConfig
-from qwen3.errors import OutOfMemoryError, UsageError
+from qwen3.errors import CorruptFileError, ModelNotFoundError, OutOfMemoryError, UsageError
 from qwen3.model import Qwen3
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.corpus.shards import Shards, write_shards
 from qwen3.train.mixture import Mixture, Source
 from qwen3.train.optim import OptimConfig
-from qwen3.train.pretrain import SHAPES, Pretrain, derive, derive_optim, recipe, run_pretrain
+from qwen3.train.pretrain import SHAPES, Pretrain, as_shards, derive, derive_optim, recipe, run_pretrain
 from qwen3.train.recipe import Recipe, override
 from qwen3.train.samples import TokenSample
 from qwen3.train.start import Job, train
@@ -224,6 +224,25 @@ def test_measurements_are_made_where_they_are_asked_for(tmp_path: Path) -> None:
     held = Pretrain(data=(a,), held_out=(b,), updates=1, length=64, tokens_per_update=64)
     run_pretrain(held, job(Recorder(tmp_path / "held"), random_model(tiny_config(max_position_embeddings=64))))
     assert len(Shards(b)) == 40
+
+
+def test_data_may_be_shards_a_folder_around_them_or_texts(tmp_path: Path) -> None:
+    work = job(Recorder(tmp_path / "run"))
+    write_shards(tmp_path / "made" / "corpus", [[1, 2, 3]] * 3, TOK)
+    (tmp_path / "made" / "log.jsonl").write_text('{"text": "no text to train on"}')
+    for spec in (tmp_path / "made", tmp_path / "made" / "corpus"):
+        assert as_shards(str(spec), work).folder == tmp_path / "made" / "corpus"
+    write_shards(tmp_path / "made" / "more", [[1, 2, 3]] * 3, TOK)
+    with pytest.raises(UsageError, match=r"several folders of shards: say which, .*corpus, .*more"):
+        as_shards(str(tmp_path / "made"), work)
+    (tmp_path / "made" / "more" / "manifest.json").unlink()
+    with pytest.raises(CorruptFileError, match="its shards are unfinished"):
+        as_shards(str(tmp_path / "made" / "more"), work)
+    texts = as_shards(str(write_texts(tmp_path / "texts", 5)), work)
+    assert (len(texts), texts.folder.parent) == (5, tmp_path / "run" / "data")
+    assert texts[0][-1] == TOK.control.endoftext
+    with pytest.raises(ModelNotFoundError, match="there is no such file or folder"):
+        as_shards(str(tmp_path / "nothing"), work)
 
 
 def train_two(folder: Path, sharded: bool = False) -> None:

@@ -261,11 +261,16 @@ def _kept(documents: int) -> int:
 
 
 def as_shards(spec: str, job: Job) -> Shards:
-    """The shards of a folder, or those that are made of the texts of a spec, once, in the run's folder. Raises
-    UsageError for shards of another tokenizer and texts without a word, and what reading raises."""
+    """The shards of a folder or, where they are all that lies there, of a folder in it (the recipe corpus makes such
+    ones); else those that are made of the texts of a spec, once, in the run's folder. Raises UsageError for shards of
+    another tokenizer and texts without a word, and what reading raises."""
     folder = Path(spec)
-    if (folder / MANIFEST).exists():
-        return Shards(folder, job.tokenizer)
+    if found := [path.parent for pattern in ("[0-9]*.tokens", "*/[0-9]*.tokens") for path in folder.glob(pattern)]:
+        if len({*found}) > 1:
+            raise UsageError(
+                f"{spec} holds several folders of shards: say which, {', '.join(sorted({*map(str, found)}))}"
+            )
+        return Shards(found[0], job.tokenizer)
     folder = job.run.folder / "data" / "".join(c if c.isalnum() else "-" for c in spec).strip("-")[-60:]
     if not (folder / MANIFEST).exists() and not process():
         job.run.say(f"{spec} is text: its tokens go into {folder} (to clean and deduplicate it first: recipe corpus)")
