@@ -4,6 +4,7 @@
     python -m recipes.embedded_v1.campaign B --out OUT             # reason, long, cold            ≤ 8 min
     python -m recipes.embedded_v1.campaign C --out OUT             # rl, sampled                   ≤ 6 min
     python -m recipes.embedded_v1.campaign D --out OUT --before V0 # fusion, polish, the verdict   ≤ 5 min
+    python -m recipes.embedded_v1.campaign release --out OUT       # the model out of part D's pieces, anywhere
     python -m recipes.embedded_v1.campaign --tiny --out OUT        # all of it in toy size, on a CPU
 
 The run lives in `--run` (runs/embedded_v1); a part that was cut off goes on there, from its last checkpoint, when the
@@ -42,6 +43,7 @@ from recipes.embedded_v1.stages import FULL, GENERATION, TINY, Size, build
 from recipes.embedded_v1.text import build as build_text
 
 PARTS = {"A": ("general",), "B": ("reason", "long", "cold"), "C": ("rl", "sampled"), "D": ("fusion", "polish")}
+LAST = "D"
 MINUTES = {"A": 7.0, "B": 8.0, "C": 6.0, "D": 5.0}
 PIECE = 15 << 20
 QUICK = Scale(family=24, curve=0, obedience=40, conversations=40, facts=100)
@@ -87,6 +89,7 @@ class Campaign:
         if result["finished"]:
             found |= self.measured(name, str(result["model"]), before)
         found["seconds"] = round(time.monotonic() - began, 1)
+        write(self.run / f"part-{name}.json", found)  # later parts want it, wherever OUT is by then
         found["pieces"] = self.pieces(name, wanted)
         write_atomic(self.out / f"log-{name}.jsonl.xz", [lzma.compress((self.run / "log.jsonl").read_bytes())])
         write(self.out / f"part-{name}.json", found)
@@ -107,7 +110,7 @@ class Campaign:
 
     def measured(self, name: str, model: str, before: Path | None) -> dict[str, Any]:
         """Parts before the last: a quick look, and what RL is to raise. The last: everything, and the verdict."""
-        last = name == list(PARTS)[-1]
+        last = name == LAST
         scale = TINY_SCALE if self.tiny else Scale() if last else QUICK
         questions = self.size.held_out if self.tiny else 400
         if last:
@@ -139,7 +142,7 @@ class Campaign:
 
     def around_rl(self) -> dict[str, float] | None:
         """pass@1 before and after RL, in percent, from the parts' files."""
-        parts = {name: self.out / f"part-{name}.json" for name in "BC"}
+        parts = {name: self.run / f"part-{name}.json" for name in "BC"}
         if not all(path.exists() for path in parts.values()):
             return None
         before, after = (100 * json.loads(parts[name].read_text())["skills"]["held_out"] for name in "BC")
@@ -161,13 +164,16 @@ class Campaign:
         ended = [stage for stage in stages if done.get(stage, {}).get("finished")]
         if not ended:
             return {}
-        folder = self.run / f"after-{ended[-1]}"
-        folder = folder if folder.is_dir() else self.run / "model"
+        published, after = self.run / "embedded", self.run / f"after-{ended[-1]}"
+        folder = after if after.is_dir() else self.run / "model"  # as `train` calls its last stage's
+        inside = after.name
+        if name == LAST and published.is_dir():
+            folder, inside = published, published.name
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
             for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-                tar.add(path, f"after-{ended[-1]}/{path.relative_to(folder)}")
-            for extra in ("done.json", "log.jsonl", "traces.jsonl"):
+                tar.add(path, f"{inside}/{path.relative_to(folder)}")
+            for extra in ("done.json", "log.jsonl", "traces.jsonl", *(f"part-{part}.json" for part in PARTS)):
                 if (self.run / extra).exists():
                     tar.add(self.run / extra, extra)
         data, found = packed.getvalue(), {}
@@ -178,9 +184,8 @@ class Campaign:
             found[path.name] = hashlib.sha256(piece).hexdigest()
         return found
 
-    def restore(self, start: Path, name: str) -> None:
-        """The run as the part before `name` left it, from its pieces in `start`. Raises CorruptFileError."""
-        before = chr(ord(name) - 1)
+    def restore(self, start: Path, before: str) -> None:
+        """The run as the part `before` left it, from its pieces in `start`. Raises CorruptFileError."""
         pieces: Mapping[str, str] = json.loads((start / f"part-{before}.json").read_text())["pieces"]
         data = b""
         for piece, digest in sorted(pieces.items()):
@@ -195,7 +200,7 @@ class Campaign:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=tuple(PARTS), help="needed unless --tiny")
+    parser.add_argument("part", nargs="?", choices=(*PARTS, "release"), help="needed unless --tiny")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/embedded_v1"))
     parser.add_argument("--start", type=Path, help="folder with the pieces of the part before")
@@ -211,8 +216,12 @@ def main() -> None:
     if not args.part:
         raise UsageError(f"which part: {', '.join(PARTS)}?")
     campaign = Campaign(args.out, args.run, text=args.text, say=say)
-    if args.start:
-        campaign.restore(args.start, args.part)
+    if args.part == "release":
+        campaign.restore(args.start or args.out, LAST)
+        say(f"{args.run / 'embedded'} is what goes to src/qwen3/data/embedded, with card.py's README.md")
+        return
+    if args.start and args.part != "A":
+        campaign.restore(args.start, chr(ord(args.part) - 1))
     found = campaign.part(args.part, args.minutes or MINUTES[args.part], args.before)
     sys.exit(0 if found["finished"] else 3)
 
@@ -224,7 +233,7 @@ def run_tiny(out: Path, say: Say) -> dict[str, Any]:
         run = out / ("second" if name in "CD" else "first")
         campaign = Campaign(out, run, TINY, None, "cpu", say)
         if name == "C":
-            campaign.restore(out, name)
+            campaign.restore(out, "B")
         found = campaign.part(name)
     return found
 

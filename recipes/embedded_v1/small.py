@@ -75,7 +75,7 @@ def sample(rng: random.Random, kind: str) -> TokenSample:
 
 
 def recipe(out: Path, updates: int, rl_updates: int) -> Recipe:
-    sources = tuple(Source(k, w, partial(sample, kind=k)) for k, w in (("thinking", 55), ("direct", 20), ("cut", 25)))
+    sources = tuple(Source(k, w, partial(sample, kind=k)) for k, w in (("thinking", 60), ("direct", 20), ("cut", 20)))
     config = SHAPE.config() | {"vocab_size": RANKS + 32, "bos_token_id": RANKS, "eos_token_id": RANKS + 2}
     return Recipe(
         "small", config,

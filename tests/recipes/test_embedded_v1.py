@@ -272,12 +272,12 @@ def test_pieces_make_the_run_again_and_damage_is_named(tmp_path: Path, monkeypat
     assert len(pieces) > 3
     (out / "part-A.json").write_text(json.dumps({"pieces": pieces}))
     again = replace(campaign, run=tmp_path / "again")
-    again.restore(out, "B")
+    again.restore(out, "A")
     assert (again.run / "after-general" / "model.safetensors").read_bytes() == weights
     first = out / "part-A.000"
     first.write_bytes(b"x" + first.read_bytes()[1:])
     with pytest.raises(CorruptFileError, match=r"part-A\.000 is damaged"):
-        again.restore(out, "B")
+        again.restore(out, "A")
 
 
 @pytest.mark.slow
