@@ -78,7 +78,7 @@ def test_nothing_asked_for_lists_recipes(capsys: pytest.CaptureFixture[str]) -> 
     ("words", "error", "told"),
     [
         (["sftt"], ModelNotFoundError, "no recipe sftt; did you mean sft"),
-        (["zzzzzz"], ModelNotFoundError, "there are sft, "),
+        (["zzzzzz"], ModelNotFoundError, "there are .*sft, "),
         (["gone.py"], ModelNotFoundError, r"no file gone\.py"),
         (["data=x", "sft"], UsageError, "the recipe comes first"),
         (["sft", "dta=x"], UsageError, r"did you mean sft\.data"),
