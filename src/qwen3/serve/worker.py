@@ -471,6 +471,8 @@ def main(fd: int) -> None:
     except Exception as error:
         line.reply(0, error=error)
         return
+    for warning in llm.warnings:  # of the model, not of a request
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
     workers.append(worker)
     gc.freeze()
     line.send(worker.stats(), [[0, vars(info_of(llm, name, kind)), None]], [])
