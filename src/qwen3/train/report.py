@@ -39,6 +39,7 @@ _CHARTS = {
     "Gradient norm": ("norm",),
     "Learning rate, of its peak": ("lr",),
     "Tokens a second": ("tokens_per_second",),
+    "Seconds of an update, by what they went to": ("seconds/*", "device_seconds"),
     "Share of the GPU's peak": ("mfu",),
     "Memory, GB": ("memory",),
     "Load of experts": ("load*", "balance*", "router_entropy", "experts*"),
