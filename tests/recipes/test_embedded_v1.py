@@ -20,7 +20,8 @@ from qwen3.tasks import FAMILIES, is_eval
 from qwen3.train.mixture import Mixture
 from recipes.embedded_student import stages as student
 from recipes.embedded_v1 import mixture, stages, text
-from recipes.embedded_v1.campaign import PARTS, TINY_SCALE, Campaign, run_tiny
+from recipes.embedded_v1.campaign import PARTS, Campaign, run_tiny
+from recipes.embedded_v1.card import card
 from recipes.embedded_v1.evaluate import MODES, OLD, known_by_heart, share, verdict
 
 TASTE = mixture.Taste(terse=0.5)
@@ -292,4 +293,9 @@ def test_the_whole_campaign_in_toy_size(tmp_path: Path) -> None:
     published = tmp_path / "second" / "embedded"
     assert json.loads((published / "generation_config.json").read_text())["temperature"] == 0.6
     assert json.loads((published / "config.json").read_text())["rope_theta"] == 1e6
-    assert TINY_SCALE.max_tokens == 8
+    points = [{"budget": b, "percent": 1.0, "of": 5} for b in (0, 8, None)]
+    corpus = {"characters": 5e6, "sources": [{"source": "a book", "passages": 3, "characters": 5e6, "license": "free"}]}
+    text = card(evaluation | {"curve": {"points": points}}, [reports[name] for name in PARTS], corpus)
+    assert "| a book | 5.0 | free |" in text
+    assert "| 0 | 8 | no limit |" in text
+    assert text.count("| track |") == 1
