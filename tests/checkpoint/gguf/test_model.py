@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -28,8 +31,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*nothing here multiplies them:U
 
 @pytest.fixture(scope="module")
 def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import sys
-
     sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
     try:
         make = pytest.importorskip("make_tiny_moe")
@@ -183,3 +184,36 @@ def test_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(source, "read_into", cut_and_read)
     with pytest.raises(CorruptFileError, match=r"tensor \S+ ends at byte \d+; the file was truncated"):
         load_model(file, "cpu", "float32")
+
+
+def test_peak_memory(tmp_path: Path) -> None:
+    """31 MB widened to 221 MB in a fresh process: at most 1.15 × the weights at any time."""
+    sizes = {"block_count": 3, "embedding_length": 1024, "feed_forward_length": 4096, "attention.head_count": 8}
+    sizes |= {"attention.head_count_kv": 2, "attention.key_length": 128}
+    meta = build.metadata() | {f"qwen3.{key}": value for key, value in sizes.items()}
+    matrices = {"attn_q": (1024, 1024), "attn_k": (1024, 256), "attn_v": (1024, 256), "attn_output": (1024, 1024)}
+    matrices |= {"ffn_gate": (1024, 4096), "ffn_up": (1024, 4096), "ffn_down": (4096, 1024)}
+    infos: dict[str, Any] = {"token_embd.weight": ((1024, 16000), 2), "output_norm.weight": ((1024,), 0)}
+    for layer in range(3):
+        infos |= {f"blk.{layer}.{name}.weight": (shape, 2) for name, shape in matrices.items()}
+        infos |= {f"blk.{layer}.{name}_norm.weight": ((1024,), 0) for name in ("attn", "ffn")}
+        infos |= {f"blk.{layer}.attn_{name}_norm.weight": ((128,), 0) for name in "qk"}
+    file = tmp_path / "m.gguf"
+    file.write_bytes(build.build(meta, infos))
+    code = f"""
+import torch
+from qwen3.model import load_model
+def mark(key):
+    return int(next(line for line in open('/proc/self/status') if line.startswith(key)).split()[1]) * 1024
+import qwen3.checkpoint.gguf.source
+torch.ones(8).bfloat16().float().sum()
+before = mark('VmRSS')
+load_model({str(file)!r}, 'cpu', 'float32')
+print(mark('VmHWM') - before)
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    weights = read_config(file).num_parameters() * 4
+    assert weights > 200e6
+    assert int(done.stdout) <= 1.15 * weights, f"{int(done.stdout) / weights:.3f} × the weights"
