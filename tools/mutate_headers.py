@@ -23,6 +23,7 @@ from pathlib import Path
 
 from qwen3.checkpoint.gguf.config import gguf_config
 from qwen3.checkpoint.gguf.files import Gguf
+from qwen3.checkpoint.gguf.names import find_parts
 from qwen3.checkpoint.gguf.reader import Strings, read_gguf
 from qwen3.checkpoint.header import read_header
 from qwen3.errors import Qwen3Error
@@ -101,12 +102,13 @@ def mutate(data: bytes, header: int, chance: random.Random) -> bytes:
 
 
 def read_whole_gguf(file: Path) -> None:
-    """The header, everything its metadata says, and the configuration."""
+    """The header, everything its metadata says, the configuration, and where the official tensors are."""
     header = read_gguf(file)
     for value in header.metadata.values():
         if isinstance(value, Strings):
             list(value)
-    gguf_config(Gguf(file, (header,), header.metadata, header.tensors))
+    model = Gguf(file, (header,), header.metadata, header.tensors)
+    find_parts(model, gguf_config(model))
 
 
 CASES: dict[str, tuple[Callable[[], tuple[bytes, int]], Callable[[Path], object]]] = {

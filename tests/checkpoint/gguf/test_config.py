@@ -128,6 +128,15 @@ def test_llama_says_what_to_do(file: Path) -> None:
         config(file, {"general.architecture": "llama"})
 
 
+def test_experts_that_are_not_there(file: Path) -> None:
+    """The count is checked before anything is done for each of them."""
+    many = moe_meta() | {"qwen3moe.expert_count": 2**31 - 1}
+    with pytest.raises(ConfigError, match=r"expert_count is 2147483647, but blk.0.ffn_gate_inp.weight has 4 rows"):
+        config(file, many, moe_infos(True))
+    with pytest.raises(ConfigError, match="but there is no router"):
+        config(file, many, tensors())
+
+
 @pytest.mark.parametrize(
     ("infos", "message"),
     [

@@ -93,7 +93,7 @@ def _read(model: Gguf) -> ModelConfig:
     if architecture == "qwen3moe":
         dense = [int(m[1]) for name in model.tensors if (m := re.fullmatch(r"blk\.(\d{1,4})\.ffn_gate\.weight", name))]
         values |= {
-            "num_experts": keys.integer("expert_count"),
+            "num_experts": _experts(model.tensors, keys),
             "num_experts_per_tok": keys.integer("expert_used_count"),
             "moe_intermediate_size": keys.integer("expert_feed_forward_length"),
             "norm_topk_prob": keys.boolean("expert_weights_norm", True),
@@ -128,6 +128,17 @@ def _vocabulary(tensors: dict[str, GgufTensor], keys: _Keys) -> int:
     if keys.integer("vocab_size", rows) != rows:
         raise ConfigError(f"{keys.prefix}vocab_size contradicts token_embd.weight, which has {rows} rows")
     return rows
+
+
+def _experts(tensors: dict[str, GgufTensor], keys: _Keys) -> int:
+    """As many as the routers have rows: what comes later counts them one by one."""
+    count = keys.integer("expert_count")
+    for name, tensor in tensors.items():
+        if name.endswith(".ffn_gate_inp.weight") and tensor.shape[0] != count:
+            raise ConfigError(f"{keys.prefix}expert_count is {count}, but {name} has {tensor.shape[0]} rows")
+    if not any(name.endswith(".ffn_gate_inp.weight") for name in tensors):
+        raise ConfigError(f"{keys.prefix}expert_count is {count}, but there is no router (ffn_gate_inp.weight)")
+    return count
 
 
 def _dtype(tensors: dict[str, GgufTensor]) -> str:
