@@ -13,9 +13,9 @@ from qwen3.errors import UsageError
 
 def begin_parts(parts: Path, asked: Mapping[str, Any]) -> Path:
     """The folder of an unfinished run of these arguments (JSON), made if need be; returns it. Raises UsageError where
-    that run has others."""
+    that run has others, and parts that are done."""
     told = parts / "arguments.json"
-    if told.exists():
+    if told.exists() and any(parts.glob("[0-9]*")):
         before = json.loads(told.read_text(encoding="utf-8"))
         for name, value in json.loads(json.dumps(asked)).items():
             if before.get(name) != value:

@@ -189,12 +189,19 @@ def test_time_that_is_up_ends_a_run_that_goes_on_later(
 
 
 def test_an_unfinished_run_keeps_its_keys(source: Path, small: Path, tmp_path: Path) -> None:
-    recipe = Recipe("corpus", None, (stage(source),), str(tmp_path), tokenizer=str(small), max_minutes=1e-9)
-    train(recipe, lambda line: None)
+    with pytest.raises(UsageError, match="not JSON"):  # behind the first part
+        make(tmp_path, stage(source, bad_rows="stop", part_bytes=600), small)
     with pytest.raises(UsageError, match="near="):
-        make(tmp_path, stage(source, near=0.5), small)
+        make(tmp_path, stage(source, near=0.5, part_bytes=600), small)
     with pytest.raises(UsageError, match="filters="):
-        make(tmp_path, stage(source, gopher=Gopher(min_words=1)), small)
+        make(tmp_path, stage(source, gopher=Gopher(min_words=1), part_bytes=600), small)
+    assert make(tmp_path, stage(source, part_bytes=600), small)["finished"]  # what was wrong may be skipped now
+
+
+def test_a_run_without_a_part_is_begun_anew(source: Path, small: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no text in the field 'txt'"):
+        make(tmp_path, stage(source, bad_rows="stop", field="txt", sources=(f"{source}/set.jsonl",)), small)
+    make(tmp_path, stage(source, field="question", sources=(f"{source}/set.jsonl",), filters=(), against=()), small)
 
 
 @dataclasses.dataclass(frozen=True)

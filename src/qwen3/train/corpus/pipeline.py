@@ -86,7 +86,7 @@ class Corpus:
     against: tuple[str, ...] = key((), "evaluation sets that no document may hold: FILE, FILE#FIELD, tasks, tasks:NAME")
     vocabulary: int | None = key(None, "tokenise with the first so many ids alone, control tokens among them")
     shard_tokens: int = key(1 << 24, "tokens of a shard")
-    part_bytes: int = key(4 << 20, "text that is worked on at once, and is lost where the run is killed")
+    part_bytes: int = key(2 << 20, "text that is worked on at once, and is lost where the run is killed")
     workers: int | None = key(None, "processes; none: all cores where the sources are large, else this one")
 
     def __post_init__(self) -> None:
@@ -149,7 +149,8 @@ class _Making:
         self.listings = [expand(spec) for spec in stage.sources]
         files = [(name, path.stat()) for listing in self.listings for path, name in listing.files]
         self.total = sum(about.st_size for _, about in files)
-        unseen = {"name", "workers", "shard_tokens", *(judge.name for judge in stage.judges)}
+        # Of two runs that differ in these, parts are alike: a bad row ends a run that may not skip it.
+        unseen = {"name", "workers", "shard_tokens", "bad_rows", *(judge.name for judge in stage.judges)}
         names = [field.name for field in dataclasses.fields(stage) if field.name not in unseen]
         self.keys = {name: repr(getattr(stage, name)) for name in names} | {"filters": repr(stage.judges)}
         digest = hashlib.sha256(repr([(name, at.st_size, at.st_mtime_ns) for name, at in files]).encode()).hexdigest()

@@ -192,7 +192,7 @@ def mapper(work: Work, workers: int) -> Iterator[Mapper]:
         waiting: deque[Future[Any]] = deque()
         for arguments in calls:
             waiting.append(pool.submit(_call, name, arguments))
-            if len(waiting) > 2 * workers:
+            if len(waiting) > workers + 1:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
