@@ -350,6 +350,8 @@ def main(
     if max_minutes is not None:
         recipe = dataclasses.replace(recipe, max_minutes=max_minutes)
     result = train(recipe, tell, f"qwen3 train {shlex.join(words)}")
+    if process():  # the first one speaks for all, and knows whose time is up
+        return 0
     if process():  # the first one speaks
         tell, emit = (lambda line: None), None
     if emit is not None:
