@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from typing import Any
@@ -166,6 +167,7 @@ def disconnect() -> str:
         )
         next(states)
         states.close()
+    gc.collect()  # a cycle in there holds the response: it is closed when the collector comes by
     return c.freed()
 
 
