@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...errors import CorruptFileError, ModelNotFoundError, UsageError
+from qwen3.errors import CorruptFileError, ModelNotFoundError, UsageError
 
 UND = "und"  # no letters, too short, not sure, or a language outside the list
 MODEL = Path(__file__).resolve().parents[2] / "data" / "language" / "model.npz"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 
-from ....errors import UsageError
-from ..documents import Document
-from ..language import CODES, UND, LanguageId
+from qwen3.errors import UsageError
+from qwen3.train.corpus.documents import Document
+from qwen3.train.corpus.language import CODES, UND, LanguageId
+from qwen3.train.recipe import key
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,9 @@ class Language:
     Raises UsageError for a code that is not in the list.
     """
 
-    keep: tuple[str, ...] = ()
-    threshold: float = 0.5
-    letters: float = 6.0
+    keep: tuple[str, ...] = key((), "codes that stay, und: of no language; empty: all, and the language is noted")
+    threshold: float = key(0.5, "least probability of a language, else und")
+    letters: float = key(6.0, "letters that a text needs, else und")
     name: str = "language"
 
     def __post_init__(self) -> None:
