@@ -18,6 +18,7 @@ from qwen3.config import ModelConfig
 from qwen3.errors import CorruptFileError, UsageError
 from qwen3.tasks import FAMILIES, is_eval
 from qwen3.train.mixture import Mixture
+from qwen3.train.start import train
 from recipes.embedded_student import stages as student
 from recipes.embedded_v1 import mixture, stages, text
 from recipes.embedded_v1.campaign import PARTS, Campaign, run_tiny
@@ -158,10 +159,12 @@ def test_shapes_and_budgets() -> None:
     recipe = stages.build(out="x", text=None)
     assert [s.name for s in recipe.stages] == [s for part in PARTS.values() for s in part]
     assert sum(stages.FULL.tokens.values()) < 1.5e9  # 12 minutes at 2 M tokens a second
-    # The longest careful thought fits what RL lets it write.
-    rng = random.Random(3)
-    longest = max(len(mixture.tokenizer().encode_plain(FAMILIES["track"].sample(rng, 5).trace)) for _ in range(300))
-    assert longest + 16 < stages.FULL.answer
+    # What RL asks for fits what it lets the model write.
+    encode = mixture.tokenizer().encode_plain
+    for ask, most in ((stages.reasoning_question, recipe.stages[4]), (stages.any_question, recipe.stages[-1])):
+        asked = [ask(random.Random(i)) for i in range(400)]
+        assert max(len(encode(q.trace + q.reply)) for q in asked) + 16 < most.max_tokens
+        assert max(len(encode(q.prompt)) for q in asked) + 32 < most.max_prompt
     names = [s.name for s in student.build(text=None).stages]
     assert names == ["general", "cold", "off-policy", "on-policy"]
     assert student.rl("a", "b").stages[0].source is stages.reasoning_question
@@ -295,7 +298,15 @@ def test_the_whole_campaign_in_toy_size(tmp_path: Path) -> None:
     assert json.loads((published / "config.json").read_text())["rope_theta"] == 1e6
     points = [{"budget": b, "percent": 1.0, "of": 5} for b in (0, 8, None)]
     corpus = {"characters": 5e6, "sources": [{"source": "a book", "passages": 3, "characters": 5e6, "license": "free"}]}
-    text = card(evaluation | {"curve": {"points": points}}, [reports[name] for name in PARTS], corpus)
-    assert "| a book | 5.0 | free |" in text
-    assert "| 0 | 8 | no limit |" in text
-    assert text.count("| track |") == 1
+    written = card(evaluation | {"curve": {"points": points}}, [reports[name] for name in PARTS], corpus)
+    assert "| a book | 5.0 | free |" in written
+    assert "| 0 | 8 | no limit |" in written
+    assert written.count("| track |") == 1
+    size = replace(stages.TINY, width=32, layers=1)
+    lessons = student.Lessons(answers=4, off_updates=2, on_updates=1, prompts=2, samples=2, rl_samples=2, top_k=8)
+    taught = student.build(size, lessons, str(published), None, tmp_path / "student", device="cpu")
+    # A teacher of toy size is never right.
+    untaught = tuple(replace(s, verify=False) if s.name == "off-policy" else s for s in taught.stages)
+    assert train(replace(taught, stages=untaught), lambda line: None)["finished"]
+    rival = student.rl(tmp_path / "student" / "after-cold", tmp_path / "rival", size, lessons, device="cpu")
+    assert train(rival, lambda line: None)["finished"]
