@@ -69,6 +69,7 @@ class Setup:
     off_updates: int
     off_prompts: int
     near: float  # nats a token from the teacher, above which a student is not yet asked
+    off_every: int  # updates between its evaluations then
     start: float  # held-out questions answered rightly, where the off-policy phase ends
     seconds: float  # of each arm
     pilot: float  # of each learning rate that is tried
@@ -83,7 +84,7 @@ TINY = Setup(
     teacher={"hidden_size": 96, "num_hidden_layers": 3, "intermediate_size": 256, "num_attention_heads": 4},
     student={"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 160, "num_attention_heads": 4},
     families=(), max_prompt=48, max_tokens=56, teacher_updates=200, answers=2048, off_updates=1500, off_prompts=16,
-    near=0.12, start=0.25, seconds=45.0, pilot=12.0,
+    near=0.12, off_every=2, start=0.25, seconds=45.0, pilot=12.0,
     rl={"prompts_per_update": 16, "samples_per_prompt": 8, "loss": "dapo", "refills": 0},
     opd={"prompts_per_update": 32, "samples_per_prompt": 2},
     rates=(3e-4, 1e-3, 3e-3), questions=64, every=8,
@@ -93,7 +94,7 @@ REAL = Setup(
     student={"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 768, "num_attention_heads": 2,
              "num_key_value_heads": 1, "head_dim": 128},
     families=("chain", "products", "gcd"), max_prompt=128, max_tokens=384, teacher_updates=0, answers=65_536,
-    off_updates=3000, off_prompts=64, near=0.3, start=0.25, seconds=90.0, pilot=20.0,
+    off_updates=3000, off_prompts=64, near=0.3, off_every=25, start=0.25, seconds=90.0, pilot=20.0,
     rl={"prompts_per_update": 128, "samples_per_prompt": 16, "loss": "dapo", "refills": 1},
     opd={"prompts_per_update": 256, "samples_per_prompt": 4},
     rates=(3e-5, 1e-4, 3e-4), questions=512, every=4,
@@ -287,7 +288,7 @@ class Experiment:
             def near(llm: LLM) -> dict[str, float]:  # the skill comes all at once, at the end of a long slope
                 return measure(llm) if run.lines and run.lines[-1]["kl"] < self.setup.near else {}
 
-            stage = replace(stage, updates=self.setup.off_updates, evaluate_every=2, evaluate=near)
+            stage = replace(stage, updates=self.setup.off_updates, evaluate_every=self.setup.off_every, evaluate=near)
             summary = stage.run(job)
             self.finish(summary["finished"] or run.complete)
             note(folder / "passes.json", self.passes(job) | {

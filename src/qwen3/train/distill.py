@@ -302,7 +302,8 @@ def run_distill(stage: Distill, job: Job) -> dict[str, Any]:
         "teacher_share": stage.teacher_share, "top_k": stage.top_k,
     }  # fmt: skip
     with ExitStack() as engines:
-        llm: LLM | None = None
+        llm = engines.enter_context(stage.llm(job)) if own or stage.evaluate_every else None
+        trainer.engines += [llm.engine] if llm is not None else []
         if stage.stored:
             store = _store(stage, job, asker, teacher, trainer.phases)
             if store is None:
@@ -316,12 +317,9 @@ def run_distill(stage: Distill, job: Job) -> dict[str, Any]:
         else:
             assert teacher is not None
             length = derive_tokens(stage, stage.context, model.device.type)
-            if own:
-                llm = engines.enter_context(stage.llm(job))
-                trainer.engines.append(llm.engine)
             asked = not own or stage.teacher_share > 0
             theirs = engines.enter_context(stage.llm(job, teacher.model)) if asked else None
-            batches = Lessons(stage, asker, trainer, length, llm, theirs)
+            batches = Lessons(stage, asker, trainer, length, llm if own else None, theirs)
             loss = Live(
                 teacher, trainer.phases, stage.backward, stage.temperature, stage.cross_entropy, stage.estimator
             )
@@ -334,15 +332,10 @@ def run_distill(stage: Distill, job: Job) -> dict[str, Any]:
             same_run(found, place, run.folder)
             trainer.phases.restore(found["phases"])
 
-        def after(update: int) -> dict[str, float]:
-            if llm is not None or not stage.evaluates(update):
-                return asker.after(llm, update) if llm is not None else {}
-            with stage.llm(job) as judged:
-                return asker.after(judged, update)
-
         summary = loop(
             run, trainer, stage.name, stage.updates, batches, loss, stage.learning, save_every=stage.save_every,
-            position=lambda: place | {"phases": trainer.phases.total}, restore=restore, after=after, watch=not own,
+            position=lambda: place | {"phases": trainer.phases.total}, restore=restore, watch=not own,
+            after=None if llm is None else lambda update: asker.after(llm, update),
         )  # fmt: skip
     if trainer.gap:
         run.say(gap_report(trainer.gap))
