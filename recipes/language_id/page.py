@@ -46,7 +46,7 @@ def drawn(figures: dict[str, Any]) -> str:
         "**Beside other detectors**, each on the languages it knows, ours answering among all of its own; "
         "varieties the other does not tell apart count as one:",
         _table(
-            ["detector", "text", "languages", "its macro-F1", "ours", "its texts/s"],
+            ["detector", "text", "languages", "its macro-F1", "ours", "its texts per CPU second"],
             [
                 [
                     name,
@@ -54,7 +54,7 @@ def drawn(figures: dict[str, Any]) -> str:
                     r["languages"],
                     f"{r['macro_f1']:.3f}",
                     f"{r['ours_macro_f1']:.3f}",
-                    r["texts_per_second"],
+                    row["texts_per_second"],
                 ]
                 for name, row in figures.get("compared", {}).items()
                 for domain, r in row.items()
@@ -77,7 +77,7 @@ def drawn(figures: dict[str, Any]) -> str:
         _sentences(figures),
         "**Close languages** (passages of all four collections, how often one was called another):",
         _close(found["all"]["confusions"]),
-        "**Every language** (F1; a dash where there are fewer than eight passages):",
+        "**Every language** (F1; a dash where there are fewer than five passages):",
         _languages(found),
     ]
     return "\n\n".join(parts)
@@ -89,7 +89,8 @@ def _sentences(figures: dict[str, Any]) -> str:
         f"`label` (threshold 0.5) answers {label['answered']:.1%} of the passages and is right in "
         f"{label['right_of_answered']:.1%} of its answers; of {label['other_languages_texts']} passages in languages "
         f'outside the list it calls {label["other_languages_called_und"]:.1%} "und".\n\n'
-        f"**Speed** ({figures['machine']}): {speed['texts_per_second_in_batches']:,} such passages a second in "
+        f"**Speed**, per second of CPU time ({figures['machine']}): "
+        f"{speed['texts_per_second_in_batches']:,} such passages in "
         f"batches ({speed['mb_per_second_batches']} MB/s), {speed['texts_per_second_one_by_one']:,} one by one; a "
         f"100 kB document at {speed['mb_per_second_default_of_100_kb_document']} MB/s (four pieces are read), "
         f"{speed['mb_per_second_whole_100_kb_document']} MB/s when read whole. The model is "

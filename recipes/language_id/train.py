@@ -29,7 +29,6 @@ ROWS = {"Latn": 60_000, "Cyrl": 24_000, "Arab": 24_000, "Deva": 20_000, "Beng": 
 # Less weight: "und", because it is rarer in real text than in ours; Arabic's dialects and Dari, because their
 # translators often wrote the standard language.
 RARER = {UND: 0.5, "apc": 0.4, "arz": 0.4, "ary": 0.4, "acm": 0.4, "aeb": 0.25, "prs": 0.4}
-KEPT = 0.75  # of the n-grams, at random, in every pass: other text has only some of them
 STEP = {"Latn": 0.5}  # of the signed bytes, in units of the weights; coarser compresses better
 SCRIPTS = {
     language.code: (*language.scripts.split(","), "Hani" if language.code == "ja" else "") for language in LANGUAGES
@@ -140,7 +139,7 @@ def select(data: Sparse, labels: np.ndarray, classes: int, rows: int) -> tuple[n
 def fit(data: Sparse, labels: np.ndarray, start: np.ndarray, rarer: np.ndarray, *, power: float, epochs: int,
         decay: float, seconds: float) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Weights [n-grams, classes] and bias of a logistic regression; stops early when the time is over."""
-    generator, coins = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
     keys, classes = start.shape
     weights = torch.from_numpy(start).float() * 0.5
     bias = torch.zeros(classes)
@@ -156,7 +155,6 @@ def fit(data: Sparse, labels: np.ndarray, start: np.ndarray, rarer: np.ndarray, 
             step += 1
             which = order[first : first + size]
             rows = data.rows(which, keys, power)
-            rows.values().mul_(torch.rand(rows.values().shape, generator=coins) < KEPT).div_(KEPT)
             target = torch.from_numpy(labels[which])
             logits = rows @ weights + bias
             log_p = torch.log_softmax(logits, 1)

@@ -334,9 +334,9 @@ class LanguageId:
     def _scores(self, batch: Prepared) -> list[dict[str, float]]:
         letters = batch.letters.copy()
         # Chinese characters in a text with Japanese or Korean letters belong to those.
-        for script, least in ((_KANA, 0.1), (_HANG, 0.5)):
-            theirs = (letters[:, script] > 0) & (letters[:, script] >= least * letters[:, _HANI])
-            letters[theirs, script] += letters[theirs, _HANI]
+        for owner, least in ((_KANA, 0.1), (_HANG, 0.5)):
+            theirs = (letters[:, owner] > 0) & (letters[:, owner] >= least * letters[:, _HANI])
+            letters[theirs, owner] += letters[theirs, _HANI]
             letters[theirs, _HANI] = 0
         totals = letters.sum(1)
         shares = letters / np.maximum(totals, 1e-9)[:, None]
