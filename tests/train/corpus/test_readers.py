@@ -24,6 +24,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "sub" / "c.md.gz").write_bytes(gzip.compress(b"# Title"))
     (tmp_path / "sub" / "d.jsonl.xz").write_bytes(lzma.compress(lines))
     (tmp_path / "image.png").write_bytes(b"\x89PNG")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "e.txt").write_text("hidden")
     return tmp_path
 
 
@@ -34,12 +36,14 @@ def test_a_folder_is_read_in_order(folder: Path) -> None:
     assert found[1].meta == {"url": "u"}
     assert found[2].language == "de"
     assert found[0].source == str(folder)
-    assert expand(str(folder)).skipped == {".png": 1}
+    assert expand(str(folder)).skipped == {".png": 1, "hidden": 1}
 
 
 def test_patterns_and_single_files(folder: Path) -> None:
     assert [document.text for document in read(f"{folder}/**/*.md.gz")] == ["# Title"]
     assert [document.id for document in read(f"{folder}/a.txt")] == ["a.txt"]
+    assert [document.text for document in read(f"{folder}/.git/*.txt")] == ["hidden"]
+    assert len(expand(f"{folder}/**/*.txt").files) == 1
     with pytest.raises(UsageError, match=r"\.png is none of"):
         expand(f"{folder}/image.png")
     with pytest.raises(ModelNotFoundError, match="no such file"):

@@ -82,8 +82,13 @@ def expand(spec: str) -> Listing:
 
 
 def _choose(spec: str, found: list[tuple[Path, str]]) -> Listing:
-    files = sorted(((path, name) for path, name in found if _known(path)), key=lambda item: item[1])
-    skipped = Counter(_kind(path) or "no suffix" for path, _ in found if not _known(path))
+    """Hidden files and those in hidden folders are counted, too, where the spec does not name them."""
+    named = {*spec.split("/")}
+    shown = [(path, name) for path, name in found if not any(p[:1] == "." and p not in named for p in name.split("/"))]
+    files = sorted(((path, name) for path, name in shown if _known(path)), key=lambda item: item[1])
+    skipped = Counter(_kind(path) or "no suffix" for path, _ in shown if not _known(path))
+    if len(shown) < len(found):
+        skipped["hidden"] = len(found) - len(shown)
     if not files:
         raise ModelNotFoundError(f"{spec}: no file there has one of the suffixes {', '.join(PROSE + CODE + ROWS)}")
     return Listing(spec, tuple(files), dict(skipped.most_common()))
