@@ -41,9 +41,7 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
             find_recipe(words[1], [word for word in words[2:] if "=" in word])
     elif first == "python":
         script = Path(words[1].replace(".", "/") + ".py") if words[0] == "-m" else Path(words[0])
-        if words[:2] == ["-m", "qwen3.train"]:
-            find_recipe(words[2], words[3:])
-            return
+        script = script if script.is_file() else Path("src") / script
         assert script.is_file(), command
         text = script.read_text(encoding="utf-8")
         for word in words:
