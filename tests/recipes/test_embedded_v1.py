@@ -284,16 +284,22 @@ def test_pieces_make_the_run_again_and_damage_is_named(tmp_path: Path, monkeypat
         again.restore(out, "A")
 
 
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("toy")
+    assert run_tiny(out, lambda line: None)["finished"]
+    return out
+
+
 @pytest.mark.slow
-def test_the_whole_campaign_in_toy_size(tmp_path: Path) -> None:
-    found = run_tiny(tmp_path, lambda line: None)
-    assert found["finished"]
-    reports = {name: json.loads((tmp_path / f"part-{name}.json").read_text()) for name in PARTS}
+@pytest.mark.timeout(900)
+def test_the_whole_campaign_in_toy_size(toy: Path) -> None:
+    reports = {name: json.loads((toy / f"part-{name}.json").read_text()) for name in PARTS}
     assert {s for r in reports.values() for s in r["stages"]} == {s for part in PARTS.values() for s in part}
     assert all(r["pieces"] for r in reports.values())
-    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    evaluation = json.loads((toy / "evaluation.json").read_text())
     assert set(evaluation["families"]) == set(FAMILIES)
-    published = tmp_path / "second" / "embedded"
+    published = toy / "second" / "embedded"
     assert json.loads((published / "generation_config.json").read_text())["temperature"] == 0.6
     assert json.loads((published / "config.json").read_text())["rope_theta"] == 1e6
     points = [{"budget": b, "percent": 1.0, "of": 5} for b in (0, 8, None)]
@@ -302,6 +308,12 @@ def test_the_whole_campaign_in_toy_size(tmp_path: Path) -> None:
     assert "| a book | 5.0 | free |" in written
     assert "| 0 | 8 | no limit |" in written
     assert written.count("| track |") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_student_learns_from_the_toy(toy: Path, tmp_path: Path) -> None:
+    published = toy / "second" / "embedded"
     size = replace(stages.TINY, width=32, layers=1)
     lessons = student.Lessons(answers=4, off_updates=2, on_updates=1, prompts=2, samples=2, rl_samples=2, top_k=8)
     taught = student.build(size, lessons, str(published), None, tmp_path / "student", device="cpu")
