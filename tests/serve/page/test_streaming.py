@@ -24,7 +24,7 @@ def test_200_chunks_a_second(tab: Tab, fake: Fake) -> None:
 def test_thought_of_100_000_tokens(tab: Tab) -> None:
     with tab.watched() as blocked:
         tab.ask("think 100000 20000", wait=False)
-        tab.over(60)
+        tab.over(150)
         tab.page.click(".thought-toggle")
         tab.page.wait_for_selector(".thought-text")
         tab.page.click(".thought-toggle")
@@ -44,9 +44,19 @@ def test_long_answer_is_not_scanned_again_and_again(tab: Tab, fake: Fake) -> Non
     fake.texts["long"] = paragraph * 1000 + "```python\n" + "x = 1\n" * 4000 + "```\n\nEnd."
     with tab.watched() as blocked:
         tab.ask("say long", wait=False)
-        tab.over(60)
+        tab.over(150)
     assert tab.page.locator(".prose > p").count() == 1001
     assert tab.page.locator(".prose pre").inner_text().count("x = 1") == 4000
+    assert blocked.work < LIMIT
+
+
+def test_a_long_answer_is_loaded_in_parts(tab: Tab, fake: Fake) -> None:
+    fake.texts["long"] = "Some *words* with `code` and **more** of it, [a link](https://example.org) too.\n\n" * 6000
+    tab.ask("say long", wait=False)
+    tab.over(150)
+    with tab.watched() as blocked:
+        tab.page.reload()
+        tab.until("document.querySelectorAll('.prose > p').length === 6000", 60)
     assert blocked.work < LIMIT
 
 

@@ -7,6 +7,7 @@
 import { Marked } from "./vendor/marked.mjs";
 import "./vendor/purify.min.js";
 
+const SPLIT = 8192; // characters that are split into blocks in one go
 const BUDGET_MS = 12; // of work in one go; what is left follows a frame later
 const PLAIN = 40_000; // characters from which on a single block stays plain text: no block may stop the page
 const MATH = 4000; // and a formula its source
@@ -225,6 +226,7 @@ export class MarkdownView {
     if (source === this.source && final === this.final) return;
     const whole = final && DEFINITION.test(source);
     if (this.final || whole || !source.startsWith(this.source)) this.reset();
+    this.whole = whole;
     this.source = source;
     this.final = final;
     clearTimeout(this.timer);
@@ -251,17 +253,23 @@ export class MarkdownView {
     this.rest = now + Math.min(2000, 5 * (now - started));
   }
 
-  /** Splits what is not rendered yet: all blocks but the last one are final, and that one too when the text is. */
+  /** Splits what is not rendered yet, or the beginning of it with at least a block that is final: all but the last one
+   *  are, and that one too at the end of a final text. */
   lex() {
-    this.seen = this.source.length;
-    const text = this.source.slice(this.offset);
-    const tokens = DEEP.test(text) ? [{ type: "plain", raw: text }] : marked.lexer(text);
-    let at = 0;
-    const exact = tokens.every((token) => text.startsWith(token.raw, at) && (at += token.raw.length) >= 0);
-    const last = tokens.findLastIndex((token) => token.type !== "space");
-    const cut = this.final ? tokens.length : exact ? Math.max(0, last) : 0;
-    this.closed = tokens.slice(0, cut);
-    this.pending = tokens.slice(cut);
+    let size = this.whole ? Infinity : SPLIT;
+    do {
+      this.seen = Math.min(this.source.length, this.offset + size);
+      const text = this.source.slice(this.offset, this.seen);
+      const tokens = DEEP.test(text) ? [{ type: "plain", raw: text }] : marked.lexer(text);
+      let at = 0;
+      const exact = tokens.every((token) => text.startsWith(token.raw, at) && (at += token.raw.length) >= 0);
+      const last = tokens.findLastIndex((token) => token.type !== "space");
+      const ended = this.final && this.seen === this.source.length;
+      const cut = ended ? tokens.length : exact ? Math.max(0, last) : 0;
+      this.closed = tokens.slice(0, cut);
+      this.pending = tokens.slice(cut);
+      size *= 4; // a few times at most: some texts take the square of their length
+    } while (!this.closed.length && this.seen < this.source.length);
   }
 
   close(token) {
