@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from qwen3.engine.params import SamplingParams
 from qwen3.errors import UsageError
 from qwen3.llm import LLM
+from qwen3.model import Qwen3
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.bits_per_byte import Text, bits_per_byte
 from qwen3.train.corpus.readers import read
@@ -424,29 +424,42 @@ class Measures:
             with stretched(model, factor, rows.length):
                 test = needle_test(choices(model), tokenizer, [length], count=stage.needles, seed=self.job.seed)
             found[f"needle/{length}"] = test["accuracy"]
-        starts = [text.ids[:_START].tolist() for texts in self.texts.values() for text in texts if len(text.ids) > 16]
-        if stage.samples and starts:
-            with self._llm("base", _START + _MORE, stage.samples) as llm:
-                self._continue(llm, update, starts[: stage.samples])
+        self._continue(update)
         if stage.evaluate is not None:
-            with self._llm(self.job.mode, model.config.context_length, 32) as llm:
+            most, context = 32, model.config.context_length
+            # No more blocks than so many rows need: the rest of the memory is the trainer's.
+            with LLM.of(
+                model, tokenizer, mode=self.job.mode, max_batch=most, blocks=most * -(-context // 16) + 2
+            ) as llm:  # fmt: skip
                 found |= stage.evaluate(llm)
         return found
 
-    def _llm(self, mode: Any, context: int, rows: int) -> LLM:
-        """No more blocks than so many rows need: the rest of the memory is the trainer's."""
-        blocks = rows * -(-context // 16) + 2
-        return LLM.of(
-            self.job.model, self.job.tokenizer, mode=mode, context=context, max_batch=rows, blocks=blocks
-        )  # fmt: skip
-
-    def _continue(self, llm: LLM, update: int, starts: Sequence[list[int]]) -> None:
-        sampling = SamplingParams(max_tokens=_MORE, temperature=0.8, top_p=0.95, seed=self.job.seed)
-        made, decode = llm.generate(starts, sampling), self.job.tokenizer.decode
-        texts = [f"{decode(start)} ▸ {one.text}" for start, one in zip(starts, made, strict=True)]
-        for text in texts:
+    def _continue(self, update: int) -> None:
+        """Held-out beginnings and what the model makes of them, by its own forward: an engine takes longer to build."""
+        texts = [
+            text.ids[:_START].tolist() for texts in self.texts.values() for text in texts if len(text.ids) > _START
+        ]
+        if not (starts := texts[: self.stage.samples]):
+            return
+        decode, end = self.job.tokenizer.decode, self.job.tokenizer.control.endoftext
+        made = continued(self.job.model, starts, _MORE, self.job.seed, self.job.tokenizer.vocab_size)
+        shown = [
+            f"{decode(start)} ▸ {decode(more[: more.index(end)] if end in more else more)}"
+            for start, more in zip(starts, made, strict=True)
+        ]
+        for text in shown:
             self.job.run.show(f"  {text!r}")
-        self.job.run.log(event="samples", stage=self.stage.name, update=update, texts=texts)
+        self.job.run.log(event="samples", stage=self.stage.name, update=update, texts=shown)
+
+
+@torch.no_grad()
+def continued(model: Qwen3, starts: Sequence[Sequence[int]], count: int, seed: int, vocabulary: int) -> list[list[int]]:
+    """`count` tokens below `vocabulary` after each of the starts, all of one length, sampled at temperature 0.8."""
+    ids, generator = torch.tensor(starts, device=model.device), torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        p = (model(ids, last_only=True)[:, -1, :vocabulary].float() / 0.8).softmax(-1).cpu()
+        ids = torch.cat([ids, torch.multinomial(p, 1, generator=generator).to(ids.device)], dim=1)
+    return [row[len(starts[0]) :] for row in ids.tolist()]
 
 
 def some_texts(shards: Shards, numbers: Sequence[int], tokenizer: Tokenizer, limit: int) -> list[Text]:
