@@ -79,6 +79,7 @@ def start(args: argparse.Namespace, folder: Path) -> Any:
     """A process forked from one that has imported everything, so that most of its life is training."""
     args.starts += 1
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["qwen3.train.pretrain", "qwen3.train.start"])
     process = context.Process(target=work, args=(folder, args.data, args.updates, int(args.starts % 5 == 3)))
     process.start()
     return process
