@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def test_rows_of_fp8(tmp_path: Path, rows: slice) -> None:
         (tmp_path / "fp8" / "model-00001-of-00002.safetensors").touch()
         with pytest.raises(CorruptFileError, match="replaced or written to"):
             source.check_unchanged()
+
+
+def test_experts_that_are_not_there(tmp_path: Path) -> None:
+    """A count out of all proportion is refused at once, not after its experts were gone through one by one."""
+    write(tmp_path, config_of(moe=True), OFFICIAL)
+    config = replace(read_config(tmp_path / "twin"), num_experts=2**31 - 1)
+    with pytest.raises(CorruptFileError, match=r"num_experts is 2147483647, but there are \d+ tensors"):
+        open_source(tmp_path / "twin", config)
 
 
 def test_bytes_are_those_of_the_file(tmp_path: Path) -> None:

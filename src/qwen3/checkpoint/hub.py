@@ -5,6 +5,7 @@ models--<owner>--<name>/blobs/<hash>   snapshots/<commit>/<file> -> ../../blobs/
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import threading
 import urllib.error
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -27,9 +29,11 @@ from qwen3.checkpoint.download import (
     StderrProgress,
     describe_failure,
     download,
+    open_url,
 )
 from qwen3.checkpoint.folder import UNSAFE_SUFFIXES, find_weight_files, stored_format
 from qwen3.checkpoint.gguf.choose import choose, models
+from qwen3.checkpoint.gguf.config import check_beginning
 from qwen3.checkpoint.gguf.files import stem
 from qwen3.checkpoint.resolved import Resolved, files_sha256, weights_sha256
 from qwen3.config import ModelConfig
@@ -163,6 +167,8 @@ def _download(
     if small:
         ModelConfig.from_pretrained(snapshot)
         stored_format(snapshot)
+    else:
+        _look_at(weights[0], repo, hub)
 
     files = [file for file in weights if file in missing]
     total = sum(file.size for file in weights)
@@ -190,6 +196,14 @@ def _download(
         find_weight_files(snapshot)  # says what is wrong
         raise RemoteError(f"{hub.name} lists no complete model for {repo}; try another revision")
     return True
+
+
+def _look_at(file: RemoteFile, repo: str, hub: Hub) -> None:
+    """Whether a GGUF file is a model for us. What goes wrong on the way, the download itself will say."""
+    with suppress(OSError, http.client.HTTPException):
+        with open_url(file.url, {**hub.headers(), "Range": "bytes=0-4095"}) as response:
+            start = response.read(4096)
+        check_beginning(f"{repo} {file.name}", start)
 
 
 def _choose(

@@ -109,8 +109,11 @@ class SafetensorsSource:
 
 def official_entries(headers: Sequence[Header], config: ModelConfig) -> dict[str, TensorEntry]:
     """Official name → tensor of a checkpoint. Qwen3-Embedding's files leave out "model." and the head: there the
-    embedding stands for it."""
+    embedding stands for it. Raises CorruptFileError for far too few, before anything is done for each expert."""
     entries = {name: entry for header in headers for name, entry in header.tensors.items()}
+    if config.num_experts > len(entries):
+        where = headers[0].file.parent
+        raise CorruptFileError(f"{where}: num_experts is {config.num_experts}, but there are {len(entries)} tensors")
     if EMBED in entries or EMBED.removeprefix("model.") not in entries:
         return entries
     found = {name if name == HEAD else f"model.{name}": entry for name, entry in entries.items()}

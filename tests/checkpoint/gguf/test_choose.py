@@ -8,7 +8,7 @@ import pytest
 
 from qwen3.checkpoint import list_cached, resolve
 from qwen3.checkpoint.gguf.choose import choose
-from qwen3.errors import CorruptFileError, ModelNotFoundError, UsageError
+from qwen3.errors import ConfigError, CorruptFileError, ModelNotFoundError, UsageError
 from tests.checkpoint.fake_hub import FakeHub
 from tests.checkpoint.gguf.build import build, metadata, tensors
 
@@ -76,7 +76,7 @@ def test_from_a_hub(hub: FakeHub, dialect: str, monkeypatch: pytest.MonkeyPatch)
     found = resolve(f"{repo}:q8_0", progress=quiet)
     assert (found.kind, found.path.name, found.source) == ("gguf", "Tiny-Q8_0.gguf", "download")
     assert found.name == f"{repo}:Tiny-Q8_0"
-    assert hub.fetched() == ["Tiny-Q8_0.gguf"]
+    assert set(hub.fetched()) == {"Tiny-Q8_0.gguf"}
     assert found.sha256 is not None
     again = resolve(f"{repo}:Q8_0", offline=True)
     assert (again.path, again.source, again.sha256) == (found.path, "cache", found.sha256)
@@ -91,6 +91,14 @@ def test_from_a_hub(hub: FakeHub, dialect: str, monkeypatch: pytest.MonkeyPatch)
         resolve(f"{repo}:Q2_K", progress=quiet)
     listed = next(model for model in list_cached() if model.name == repo)
     assert listed.complete
+
+
+def test_another_architecture_is_refused_by_its_beginning(hub: FakeHub) -> None:
+    llama = build({"general.architecture": "llama", "llama.block_count": 3}, {"a": ((1 << 14,), 0)})
+    hub.add("someone/llama-GGUF", {"llama-Q8_0.gguf": llama})
+    with pytest.raises(ConfigError, match=r"someone/llama-GGUF llama-Q8_0.gguf: its architecture is 'llama', but only"):
+        resolve("someone/llama-GGUF:Q8_0", progress=quiet)
+    assert [request[2] for request in hub.requests if request[1] == "llama-Q8_0.gguf"] == ["bytes=0-4095"]
 
 
 def test_wrong_hash_is_not_kept(hub: FakeHub) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3.checkpoint.gguf.files import Gguf, open_gguf
-from qwen3.checkpoint.gguf.reader import GgufTensor, Strings, is_gguf_path
+from qwen3.checkpoint.gguf.reader import MAGIC, GgufTensor, Strings, is_gguf_path
 from qwen3.config import ModelConfig, RopeScaling
 from qwen3.errors import ConfigError
 
@@ -58,6 +58,18 @@ def gguf_config(model: Gguf) -> ModelConfig:
         return _read(model)
     except ConfigError as error:
         raise ConfigError(f"{model.path}: {error}") from None
+
+
+def check_beginning(name: str, data: bytes) -> None:
+    """From the first kilobytes of a file that is yet to come: ConfigError if they name another architecture."""
+    key = b"general.architecture\x08\0\0\0"
+    at = data.find(key) + len(key)
+    if at < len(key) or not data.startswith(MAGIC):
+        return  # it is said further on, and read in whole later
+    length = int.from_bytes(data[at : at + 8], "little")
+    architecture = data[at + 8 : at + 8 + min(length, 80)].decode("utf-8", "replace")
+    if architecture not in ARCHITECTURES:
+        raise ConfigError(f"{name}: {_other(architecture, {})}")
 
 
 def _read(model: Gguf) -> ModelConfig:
