@@ -239,7 +239,8 @@ def test_ctrl_c_ends_with_a_checkpoint_and_the_second_at_once(tmp_path: Path) ->
             process.send_signal(signal.SIGINT)
             time.sleep(0.3)
         _, told = process.communicate(timeout=60)
-        assert process.returncode == 130, told
+        # A shell says 130 in both cases; the second may come when Python is leaving already.
+        assert process.returncode in ((130,) if times == 1 else (130, -signal.SIGINT)), told
         assert "Traceback" not in told
         assert "ending after this update, with a checkpoint; once more ends at once" in told
         if times == 1:
