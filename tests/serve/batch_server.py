@@ -68,6 +68,10 @@ def written(folder: Path) -> int:
     return 0
 
 
+def lives_on(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
 def main(folder: Path, lives: int, lines: int, seed: int) -> None:
     dice = random.Random(seed)
     story: list[dict[str, Any]] = []
@@ -80,7 +84,7 @@ def main(folder: Path, lives: int, lines: int, seed: int) -> None:
         if life < lives:
             if life % 5:
                 begin, target = time.monotonic(), written(folder) + dice.randint(0, more)
-                while written(folder) < target and time.monotonic() - begin < 0.5:
+                while written(folder) < target and time.monotonic() - begin < 2 and lives_on(child):
                     time.sleep(0.002)
                 time.sleep(dice.random() * 0.004)
             else:
