@@ -38,7 +38,7 @@ from qwen3.train.run import Run
 from qwen3.train.samples import completion_sample
 from qwen3.train.start import Job, train
 
-ARMS = {"balanced": 0.01, "unbalanced": 0.0}  # weight of the global-batch loss
+ARMS = ("balanced", "unbalanced")
 LENGTH = 256
 SHAPE: dict[str, Any] = {
     "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 2176, "hidden_size": 128,
@@ -53,7 +53,7 @@ _KEPT = 64
 
 def stage_of(arm: str, args: argparse.Namespace) -> Pretrain:
     return Pretrain(
-        sources=(Source("text", 1.0, str(args.folder / "shards"), _KEPT),), length=LENGTH, balance=ARMS[arm],
+        sources=(Source("text", 1.0, str(args.folder / "shards"), _KEPT),), length=LENGTH, balance=args.weight if arm == "balanced" else 0.0,
         updates=args.updates, tokens_per_update=args.tokens, tokens_per_micro_batch=min(args.tokens, args.at_once),
         evaluate_every=0, save_every=max(10, args.updates // 20),
     )  # fmt: skip
@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument(
         "--at-once", type=int, default=8192, help="tokens of a micro-batch: the global batch is several"
     )
+    parser.add_argument("--weight", type=float, default=0.01, help="of the global-batch loss")
     parser.add_argument("--data", default="package:python", help="texts")
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
@@ -153,13 +154,15 @@ def main() -> None:
             runs.append(found)
         if not whole:
             break
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
     device = best_device()
     report = {
         "name": "global-batch balance of experts, with and without", "command": " ".join(["python", *sys.argv]),
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else "2 shared EPYC cores",
         "commit": commit.stdout.strip(), "finished": whole, "updates": args.updates, "tokens_per_update": args.tokens,
-        "micro_batches": args.tokens // min(args.tokens, args.at_once), "weight": ARMS["balanced"],
+        "micro_batches": args.tokens // min(args.tokens, args.at_once), "weight": args.weight,
         "summary": summary(runs), "runs": runs, "seconds": round(time.monotonic() - begin, 1),
     }  # fmt: skip
     text = json.dumps(report, indent=1)
