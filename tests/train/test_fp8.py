@@ -219,3 +219,19 @@ def test_a_plain_linear_is_what_it_was() -> None:
     use_fp8(model, False)
     assert torch.equal(model(x), before)
     assert all(type(m) is Linear for m in model.modules() if isinstance(m, Linear))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("rowwise", [False, True])
+def test_a_gpus_product_and_gradients_are_the_twins(rowwise: bool) -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("no FP8")
+    x, w, outer = (drawn(n, m, seed).bfloat16() for n, m, seed in ((96, 64, 1), (48, 64, 2), (96, 48, 3)))
+    found = []
+    for device in ("cuda", "cpu"):
+        a, b = x.to(device).requires_grad_(), w.to(device).requires_grad_()
+        out = fp8_linear(a, b, rowwise)
+        found.append([t.float().cpu() for t in (out, *torch.autograd.grad(out, (a, b), outer.to(device)))])
+    for mine, right in zip(*found, strict=True):
+        assert float((mine - right).norm() / right.norm()) < 0.01

@@ -189,3 +189,16 @@ def test_only_the_first_process_speaks_and_writes(tmp_path: Path, monkeypatch: p
     run.log(update=1)
     run.mark_done("s", {})
     assert (said, list(tmp_path.iterdir())) == ([], [])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpus_numbers_are_the_same_late_or_not(tmp_path: Path) -> None:
+    losses = []
+    for late in (True, False):
+        model = random_model(tiny_config(num_hidden_layers=1)).to("cuda", torch.bfloat16)
+        run = Recorder(tmp_path / str(late))
+        trainer = Trainer(model, OptimConfig(kind="adamw"), seed=1, compiling="none")
+        loop(run, trainer, "s", 5, batches, CrossEntropy(), lambda i: 1.0, save_every=2, late=late)
+        losses.append([line["loss"] for line in run.logged])
+    assert losses[0] == losses[1]
