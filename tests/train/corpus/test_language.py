@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pickle
 import shutil
 import time
@@ -16,7 +17,12 @@ import pytest
 from qwen3.errors import CorruptFileError, ModelNotFoundError, UsageError
 from qwen3.train.corpus.documents import Document
 from qwen3.train.corpus.filters.language import Language
-from qwen3.train.corpus.language import CODES, GROUPS, LANGUAGES, MODEL, UND, LanguageId, features, prepare
+from qwen3.train.corpus.language import CODES, GROUPS, LANGUAGES, MODEL, UND, LanguageId, _table, features, prepare
+from recipes.language_id.evaluate import macro, scores
+from recipes.language_id.fetch import language, plain, without_fallbacks
+from recipes.language_id.page import filled
+from recipes.language_id.train import train_script
+from tests.test_floors import CHECKOUT
 
 # Written for this test.
 SENTENCES = {
@@ -291,3 +297,44 @@ def test_the_filter_keeps_notes_and_says_why() -> None:
         Language(keep=("english",))
     with pytest.raises(UsageError, match="threshold"):
         Language(threshold=2)
+
+
+def test_the_page_is_drawn_from_the_measurement() -> None:
+    page = (CHECKOUT / "docs/languages.md").read_text(encoding="utf-8")
+    figures = json.loads((CHECKOUT / "benchmarks/2026-11-22-language-id.json").read_text(encoding="utf-8"))
+    assert filled(page, figures) == page
+    assert figures["model_bytes"] == MODEL.stat().st_size
+    assert figures["collections"]["mediawiki"]["macro_f1"] >= 0.9
+    assert figures["collections"]["mediawiki"]["languages"] >= 95
+    with pytest.raises(ValueError, match="drawn"):
+        filled("", figures)
+
+
+def test_tags_of_packages() -> None:
+    tags = {"zh_TW": "zh-Hant", "zh-cn": "zh-Hans", "sr@latin": "sr", "uz@cyrillic": "uz", "pt_BR": "pt", "nb-NO": "nb",
+            "pes_2": "prs", "fa": "fa", "npi": "ne", "tt-cyrl": "tt", "yue-hant": "yue", "br": UND, "mn": UND,
+            "qqq": "", "sh-latn": "", "gu-IN": "gu", "hat_kreyol": "ht", "007": "", "sq": "sq", "ar": "ar"}  # fmt: skip
+    assert {tag: language(tag) for tag in tags} == tags
+
+
+def test_markup_placeholders_and_fallbacks_are_no_text() -> None:
+    text = "'''Hei''' {{PLURAL:$1|en|to}} [[Side|sider]] &amp; <b>$1 x</b> https://a.b/c a_b"
+    assert plain(text) == "Hei sider & x"
+    rows = [{"language": "en", "strings": ["Open", "One"]}, {"language": "fo", "strings": ["Open", "Opna"]}]
+    assert without_fallbacks(rows) == 1
+    assert [row["strings"] for row in rows] == [["Open", "One"], ["Opna"]]
+
+
+def test_training_makes_a_table_that_tells_apart() -> None:
+    words = {"he": ["ספר", "בית", "ילדה", "שולחן", "גדולה"], "yi": ["בוך", "הויז", "מיידל", "טיש", "גרויסע"]}
+    rng = np.random.default_rng(0)
+    texts = {code: [" ".join(rng.choice(found, 6)) for _ in range(60)] for code, found in words.items()}
+    arrays = train_script("Hebr", texts, {code: found[:20] for code, found in texts.items()}, epochs=3)
+    model = LanguageId({"Hebr": _table(arrays, "Hebr")})  # type: ignore[arg-type]
+    assert [model.label(" ".join(found)) for found in words.values()] == ["he", "yi"]
+
+
+def test_scores_count_wrong_answers_on_both_sides() -> None:
+    table = scores([("a", ""), ("a", ""), ("b", "")], ["a", "b", "b"])
+    assert table == {"a": (2 / 3, 1.0, 0.5), "b": (2 / 3, 0.5, 1.0)}
+    assert macro(table) == 0.6667
