@@ -185,7 +185,8 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         found = compare(args, Path(folder))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    words, here = ["git", "rev-parse", "--short", "HEAD"], Path(__file__).parent
+    commit = subprocess.run(words, cwd=here, capture_output=True, text=True, check=False)
     report = {
         "name": "a killed pretraining run equals the whole one", "command": " ".join(["python", *sys.argv]),
         "machine": "2 shared EPYC cores", "commit": commit.stdout.strip(), **found,

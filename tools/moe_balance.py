@@ -53,7 +53,8 @@ _KEPT = 64
 
 def stage_of(arm: str, args: argparse.Namespace) -> Pretrain:
     return Pretrain(
-        sources=(Source("text", 1.0, str(args.folder / "shards"), _KEPT),), length=LENGTH, balance=args.weight if arm == "balanced" else 0.0,
+        sources=(Source("text", 1.0, str(args.folder / "shards"), _KEPT),), length=LENGTH,
+        balance=args.weight if arm == "balanced" else 0.0,
         updates=args.updates, tokens_per_update=args.tokens, tokens_per_micro_batch=min(args.tokens, args.at_once),
         evaluate_every=0, save_every=max(10, args.updates // 20),
     )  # fmt: skip
@@ -154,9 +155,8 @@ def main() -> None:
             runs.append(found)
         if not whole:
             break
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    words, here = ["git", "rev-parse", "--short", "HEAD"], Path(__file__).parent
+    commit = subprocess.run(words, cwd=here, capture_output=True, text=True, check=False)
     device = best_device()
     report = {
         "name": "global-batch balance of experts, with and without", "command": " ".join(["python", *sys.argv]),

@@ -167,7 +167,8 @@ def main() -> None:
     args = parser.parse_args()
     import transformers
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    words, here = ["git", "rev-parse", "--short", "HEAD"], Path(__file__).parent
+    commit = subprocess.run(words, cwd=here, capture_output=True, text=True, check=False)
     report = {
         "name": "loss parity with transformers and a plain loop", "command": " ".join(["python", *sys.argv]),
         "machine": "2 shared EPYC cores", "commit": commit.stdout.strip(), "torch": torch.__version__,
