@@ -120,6 +120,17 @@ def test_a_stopped_run_goes_on_bitwise_with_any_workers(tmp_path: Path) -> None:
         run_pretrain(other, job(Recorder(tmp_path / "parts")))
 
 
+def test_what_was_logged_before_the_first_checkpoint_is_not_logged_twice(tmp_path: Path) -> None:
+    """Of a run that was killed there."""
+    run = Recorder(tmp_path)
+    run.log(stage="before", update=2, loss=1.0)
+    run.log(stage="pretrain", update=1, loss=7.0)
+    run_pretrain(Pretrain(**SMALL, updates=2, evaluate_every=0), job(run))
+    assert [(x["stage"], x["update"]) for x in lines(tmp_path) if "update" in x] == [
+        ("before", 2), ("pretrain", 1), ("pretrain", 2),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
 def test_the_optimiser_goes_on_bitwise_from_stage_to_stage(tmp_path: Path, kind: Any) -> None:
     """Two stages of three updates with one learning rate: the moments that the second begins with are the first's."""

@@ -207,8 +207,9 @@ def loop(
     folder = run.folder / stage
     found = trainer.load(folder)
     first = 0 if found is None else int(found["update"])
-    if found is not None:
+    if not process():  # also what was logged before the first checkpoint
         rewind(run.folder / "log.jsonl", first, stage)
+    if found is not None:
         run.say(f"{stage}: going on from update {first} of {updates}")
         if restore is not None:
             restore(found["stage"])
