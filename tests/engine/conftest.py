@@ -34,6 +34,9 @@ class ScriptedModel:
     def stepper(self, **_: Any) -> ScriptedModel:
         return self
 
+    def modules(self) -> list[Any]:
+        return []
+
     def cos_sin(self, length: int) -> torch.Tensor:
         return torch.zeros(length, self.config.head_dim)
 
