@@ -134,7 +134,7 @@ def test_what_it_cannot_know_it_does_not_name(model: LanguageId) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " \n\t", "12 345,67 €", "…!?", "🙂🙂🙂", "\0", "\ud800", "\u0301\u0301", "a", "OK", "中"]
+    "text", ["", " \n\t", "12 345,67 €", "…!?", "🙂🙂🙂", "\0", "\ud800", "\u0301\u0301", "a", "OK", "中", "你好"]
 )
 def test_nothing_to_go_by_is_und(model: LanguageId, text: str) -> None:
     assert model.label(text) == UND

@@ -20,6 +20,7 @@ import numpy as np
 from qwen3.errors import CorruptFileError, ModelNotFoundError, UsageError
 
 UND = "und"  # no letters, too short, not sure, or a language outside the list
+LETTERS = 12.0  # with fewer a text is "und" (greetings of one word are in many languages, or in no text we learned)
 MODEL = Path(__file__).resolve().parents[2] / "data" / "language" / "model.npz"
 
 
@@ -301,13 +302,14 @@ class LanguageId:
         """`classify` for many texts at once, which is faster for short ones."""
         return [found for found, _ in self._batch(texts, mixed, limit)]
 
-    def label(self, text: str, *, threshold: float = 0.5, letters: float = 6.0, limit: int = 4000) -> str:
-        """The language's code, or "und": fewer letters than `letters` (a Chinese character counts three, Japanese and
-        Korean ones two), a probability below `threshold`, or a language outside the list."""
+    def label(self, text: str, *, threshold: float = 0.5, letters: float = LETTERS, limit: int = 4000) -> str:
+        """The language's code, or "und": fewer letters than `letters` (a Chinese character counts three, a letter of a
+        script that one language alone uses three, Japanese and Korean ones six), a probability below `threshold`, or
+        a language outside the list."""
         return self.labels([text], threshold=threshold, letters=letters, limit=limit)[0]
 
     def labels(
-        self, texts: Sequence[str], *, threshold: float = 0.5, letters: float = 6.0, limit: int = 4000
+        self, texts: Sequence[str], *, threshold: float = 0.5, letters: float = LETTERS, limit: int = 4000
     ) -> list[str]:
         """`label` for many texts at once."""
         return [
@@ -327,7 +329,7 @@ class LanguageId:
         answers = []
         for start in range(0, len(texts), 256):
             batch = prepare([_excerpt(text, limit) for text in texts[start : start + 256]])
-            for scores, count in zip(self._scores(batch), batch.letters.sum(1).tolist(), strict=True):
+            for scores, count in zip(self._scores(batch), _evidence(batch).tolist(), strict=True):
                 answers.append((_ranked(scores), count))
         return answers
 
@@ -363,12 +365,18 @@ class LanguageId:
         counts = batch.letters.sum(1)
         total = float(counts.sum())
         shares: dict[str, float] = {} if total else {UND: 1.0}
-        for scores, count in zip(self._scores(batch), counts.tolist(), strict=True):
+        rows = zip(self._scores(batch), counts.tolist(), _evidence(batch).tolist(), strict=True)
+        for scores, count, evidence in rows:
             code, probability = _ranked(scores)[0]
-            code = code if probability >= 0.5 and count >= 6 else UND
+            code = code if probability >= 0.5 and evidence >= LETTERS else UND
             if count:
                 shares[code] = shares.get(code, 0.0) + count / total
         return _ranked(shares), total
+
+
+def _evidence(batch: Prepared) -> np.ndarray:
+    """Letters of each text, float64 [texts]; where the script decides one says as much as three."""
+    return batch.letters @ np.array([3.0 if script in _ONE else 1.0 for script in _SCRIPTS])
 
 
 def _table(file: np.lib.npyio.NpzFile, script: str) -> _Table:

@@ -7,7 +7,7 @@ from functools import cache
 
 from qwen3.errors import UsageError
 from qwen3.train.corpus.documents import Document
-from qwen3.train.corpus.language import CODES, UND, LanguageId
+from qwen3.train.corpus.language import CODES, LETTERS, UND, LanguageId
 from qwen3.train.recipe import key
 
 
@@ -23,7 +23,7 @@ class Language:
 
     keep: tuple[str, ...] = key((), "codes that stay, und: of no language; empty: all, and the language is noted")
     threshold: float = key(0.5, "least probability of a language, else und")
-    letters: float = key(6.0, "letters that a text needs, else und")
+    letters: float = key(LETTERS, "letters that a text needs, else und")
     name: str = "language"
 
     def __post_init__(self) -> None:
