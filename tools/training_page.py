@@ -21,7 +21,17 @@ from qwen3.train.start import RECIPES  # noqa: E402 (the path is set above)
 
 PAGE, BENCHMARKS = ROOT / "docs/training.md", ROOT / "benchmarks"
 SPEEDS = ("dense06b", "embedded", "moe", "lora8b", "fp8")  # sections of tools/train_bench.py
-OTHERS = ("train", "distill", "language-id", "newcomer", "embedded-v1", "kill-resume", "parity", "moe-balance")
+OTHERS = (
+    "train",
+    "corpus",
+    "distill",
+    "language-id",
+    "newcomer",
+    "embedded-v1",
+    "kill-resume",
+    "parity",
+    "moe-balance",
+)
 
 
 def recipes() -> Iterator[str]:
@@ -64,7 +74,8 @@ def measured() -> Iterator[str]:
         yield "| measured | machine | file |"
         yield "|---|---|---|"
         for name, data in others:
-            what = next((str(data[k]) for k in ("name", "what", "section") if data.get(k)), name[11:-5])
+            what = next((str(data[k]) for k in ("name", "what") if data.get(k)), name[11:-5])
+            what = f"`tools/train_bench.py {data['section']}`" if "section" in data else what
             machine = data.get("machine") or ""
             if isinstance(machine, dict):
                 machine = machine.get("device") or machine.get("cpu") or ""
