@@ -15,15 +15,16 @@ import json
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qwen3 import LLM, SamplingParams, ThinkingPolicy
+from qwen3.asking import Form
 from qwen3.chat import ThinkingReport, encode
 from qwen3.chat.events import Result as Folded
 from qwen3.checkpoint.journal import write_atomic
-from qwen3.evaluate.crowd import Progress
+from qwen3.evaluate.crowd import Case, Progress, asker, drive
 from qwen3.evaluate.thinking import MAX_TOKENS, answer_all, curve, head, held_out, wilson
 from qwen3.tasks import FAMILIES, NEXT_FAMILIES, Problem
 from qwen3.tasks.dialogue_eval import EVAL_PROMPTS
@@ -122,6 +123,21 @@ def modes(llm: LLM, scale: Scale, say: Any) -> Result:
     }
 
 
+def answers_of(
+    llm: LLM, conversations: Sequence[Any], policy: ThinkingPolicy, params: SamplingParams, form: Form | None = None
+) -> list[Folded]:
+    """In order. Conversation i has the seed of `params` + i: with one seed for all, every answer would meet the same
+    noise, and a choice between two ways to think would fall alike everywhere."""
+    ask, found = asker(llm), dict[int, Folded]()
+    cases = (
+        Case(ask(conversation, form or Form(), policy, replace(params, seed=(params.seed or 0) + i)), {"number": i})
+        for i, conversation in enumerate(conversations)
+    )
+    for case, result in drive(llm.engine, cases, 2 * llm.engine.max_batch):
+        found[case.what["number"]] = result
+    return [found[i] for i in range(len(found))]
+
+
 def report(answer: Folded) -> ThinkingReport:
     assert answer.thinking is not None  # every finished answer has one
     return answer.thinking
@@ -151,8 +167,8 @@ def facts(llm: LLM, scale: Scale) -> Result:
     asked = random.Random(scale.seed).sample(asked, min(len(asked), scale.facts))
     found: Result = {}
     for name in ("thinking", "direct"):
-        answers = llm.chat_batch(
-            [text for text, _ in asked], ThinkingPolicy(mode=MODES[name]), sampling(scale)  # type: ignore[arg-type]
+        answers = answers_of(
+            llm, [text for text, _ in asked], ThinkingPolicy(mode=MODES[name]), sampling(scale)  # type: ignore[arg-type]
         )  # fmt: skip
         right = sum(
             FAMILIES["sums"].check(_number(value), a.content) for (_, value), a in zip(asked, answers, strict=True)
@@ -169,8 +185,8 @@ def conversations(llm: LLM, scale: Scale) -> Result:
     """Small talk in both modes, held-out tool calls, and JSON: asked for, and bound by a schema without being told."""
     talk = 0
     for mode in ("on", "off"):
-        answers = llm.chat_batch(
-            [prompt for prompt, _ in EVAL_PROMPTS], ThinkingPolicy(mode=mode), sampling(scale)
+        answers = answers_of(
+            llm, [prompt for prompt, _ in EVAL_PROMPTS], ThinkingPolicy(mode=mode), sampling(scale)
         )  # fmt: skip
         talk += sum(passes(a.content) for (_, passes), a in zip(EVAL_PROMPTS, answers, strict=True))
     rng, prompts, references = random.Random(f"{scale.seed}/tools"), [], []
@@ -181,13 +197,14 @@ def conversations(llm: LLM, scale: Scale) -> Result:
         references.append((messages[: at + 1], tools))
     calls = llm.generate(prompts, sampling(scale))
     asked = [json_messages(random.Random(f"{scale.seed}/json/{i}"), "eval") for i in range(scale.conversations)]
-    spoken = llm.chat_batch([messages[:-1] for messages, _ in asked], ThinkingPolicy(mode="on"), sampling(scale))
+    spoken = answers_of(llm, [messages[:-1] for messages, _ in asked], ThinkingPolicy(mode="on"), sampling(scale))
     bound = 0
     plain = held_out(("sums",), scale.conversations // 2, scale.seed)
     schema = {"type": "object", "properties": {"result": {"type": "integer", "minimum": -9999, "maximum": 9999}},
               "required": ["result"], "additionalProperties": False}  # fmt: skip
-    for p, a in zip(plain, llm.chat_batch([p.prompt for p in plain], ThinkingPolicy(mode="on"),
-                                          sampling(scale), schema=schema), strict=True):  # fmt: skip
+    form, on = Form.of(schema=schema), ThinkingPolicy(mode="on")
+    under = answers_of(llm, [p.prompt for p in plain], on, sampling(scale), form)
+    for p, a in zip(plain, under, strict=True):
         bound += _loaded(a.content) == {"result": int(p.answer)}
     return {
         "talk": share(talk, 2 * len(EVAL_PROMPTS)),
@@ -209,7 +226,7 @@ def skills(llm: LLM, questions: int = 192, seed: int = 7, max_tokens: int = 512)
     thoughts, how often either kind is right, and tokens. For `RL.evaluate`."""
     asked = sample_questions(questions, seed, dict.fromkeys(LABELLED, 1.0), split="eval")
     plain = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=seed, max_tokens=max_tokens)
-    answers = llm.chat_batch([q.prompt for q in asked], ThinkingPolicy(mode="on"), plain)
+    answers = answers_of(llm, [q.prompt for q in asked], ThinkingPolicy(mode="on"), plain)
     right = [q.check(a.content) for q, a in zip(asked, answers, strict=True)]
     terse = [any("-" in line.split(":")[0] for line in a.reasoning_content.splitlines()) for a in answers]
 

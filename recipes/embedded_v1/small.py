@@ -30,7 +30,7 @@ from qwen3.train.recipe import Recipe
 from qwen3.train.rl import RL
 from qwen3.train.samples import TokenSample
 from qwen3.train.start import train
-from recipes.embedded_v1.evaluate import write
+from recipes.embedded_v1.evaluate import answers_of, write
 from recipes.embedded_v1.stages import Size
 
 RANKS, MODULUS, MOST = 512, 7, 8
@@ -96,7 +96,7 @@ def passed(model: str, questions: int, policy: ThinkingPolicy, temperature: floa
     asked = [question(rng, "eval") for _ in range(questions)]
     plain = SamplingParams(temperature=temperature, top_p=1.0, top_k=0, seed=1, max_tokens=160)
     with LLM(model, device="cpu", max_batch=256) as llm:
-        answers = llm.chat_batch([q.prompt for q in asked], policy, plain)
+        answers = answers_of(llm, [q.prompt for q in asked], policy, plain)
     right = sum(q.check(a.content) for q, a in zip(asked, answers, strict=True))
     thought = sum(a.thinking.used for a in answers if a.thinking) / len(asked)
     low, high = wilson(right, questions)
