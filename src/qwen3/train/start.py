@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from qwen3.checkpoint import resolve, save_checkpoint
+from qwen3.checkpoint import read_config, resolve, save_checkpoint
 from qwen3.checkpoint.mode import detect_mode, find_tokenizer
 from qwen3.config import ModelConfig
 from qwen3.errors import ModelNotFoundError, Qwen3Error, UsageError
@@ -187,13 +187,13 @@ def prepare(recipe: Recipe, run: Run, device: torch.device, ended: Sequence[str]
     else:
         source = None if recipe.model == "embedded" else recipe.model
     found = resolve(source)
-    config = ModelConfig.from_pretrained(found.path)
+    config = read_config(found.path)
     tokenizer, _ = find_tokenizer(found, config)
     mode, template, _ = detect_mode(found, config, tokenizer.control.endoftext)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = load_model(found.path, device, dtype)
     notes: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         notes["generation"] = json.loads((Path(found.path) / "generation_config.json").read_text(encoding="utf-8"))
     return Job(model, tokenizer, run, recipe.seed, mode, template, str(recipe.model), notes)
 
@@ -205,7 +205,7 @@ def _no_model(recipe: Recipe, run: Run) -> Job:
         tokenizer = Tokenizer.from_pretrained(name or None)
     else:
         found = resolve(None if name == "embedded" else name)
-        tokenizer, _ = find_tokenizer(found, ModelConfig.from_pretrained(found.path))
+        tokenizer, _ = find_tokenizer(found, read_config(found.path))
     return Job(None, tokenizer, run, recipe.seed, "hybrid", "qwen3", "", {})  # type: ignore[arg-type]
 
 
