@@ -1,17 +1,17 @@
 """Which matrices of a checkpoint a network on a CPU holds in 4 or 8 bits (`kernels.packed`), and how they get there.
 
 Asked for ("int4", "int8"), all but norms and routers are, rounded while they are read; embedding and head take 8 bits
-either way. Otherwise those are whose file has them in blocks that the kernel multiplies: GGUF's Q4_0, Q4_1 and Q8_0,
-laid out anew, number for number the same.
+either way. Otherwise those are whose file has them in groups that the kernel multiplies (`Stored.form`), laid out anew,
+number for number the same.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qwen3.checkpoint.names import fused_name, fused_shapes, official_views
 from qwen3.checkpoint.source import Source, Stored
@@ -20,15 +20,6 @@ from qwen3.errors import UsageError
 from qwen3.kernels.packed import LANES, PackedWeight, pack, quantize_rtn
 
 BITS = {"int8": 8, "int4": 4}
-
-
-class _Form(NamedTuple):
-    bits: int
-    mins: bool
-
-
-# GGUF blocks of 32: float16 scale (and minimum), then 16 bytes of halves (columns 0-15 the low ones) or 32 int8.
-_FORMS = {"Q4_0": _Form(4, False), "Q4_1": _Form(4, True), "Q8_0": _Form(8, False)}
 _ROWS = 4096  # at a time: a few copies of them in float32 are in memory
 
 
@@ -63,21 +54,10 @@ class Packing:
         for first in range(0, part.shape[0], _ROWS):
             rows = slice(first, min(first + _ROWS, part.shape[0]))
             if self.kept:
-                found.append(pack(*_numbers(part, rows), self.bits))
+                found.append(pack(*part.packed(rows), self.bits))
             else:
                 found.append(quantize_rtn(part.read(rows, torch.float32), self.bits, self.group))
         return PackedWeight.cat(found)
-
-
-def _numbers(part: Any, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(q uint8 [rows, K], scales, minima float16 [rows, K/32]) of a tensor in one of `_FORMS`, bit for bit."""
-    form, raw = _FORMS[part.kind], part.raw(rows)
-    marks = 4 if form.mins else 2
-    blocks = raw.view(raw.shape[0], -1, marks + 4 * form.bits)
-    halves = blocks[..., :marks].contiguous().view(torch.float16)
-    q = blocks[..., marks:]
-    q = torch.cat((q & 15, q >> 4), dim=-1) if form.bits == 4 else q ^ 128
-    return q.flatten(1), halves[..., 0], halves[..., 1] if form.mins else None
 
 
 def packings(source: Source, config: ModelConfig, kind: str | None) -> dict[str, Packing]:
@@ -91,10 +71,10 @@ def packings(source: Source, config: ModelConfig, kind: str | None) -> dict[str,
         if len(shape) == 1 or name.endswith("mlp.gate.weight"):
             continue
         if kind is None:
-            form, *others = {_FORMS.get(part.kind) for row in parts[name] for part in row}
+            form, *others = {part.form for row in parts[name] for part in row}
             whole = all(part.shape[0] % LANES == 0 for row in parts[name] for part in row[:-1])
             if form is not None and not others and whole:
-                found[name] = Packing(shape, parts[name], form.bits, 32, form.mins, True)
+                found[name] = Packing(shape, parts[name], *form, True)
             continue
         found[name] = Packing(shape, parts[name], *fitting(name, shape[-1], kind), False, False)
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,14 @@ from qwen3.kernels.fp8 import Fp8Weight
 CHUNK_BYTES = 4 << 20  # of the widened rows that one thread holds
 
 
+class Form(NamedTuple):
+    """Numbers of `bits` (4 or 8) in groups of so many columns, each with a scale and perhaps a minimum."""
+
+    bits: int
+    group: int
+    mins: bool
+
+
 class Stored(Protocol):
     """One official tensor in a file. `kind`: how it is stored ("BF16", "Q4_K"); `nbytes`: its bytes there, scales and
     the like included."""
@@ -30,6 +38,16 @@ class Stored(Protocol):
     shape: tuple[int, ...]
     kind: str
     nbytes: int
+
+    @property
+    def form(self) -> Form | None:
+        """How a `kernels.packed.PackedWeight` holds exactly these numbers; None if it cannot."""
+        return None
+
+    def packed(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of a tensor with a `form`: (q uint8 [rows, K], scales, minima float16 [rows, K/group]), as `packed.pack`
+        takes them."""
+        raise TypeError(f"{self.kind} has no packed form")
 
     def read(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """Some rows (elements, if it has one dimension only) on the CPU, rounded once to a floating-point `dtype`.
