@@ -63,8 +63,8 @@ def scale_for(device: torch.device, config: ModelConfig) -> Scale:
 class Settings:
     """What is measured: `model` is one of SIZES (random weights, made on the device) or a checkpoint folder.
 
-    kv_dtype: None (the model's dtype) or "fp8"; weights: these, "int8" or "int4". max_len: longest sequence, None: 34,000 or the model's
-    context. long: stretch the context by static YaRN x4, for contexts up to 128k.
+    kv_dtype: None (the model's dtype) or "fp8"; weights: these, "int8" or "int4". max_len: longest sequence, None:
+    34,000 or the model's context. long: stretch the context by static YaRN x4, for contexts up to 128k.
     """
 
     model: str
