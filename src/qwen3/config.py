@@ -99,7 +99,8 @@ class ModelConfig:
     """Everything the network needs to know, under Hugging Face's names. Raises ConfigError on contradictions.
 
     `num_experts` 0 means a dense model. `intermediate_size` is the dense MLP's width; in an MoE whose layers are all
-    sparse nothing uses it. `eos_token_id` is an id or a tuple of ids. `quantization_config` is kept as read.
+    sparse nothing uses it. `eos_token_id` is an id or a tuple of ids. `quantization_config` (in MLX's files
+    `quantization`) is kept as read.
     """
 
     vocab_size: int
@@ -307,7 +308,7 @@ class ModelConfig:
             "eos_token_id": keys.take("eos_token_id", _ids, None),
             "pad_token_id": keys.take("pad_token_id", _integer, None),
             "dtype": keys.take_either("torch_dtype", "dtype", _string, "bfloat16"),
-            "quantization_config": keys.take("quantization_config", _object, None),
+            "quantization_config": keys.take_either("quantization", "quantization_config", _object, None),
         }
         if model_type == "qwen3_moe":
             values["num_experts"] = keys.take_either("num_experts", "num_local_experts", _integer)

@@ -185,7 +185,7 @@ def test_what_does_not_fit_together(tmp_path: Path, file: int, name: str, tensor
 
 
 CONFIGS = [
-    ({"quant_method": "gptq", "bits": 4}, "quantization_config says 'gptq'"),
+    ({"quant_method": "hqq", "bits": 4}, "quantization_config says 'hqq'"),
     (OFFICIAL | {"weight_block_size": [64, 64]}, r"weight_block_size is '\[64, 64\]', only \[128, 128\] is supported"),
     (OFFICIAL | {"fmt": "e5m2"}, "quantization_config.fmt is 'e5m2', only 'e4m3'"),
     (OFFICIAL | {"activation_scheme": "static"}, "activation_scheme is 'static'"),

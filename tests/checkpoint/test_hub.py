@@ -275,10 +275,10 @@ def test_not_for_us_is_said_before_the_weights(either: FakeHub, dense: Path) -> 
     either.add("someone/llama", llama)
     with pytest.raises(ConfigError, match="llama"):
         resolve("someone/llama")
-    quantized = files["config.json"].rstrip(b"}\n") + b', "quantization_config": {"quant_method": "gptq"}}'
-    either.add("someone/gptq", files | {"config.json": quantized})
-    with pytest.raises(ConfigError, match=r"'gptq'.*only FP8"):
-        resolve("someone/gptq")
+    quantized = files["config.json"].rstrip(b"}\n") + b', "quantization_config": {"quant_method": "hqq"}}'
+    either.add("someone/hqq", files | {"config.json": quantized})
+    with pytest.raises(ConfigError, match=r"'hqq'; what is read"):
+        resolve("someone/hqq")
     either.add("someone/pickle", {"config.json": files["config.json"], "pytorch_model.bin": b"x"})
     with pytest.raises(UnsafeFileError, match="never opened"):
         resolve("someone/pickle")

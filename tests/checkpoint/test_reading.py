@@ -290,10 +290,10 @@ def test_pickle_is_never_opened(dense: Path, tmp_path: Path, name: str) -> None:
 
 def test_quantized(dense: Path) -> None:
     config = json.loads((dense / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    config["quantization_config"] = {"quant_method": "hqq", "bits": 4}
     (dense / "config.json").write_text(json.dumps(config))
-    refused(dense, "'awq', and of quantized checkpoints only FP8", ConfigError)
-    with pytest.raises(ConfigError, match="awq"):
+    refused(dense, "says 'hqq'; what is read is fp8, gptq", ConfigError)
+    with pytest.raises(ConfigError, match="hqq"):
         load_model(dense)
 
 

@@ -109,21 +109,20 @@ _FP8 = {
 def stored_format(folder: Path) -> Fp8Format | None:
     """How `config.json` says the weights are quantized: None if they are not (or if there is no such file).
 
-    Raises ConfigError for any quantization but FP8 in blocks of 128 × 128, naming the method or the key.
+    None, too, if it is another of the formats that are read (`formats.detect`). Raises ConfigError for any that is not,
+    naming the method or the key.
     """
     config = folder / "config.json"
     if not config.exists():
         return None
     data = read_json(config)
     found = data.get("quantization_config") if isinstance(data, dict) else None
-    if not found:
+    if not isinstance(found, dict) or found.get("quant_method") != "fp8":
+        if found or (isinstance(data, dict) and data.get("quantization")):
+            from qwen3.checkpoint.formats.detect import find_layout
+
+            find_layout(folder)
         return None
-    method = found.get("quant_method") if isinstance(found, dict) else None
-    if method != "fp8":
-        raise ConfigError(
-            f"{config}: quantization_config says {method or 'quantized'!r}, and of quantized checkpoints only FP8 ones "
-            "are supported yet; use the repository with bfloat16 or FP8 weights"
-        )
     skip = found.get("modules_to_not_convert") or []
     for key, value in found.items():
         if key != "modules_to_not_convert" and (key not in _FP8 or value != _FP8[key]):

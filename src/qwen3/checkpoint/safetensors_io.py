@@ -1,4 +1,4 @@
-"""Official safetensors checkpoints as a `Source`.
+"""Safetensors checkpoints as a `Source`: official ones, FP8, and those of other tools (`formats`).
 
 Every byte goes from the file into its final place by `pread` (through a chunk buffer only where the dtype or the device
 differs). Nothing is mapped: a file that shrinks is an error, not SIGBUS.
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from qwen3.checkpoint.folder import Fp8Format, read_headers, stored_format
+from qwen3.checkpoint.formats.detect import find_layout
+from qwen3.checkpoint.formats.layout import Layout, Piece, find_quantized
+from qwen3.checkpoint.formats.stacked import unstack
 from qwen3.checkpoint.fp8 import SCALE, convert, fp8_names, scale_shape, scales_of
 from qwen3.checkpoint.header import Header, TensorEntry, stamp
 from qwen3.checkpoint.journal import finish_interrupted_save
@@ -74,21 +77,33 @@ class SafetensorsSource:
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         finish_interrupted_save(folder)
-        stored = stored_format(folder)
+        stored, layout = stored_format(folder), find_layout(folder)
         self.path, self.config, self.headers = folder, config, read_headers(folder)
-        self.entries = official_entries(self.headers, config)
         shapes = official_shapes(config)
-        check_complete(folder, self.entries, shapes, config, stored)
+        everything = official_entries(self.headers, config)
+        self.entries, quantized = check_complete(folder, everything, shapes, config, stored, layout)
         with ExitStack() as stack:
             self._fds = {h.file: stack.enter_context(h.file.open("rb")).fileno() for h in self.headers}
             self._open = stack.pop_all()
         self.files = tuple(self._fds)
-        order = sorted(shapes, key=lambda name: (self.entries[name].file, self.entries[name].begin))
-        self.stored = {name: self._tensor(name) for name in order}
-        self.kinds = tuple(sorted({entry.dtype for entry in self.entries.values()}))
-        self.compressed: tuple[str, ...] = ()  # FP8 has kernels, and a warning of its own where it has not
-        self.tensors = len(self.entries)
-        self.nbytes = sum(entry.end - entry.begin for entry in self.entries.values())
+        first = {name: min((e.file, e.begin) for e in parts.values()) for name, parts in quantized.items()}
+        first |= {name: (entry.file, entry.begin) for name, entry in self.entries.items()}
+        self.stored: dict[str, Stored] = {}
+        try:
+            for name in sorted(shapes, key=first.__getitem__):
+                if name in quantized and layout is not None:
+                    pieces = {suffix: Piece(e, self._fds[e.file]) for suffix, e in quantized[name].items()}
+                    self.stored[name] = layout.tensor(name.removesuffix(".weight"), shapes[name], pieces)
+                else:
+                    self.stored[name] = self._tensor(name)
+        except BaseException:
+            self._open.close()
+            raise
+        # FP8 as Qwen publishes it has kernels, and a warning of its own where it has not
+        self.compressed = tuple(sorted({self.stored[name].kind for name in quantized}))
+        self.kinds = tuple(sorted({entry.dtype for entry in self.entries.values()}.union(self.compressed)))
+        self.tensors = sum(len(header.tensors) for header in self.headers)
+        self.nbytes = sum(entry.end - entry.begin for header in self.headers for entry in header.tensors.values())
 
     def _tensor(self, name: str) -> SafetensorsTensor:
         entry, scale = self.entries[name], self.entries.get(name + SCALE)
@@ -114,6 +129,8 @@ def official_entries(headers: Sequence[Header], config: ModelConfig) -> dict[str
     if config.num_experts > len(entries):
         where = headers[0].file.parent
         raise CorruptFileError(f"{where}: num_experts is {config.num_experts}, but there are {len(entries)} tensors")
+    if config.is_moe:
+        entries = unstack(entries, config.num_experts)
     if EMBED in entries or EMBED.removeprefix("model.") not in entries:
         return entries
     found = {name if name == HEAD else f"model.{name}": entry for name, entry in entries.items()}
@@ -126,16 +143,22 @@ def check_complete(
     wanted: dict[str, tuple[int, ...]],
     config: ModelConfig,
     stored: Fp8Format | None = None,
-) -> None:
+    layout: Layout | None = None,
+) -> tuple[dict[str, TensorEntry], dict[str, dict[str, TensorEntry]]]:
     """Compares a checkpoint's tensors with `wanted` (official name → shape); CorruptFileError lists all differences.
 
-    stored: what config.json says of FP8 weights; their scales are wanted then too.
+    stored: what config.json says of FP8 weights; their scales are wanted then too. layout: or of another format; what
+    stands for its matrices is the second that is returned (see `find_quantized`), the first all other tensors.
     """
+    quantized: dict[str, dict[str, TensorEntry]] = {}
+    if layout is not None:
+        quantized, entries = find_quantized(folder, layout, entries, wanted)
+        wanted = {name: shape for name, shape in wanted.items() if name not in quantized}
     in_fp8 = set() if stored is None else fp8_names(config, stored)
     wanted_here = dict(wanted)
     if stored is not None:
         wanted_here |= {name + SCALE: scale_shape(wanted[name], stored) for name in sorted(in_fp8)}
-    if config.tie_word_embeddings and HEAD in entries:
+    if config.tie_word_embeddings and HEAD in entries and EMBED in wanted:
         wanted_here[HEAD] = wanted[EMBED]  # the official 0.6B stores a copy
     problems = [f"missing {name} {list(shape)}" for name, shape in wanted_here.items() if name not in entries]
     problems += [f"unexpected {name} {list(entries[name].shape)}" for name in entries if name not in wanted_here]
@@ -150,6 +173,7 @@ def check_complete(
             problems.append(f"{name} is stored as {entry.dtype}, but it must be {', '.join(allowed)}")
     if problems:
         raise CorruptFileError(f"{folder}: the weights do not match config.json: {'; '.join(problems)}")
+    return entries, quantized
 
 
 def read_chunks(fd: int, entry: TensorEntry, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Tensor]:

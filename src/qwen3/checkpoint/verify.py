@@ -110,8 +110,9 @@ class Check:
         config: ModelConfig | None = self.attempt("config", ModelConfig.from_pretrained, self.folder)
         stored: Fp8Format | None = None
         if config is not None and config.quantization_config:
+            before = len(self.report.findings)
             stored = self.attempt("config", stored_format, self.folder)
-            readable = stored is not None
+            readable = len(self.report.findings) == before
         else:
             readable = config is not None
         weights: list[Path] = self.attempt("files", find_weight_files, self.folder) or []
@@ -204,6 +205,7 @@ class Check:
 
     def tensors(self, config: ModelConfig, stored: Fp8Format | None) -> None:
         from qwen3.checkpoint.folder import read_headers
+        from qwen3.checkpoint.formats.detect import find_layout
         from qwen3.checkpoint.names import official_shapes
         from qwen3.checkpoint.safetensors_io import check_complete, check_tied_copy, official_entries
 
@@ -211,10 +213,10 @@ class Check:
         if headers is None:
             return
         entries = official_entries(headers, config)
-        before = len(self.report.findings)
-        self.attempt("tensors", check_complete, self.folder, entries, official_shapes(config), config, stored)
-        if len(self.report.findings) == before:
-            self.attempt("tensors", check_tied_copy, entries, config)
+        shapes, layout = official_shapes(config), find_layout(self.folder)
+        found = self.attempt("tensors", check_complete, self.folder, entries, shapes, config, stored, layout)
+        if found is not None:
+            self.attempt("tensors", check_tied_copy, found[0], config)
 
     def values(self, header: Header) -> None:
         from qwen3.checkpoint.safetensors_io import TORCH_DTYPES, read_chunks

@@ -1,0 +1,120 @@
+"""Matrices of small whole numbers: (q - zero) · scale of the group, or q · scale + minimum."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from qwen3.checkpoint.formats.layout import Piece, Quantized
+from qwen3.checkpoint.source import Form
+from qwen3.errors import ConfigError
+from qwen3.kernels.packed import GROUPS
+
+Marks = tuple[
+    Tensor, Tensor | None, Tensor | None
+]  # scales, zeros (int32), minima: [rows, groups]; one of the last two
+
+
+class Affine(Quantized):
+    """`bits`: of q, which is unsigned. `group`: columns that share a scale."""
+
+    bits: int
+    group: int
+
+    def q(self, first: int, last: int) -> Tensor:
+        """uint8 [rows, K]."""
+        raise TypeError(self.kind)
+
+    def marks(self, first: int, last: int) -> Marks:
+        raise TypeError(self.kind)
+
+    def order(self) -> Tensor | None:
+        """The group of each column, int64 [K]; None where groups are columns side by side."""
+        return None
+
+    def read(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        first, last = self.span(rows)
+        q, (scale, zero, mins), order = self.q(first, last).float(), self.marks(first, last), self.order()
+
+        def wide(marks: Tensor) -> Tensor:
+            found = marks.float()
+            return found.repeat_interleave(self.group, 1) if order is None else found[:, order]
+
+        if zero is not None:
+            return q.sub_(wide(zero)).mul_(wide(scale)).to(dtype)  # exact: 11 bits times 9
+        assert mins is not None
+        return q.mul_(wide(scale)).add_(wide(mins)).to(dtype)
+
+    @cached_property
+    def form(self) -> Form | None:
+        """4 bits where q fits around the packed zero, else 8: numbers stay the same, though wider."""
+        group = next((size for size in reversed(GROUPS) if self.group % size == 0), 0)
+        if not group or self.order() is not None:
+            return None
+        scale, zero, mins = self.marks(0, self.shape[0])
+        if not _is_half(scale):
+            return None
+        if zero is None:  # not with 8 bits: the kernel for AVX2 has minima for 4 only
+            return Form(4, group, True) if self.bits <= 4 and mins is not None and _is_half(mins) else None
+        least, most = -int(zero.max()), (1 << self.bits) - 1 - int(zero.min())
+        bits = next((bits for bits in (4, 8) if least >= -(1 << bits - 1) and most < 1 << bits - 1), 0)
+        return Form(bits, group, False) if bits else None
+
+    def packed(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        form = self.form
+        assert form is not None
+        first, last = self.span(rows)
+        q, (scale, zero, mins), more = self.q(first, last), self.marks(first, last), self.group // form.group
+        if zero is not None:
+            shift = ((1 << form.bits - 1) - zero).to(torch.uint8)  # modulo 256, as the sum is
+            q = q + shift.repeat_interleave(self.group, 1)
+        halves = (None if marks is None else marks.half().repeat_interleave(more, 1) for marks in (scale, mins))
+        scale, mins = halves  # type: ignore[assignment]
+        return q, scale, mins
+
+
+def _is_half(marks: Tensor) -> bool:
+    return bool((marks.half().float() == marks.float()).all())
+
+
+def unpack_bits(words: Tensor, bits: int) -> Tensor:
+    """int32 [..., W], bit after bit from the lowest, each word little-endian -> uint8 [..., 32·W/bits]."""
+    data = words.contiguous().view(torch.uint8)
+    if bits == 8:
+        return data
+    if bits == 4:
+        return torch.stack((data & 15, data >> 4), -1).flatten(-2)
+    size = math.lcm(bits, 8) // 8  # bytes that hold whole numbers
+    whole = data.unflatten(-1, (data.shape[-1] // size, size)).long()
+    whole = (whole << torch.arange(0, 8 * size, 8)).sum(-1, keepdim=True)
+    return ((whole >> torch.arange(0, 8 * size, bits)) & ((1 << bits) - 1)).to(torch.uint8).flatten(-2)
+
+
+def group_columns(where: str, module: str, columns: int, group: int) -> int:
+    """The group's columns (-1: all); ConfigError if the matrix is no whole number of groups."""
+    group = columns if group == -1 else group
+    if columns % group:
+        raise ConfigError(f"{where}: group_size {group} does not divide the {columns} columns of {module}")
+    return group
+
+
+def words(where: str, module: str, count: int, bits: int) -> int:
+    """32-bit words for so many numbers; ConfigError if they are no whole number."""
+    if count * bits % 32:
+        raise ConfigError(f"{where}: {count} rows or columns of {module} in {bits} bits do not fill 32-bit words")
+    return count * bits // 32
+
+
+def column_groups(piece: Piece | None, columns: int, group: int) -> Tensor | None:
+    """What `Affine.order` says, of a tensor int32 [K]; CorruptFileError for a group there is not."""
+    if piece is None:
+        return None
+    found, groups = piece.read().long(), columns // group
+    if torch.equal(found, torch.arange(columns) // group):
+        return None
+    if int(found.min()) < 0 or int(found.max()) >= groups:
+        raise piece.refuse(f"names groups from {int(found.min())} to {int(found.max())}, but there are {groups}")
+    return found
