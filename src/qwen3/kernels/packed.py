@@ -1,8 +1,10 @@
-"""Weights of 4 or 8 bits that are multiplied as they lie, on a CPU.
+"""Weights of 2 to 8 bits that are multiplied as they lie, on a CPU.
 
 A weight is (q - zero) · scale of its group of 32, 64, 128 or 256 columns, or q · scale + min where groups have a
-minimum; q is an unsigned number of 4 or 8 bits, zero 8 or 128, scale and min float16. GGUF's Q4_0, Q4_1 and Q8_0 are
-such weights with groups of 32; they are laid out anew, bit for bit the same numbers.
+minimum; q is an unsigned number of 2, 3, 4, 5, 6 or 8 bits, zero half of what it counts to, scale and min float16.
+Where scales have two levels, scale is the group's times an integer of -128 … 127 for every 16 or 32 columns, min
+likewise. Where there is a table, the 4 bits count in its sixteen values. Most of GGUF's types are such weights (Q4_0,
+Q5_1, Q6_K, IQ4_XS, …); they are laid out anew, bit for bit the same numbers.
 
 Activations are rounded to int8 with one float32 scale for every 32, as llama.cpp does for these types: then 32 products
 are summed exactly in integers, and what is summed in float32 afterwards has one order. So a row gives the same bits
@@ -12,6 +14,7 @@ whatever else is in the batch.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,27 +29,45 @@ from qwen3.kernels.frozen import Held, frozen_linear, register_frozen
 LANES = 16  # rows of the weight side by side
 SPAN = 32  # activations that share a scale
 GROUPS = (32, 64, 128, 256)
+PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
+"""Bits → those of the parts that numbers are cut into, lowest first."""
+TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""kvalues_iq4nl of ggml-common.h: the one table there is."""
+FORMS = {(bits, 0, False, mins) for bits in (4, 5, 8) for mins in (False, True)} | {
+    (4, 0, True, False), (4, 32, True, False), (2, 16, False, True), (3, 16, False, False), (4, 32, False, True),
+    (5, 32, False, True), (6, 16, False, False),
+}  # fmt: skip
+"""Those that the kernel multiplies: bits, columns to an integer scale or 0, table, minima."""
 
 
 class PackedWeight(nn.Module):
     """Stands where a Linear or Experts has its parameter; a module, so that it moves and is counted with its model.
 
-    data uint8 [E…, ⌈N/16⌉, 16·K·bits/8]: 64 bytes are 16 rows × 4 columns of 8 bits, or × 8 columns of 4 (the first
-    four in the low halves). scale, mins float16 [E…, ⌈N/16⌉, K/group, 16]; mins may be None. Rows beyond N are zero.
+    data uint8 [E…, ⌈N/16⌉, 16·K·bits/8]: 16 rows × 32 columns after each other, of which the planes of `PLANES`, of
+    which each 64 bytes are 16 rows × 4 columns (8 bits), × 4 in the low and 4 in the high halves (4 bits), and so on.
+    scale, mins float16 [E…, ⌈N/16⌉, K/group, 16]; mins may be None. marks, the integer scales, int8 [E…, ⌈N/16⌉,
+    K/fine, 16], with minima [E…, ⌈N/16⌉, 2·K/fine, 16]: those of the numbers first. Rows beyond N are zero.
     """
 
     data: Tensor
     scale: Tensor
     mins: Tensor | None
+    marks: Tensor | None
 
     def __init__(
-        self, data: Tensor, scale: Tensor, mins: Tensor | None, *, rows: int, columns: int, bits: int, group: int
-    ) -> None:
+        self, data: Tensor, scale: Tensor, mins: Tensor | None, marks: Tensor | None = None, *,
+        rows: int, columns: int, bits: int, group: int, table: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.register_buffer("data", data)
-        self.register_buffer("scale", scale)
-        self.register_buffer("mins", mins)
-        self.rows, self.columns, self.bits, self.group = rows, columns, bits, group
+        for name, tensor in zip(_TENSORS, (data, scale, mins, marks), strict=True):
+            self.register_buffer(name, tensor)
+        self.rows, self.columns, self.bits, self.group, self.table = rows, columns, bits, group, table
+        # columns to an integer scale
+        self.fine = 0 if marks is None else columns * (1 if mins is None else 2) // marks.shape[-2]
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        return [self.data, self.scale, self.mins, self.marks]
 
     @property
     def shape(self) -> torch.Size:
@@ -62,40 +83,58 @@ class PackedWeight(nn.Module):
         return torch.float32
 
     @property
+    def parts(self) -> list[PackedWeight]:
+        """Weights that stand below each other, each of one kind."""
+        return [self]
+
+    @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in (self.data, self.scale, self.mins) if part is not None)
+        return sum(t.nbytes for part in self.parts for t in part.tensors if t is not None)
 
     operation = "packed_linear"  # of the dispatch table
 
     @property
     def held(self) -> Held:
-        tensors = [self.data, self.scale] + ([] if self.mins is None else [self.mins])
-        return "packed", tensors, [self.bits, self.group, *self.shape]
+        tensors, numbers = [], [len(self.parts)]
+        for part in self.parts:
+            tensors += [t for t in part.tensors if t is not None]
+            numbers += [part.bits, part.group, part.table, part.mins is not None, part.marks is not None, part.rows]
+        return "packed", tensors, [*numbers, *self.shape]
 
     @classmethod
-    def stack(cls, parts: Sequence[PackedWeight]) -> PackedWeight:
+    def stack(cls, experts: Sequence[PackedWeight]) -> PackedWeight:
         """Experts, alike in everything, become one weight [E, N, K]."""
-        data, scale = (torch.stack([getattr(part, name) for part in parts]) for name in ("data", "scale"))
-        mins = None if parts[0].mins is None else torch.stack([part.mins for part in parts if part.mins is not None])
-        return parts[0]._like(data, scale, mins, parts[0].rows)
+        return _below([each[0]._join(torch.stack, each) for each in zip(*(e.parts for e in experts), strict=True)])
 
     @classmethod
     def cat(cls, parts: Sequence[PackedWeight]) -> PackedWeight:
-        """Rows below each other; all parts but the last have a multiple of 16 of them."""
-        if any(part.rows % LANES for part in parts[:-1]):
-            raise UsageError(f"parts of {[part.rows for part in parts]} rows do not end where blocks of {LANES} do")
-        if len(parts) == 1:
-            return parts[0]
-        data, scale = (torch.cat([getattr(part, name) for part in parts]) for name in ("data", "scale"))
-        mins = None if parts[0].mins is None else torch.cat([part.mins for part in parts if part.mins is not None])
-        return parts[0]._like(data, scale, mins, sum(part.rows for part in parts))
+        """Rows below each other; those of one kind become one if blocks of 16 rows end where they do."""
+        found: list[list[PackedWeight]] = []
+        for part in parts:
+            if found and found[-1][-1].rows % LANES == 0 and found[-1][-1].kind == part.kind:
+                found[-1].append(part)
+            else:
+                found.append([part])
+        return _below([same[0]._join(torch.cat, same, sum(p.rows for p in same)) for same in found])
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Equal where weights may be one."""
+        return self.bits, self.group, self.table, self.fine, self.mins is None
+
+    def _join(self, how: Callable[..., Tensor], parts: Sequence[PackedWeight], rows: int | None = None) -> PackedWeight:
+        if len(parts) == 1 and how is torch.cat:
+            return self
+        tensors = zip(*(part.tensors for part in parts), strict=True)
+        return self._like([None if each[0] is None else how(each) for each in tensors], rows or self.rows)
 
     def __getitem__(self, expert: int) -> PackedWeight:
-        mins = None if self.mins is None else self.mins[expert]
-        return self._like(self.data[expert], self.scale[expert], mins, self.rows)
+        return self._like([None if t is None else t[expert] for t in self.tensors], self.rows)
 
-    def _like(self, data: Tensor, scale: Tensor, mins: Tensor | None, rows: int) -> PackedWeight:
-        return PackedWeight(data, scale, mins, rows=rows, columns=self.columns, bits=self.bits, group=self.group)
+    def _like(self, tensors: Sequence[Any], rows: int) -> PackedWeight:
+        return PackedWeight(
+            *tensors, rows=rows, columns=self.columns, bits=self.bits, group=self.group, table=self.table
+        )
 
     @classmethod
     def __torch_function__(
@@ -117,22 +156,64 @@ class PackedWeight(nn.Module):
         """Rows `ids` [...] of a weight [N, K] -> [..., K]."""
         flat = ids.flatten().long()
         blocks, lanes = flat // LANES, flat % LANES
-        part = self._like(
-            self.data[blocks], self.scale[blocks], None if self.mins is None else self.mins[blocks], LANES * len(flat)
-        )
+        part = self._like([None if t is None else t[blocks] for t in self.tensors], LANES * len(flat))
         rows = part.dequantize(dtype).view(len(flat), LANES, self.columns)
         return rows[torch.arange(len(flat)), lanes].view(*ids.shape, self.columns)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight itself [E…, N, K], computed in float32 and rounded to `dtype`."""
+        q, group = unpack(self.data, self.bits), self.fine or self.group
         scale, mins = (None if part is None else _by_row(part).float() for part in (self.scale, self.mins))
         assert scale is not None
-        grouped = unpack(self.data, self.bits).unflatten(-1, (-1, self.group)).float()
-        if mins is None:
-            grouped = (grouped - (1 << (self.bits - 1))) * scale.unsqueeze(-1)
+        if self.marks is not None:
+            times, *sunk = _by_row(self.marks).float().chunk(1 if mins is None else 2, dim=-1)
+            scale = scale.repeat_interleave(self.group // self.fine, -1) * times
+            mins = None if mins is None else mins.repeat_interleave(self.group // self.fine, -1) * sunk[0]
+        if self.table:
+            wide = torch.tensor(TABLE, dtype=torch.float32, device=q.device)[q.int()]
         else:
-            grouped = grouped * scale.unsqueeze(-1) + mins.unsqueeze(-1)
-        return grouped.flatten(-2)[..., : self.rows, :].to(dtype)
+            wide = q.float() - (0 if mins is not None else 1 << (self.bits - 1))
+        wide = wide.unflatten(-1, (-1, group)).mul_(scale.unsqueeze(-1))
+        if mins is not None:
+            wide.add_(mins.unsqueeze(-1))
+        return wide.flatten(-2)[..., : self.rows, :].to(dtype)
+
+
+class PackedParts(PackedWeight):
+    """Weights of different kinds that stand below each other, as one."""
+
+    def __init__(self, parts: Sequence[PackedWeight]) -> None:
+        nn.Module.__init__(self)
+        self.list = nn.ModuleList(parts)
+        self.rows, self.columns = sum(part.rows for part in parts), parts[0].columns
+
+    @property
+    def parts(self) -> list[PackedWeight]:
+        return list(self.list)  # type: ignore[arg-type]
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.parts[0].shape[:-2], self.rows, self.columns))
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
+
+    def __getitem__(self, expert: int) -> PackedWeight:
+        return PackedParts([part[expert] for part in self.parts])
+
+    def take(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.dequantize(dtype)[ids.long()]
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.cat([part.dequantize(dtype) for part in self.parts], dim=-2)
+
+
+def _below(parts: list[PackedWeight]) -> PackedWeight:
+    return parts[0] if len(parts) == 1 else PackedParts(parts)
+
+
+_TENSORS = ("data", "scale", "mins", "marks")
 
 
 def _by_row(marks: Tensor) -> Tensor:
@@ -140,40 +221,53 @@ def _by_row(marks: Tensor) -> Tensor:
     return marks.mT.flatten(-3, -2)
 
 
-def _by_block(marks: Tensor) -> Tensor:
-    """[..., rows, groups] -> float16 [..., blocks, groups, 16]."""
-    return marks.to(torch.float16).unflatten(-2, (-1, LANES)).mT.contiguous()
+def _by_block(marks: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., rows, groups] -> [..., blocks, groups, 16]."""
+    return marks.to(dtype).unflatten(-2, (-1, LANES)).mT.contiguous()
 
 
 def unpack(data: Tensor, bits: int) -> Tensor:
     """PackedWeight.data -> uint8 [..., rows, columns], rows a multiple of 16."""
-    cells = data.unflatten(-1, (-1, LANES, 4))  # [..., blocks, columns / 4 or / 8, 16, 4]
-    if bits == 4:
-        cells = torch.stack((cells & 15, cells >> 4), dim=-2).flatten(-2)  # [..., blocks, columns / 8, 16, 8]
-    return cells.transpose(-3, -2).flatten(-2).flatten(-3, -2)
+    cells = data.unflatten(-1, (-1, bits, LANES, 4))  # [..., blocks, spans, 64 bytes of a plane, 16, 4]
+    whole, at = None, 0
+    for width, plane in zip(PLANES[bits], cells.split(PLANES[bits], dim=-3), strict=True):
+        cut = [(plane >> low) & ((1 << width) - 1) for low in range(0, 8, width)]
+        quads = torch.stack(cut, dim=-3).flatten(-4, -3) << at  # [..., spans, 8, 16, 4]
+        whole, at = quads if whole is None else whole | quads, at + width
+    assert whole is not None
+    return whole.movedim(-2, -4).flatten(-3).flatten(-3, -2)
 
 
-def pack(q: Tensor, scale: Tensor, mins: Tensor | None, bits: int) -> PackedWeight:
-    """q uint8 [E…, N, K]; scale, mins [E…, N, K/group] in float16 or what float16 holds -> the weight.
+def pack(
+    q: Tensor, scale: Tensor, mins: Tensor | None, bits: int, marks: Tensor | None = None, *, table: bool = False
+) -> PackedWeight:
+    """q uint8 [E…, N, K]; scale, mins [E…, N, K/group] in float16 or what float16 holds; marks int8 [E…, N, K/fine]
+    ([E…, N, 2·K/fine] with minima) -> the weight.
 
     Raises UsageError for widths and groups that no kernel takes.
     """
     rows, columns = q.shape[-2:]
     group = columns // scale.shape[-1]
-    if bits not in (4, 8) or group not in GROUPS or columns % group:
-        raise UsageError(f"{bits} bits in groups of {group} for {columns} columns: take 4 or 8, and 32, 64, 128 or 256")
+    fine = 0 if marks is None else columns * (1 if mins is None else 2) // marks.shape[-1]
+    if (bits, fine, table, mins is not None) not in FORMS or group not in GROUPS or columns % group:
+        how = f"{bits} bits in groups of {group} ({fine or 'no'} columns to an integer scale) for {columns} columns"
+        raise UsageError(f"{how}: take 4 or 8 bits in groups of 32, 64, 128 or 256")
     more = -rows % LANES
     if more:
-        q, scale = F.pad(q, (0, 0, 0, more)), F.pad(scale, (0, 0, 0, more))
-        mins = None if mins is None else F.pad(mins, (0, 0, 0, more))
-    cells = q.unflatten(-2, (-1, LANES)).unflatten(-1, (-1, 4 if bits == 8 else 8)).transpose(-3, -2)
-    if bits == 4:
-        low, high = cells.unflatten(-1, (2, 4)).unbind(-2)
-        cells = low | (high << 4)
-    data = cells.flatten(-3).contiguous()
+        q, scale = (F.pad(t, (0, 0, 0, more)) for t in (q, scale))
+        mins, marks = (t if t is None else F.pad(t, (0, 0, 0, more)) for t in (mins, marks))
+    cells = q.unflatten(-2, (-1, LANES)).unflatten(-1, (-1, 8, 4)).movedim(-4, -2)  # [..., blocks, spans, 8, 16, 4]
+    planes, at = [], 0
+    for width in PLANES[bits]:
+        cut = (cells >> at if at else cells).unflatten(-3, (width, 8 // width)).unbind(-3)
+        cut = [(part & ((1 << width) - 1)) << width * i for i, part in enumerate(cut)]
+        planes.append(functools.reduce(torch.bitwise_or, cut))
+        at += width
+    data = torch.cat(planes, dim=-3).flatten(-4)
     return PackedWeight(
-        data, _by_block(scale), None if mins is None else _by_block(mins),
-        rows=rows, columns=columns, bits=bits, group=group,
+        data, _by_block(scale, torch.float16), None if mins is None else _by_block(mins, torch.float16),
+        None if marks is None else _by_block(marks, torch.int8),
+        rows=rows, columns=columns, bits=bits, group=group, table=table,
     )  # fmt: skip
 
 
@@ -200,13 +294,17 @@ def quantize_rtn(weight: Tensor, bits: int, group: int = 128) -> PackedWeight:
     return pack(q.to(torch.uint8).flatten(-2), scale.squeeze(-1), None, bits)
 
 
-register_frozen(
-    "packed",
-    lambda tensors, how, dtype: PackedWeight(
-        tensors[0], tensors[1], tensors[2] if len(tensors) > 2 else None,
-        rows=how[-2], columns=how[-1], bits=how[0], group=how[1],
-    ).dequantize(dtype),
-)  # fmt: skip
+def _dequantize(tensors: list[Tensor], numbers: list[int], dtype: torch.dtype) -> Tensor:
+    """Of a weight's `held`."""
+    left, found = iter(tensors), []
+    for i in range(numbers[0]):
+        bits, group, table, mins, marks, rows = numbers[1 + 6 * i : 7 + 6 * i]
+        own = [next(left) if there else None for there in (1, 1, mins, marks)]
+        found.append(PackedWeight(*own, rows=rows, columns=numbers[-1], bits=bits, group=group, table=bool(table)))  # type: ignore[arg-type]
+    return _below(found).dequantize(dtype)
+
+
+register_frozen("packed", _dequantize)
 
 
 def quantize_rows(x: Tensor, norm: Tensor | None = None, eps: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -245,9 +343,10 @@ def run(
 ) -> Tensor:  # fmt: skip
     """x float32 [M, K]. invariant: every row's numbers are those it would have alone in any case."""
     rows, columns = x.shape
-    if columns != weight.columns or weight.data.dim() != 2:
+    parts = weight.parts
+    if columns != weight.columns or len(weight.shape) != 2:
         raise UsageError(f"x has {columns} columns, the weight {list(weight.shape)}")
-    if silu and weight.rows % (2 * LANES):
+    if silu and (len(parts) > 1 or weight.rows % (2 * LANES)):
         y = reference.silu_mul(run(library, x, weight, norm=norm, eps=eps))
         return y if residual is None else residual + y
     x = x.float().contiguous()
@@ -257,13 +356,17 @@ def run(
     spans, threads = columns // SPAN, torch.get_num_threads()
     values = torch.empty(rows, columns, dtype=torch.int8)
     scales = torch.empty(rows, spans, dtype=torch.float32)
-    sums = torch.empty(rows, spans, dtype=torch.int32)
+    sums = torch.empty(2, rows, spans, dtype=torch.int32)
     y = torch.empty(rows, width, dtype=torch.float32)
     _call(library.qwen3_quantize, x, norm, ctypes.c_float(eps), rows, columns, values, scales, sums, threads)
-    _call(
-        library.qwen3_packed_linear, values, scales, sums, rows, columns, weight.data, weight.scale, weight.mins,
-        weight.data.shape[0] * LANES, weight.bits, weight.group, residual, int(silu), y, width, threads,
-    )  # fmt: skip
+    first = 0
+    for part in parts:
+        _call(
+            library.qwen3_packed_linear, values, scales, sums, rows, columns, *part.tensors, part.data.shape[0] * LANES,
+            part.bits, part.group, part.fine, int(part.table), None if residual is None else residual[:, first:],
+            int(silu), y[:, first:] if first else y, width if len(parts) == 1 else part.rows, width, threads,
+        )  # fmt: skip
+        first += part.rows
     return y
 
 

@@ -1,12 +1,15 @@
-/* Products with weights of 4 or 8 bits on a CPU: see packed.py, which says what is computed and holds the plain twin.
+/* Products with weights of 2 to 8 bits on a CPU: see packed.py, which says what is computed and holds the plain twin.
 
    Layout. Sixteen rows of the weight stand side by side, so that a vector holds one number of each and no sum is ever
-   taken across a vector. 64 bytes are 16 rows x 4 columns of 8 bits, or 16 rows x 8 columns of 4 bits (columns 0-3 in
-   the low halves of the bytes, 4-7 in the high ones). Scales: [row block][group][16] float16.
+   taken across a vector. A span is 16 rows x 32 columns: eight "quads" of 16 rows x 4 columns. Its numbers are cut into
+   planes of 8, 4, 2 or 1 bits, lowest first (6 bits: 4 and 2); 64 bytes of a plane of `b` bits hold 8/b quads, one in
+   the lowest bits of all bytes, the next above it. Scales and minima: [row block][group][16] float16. Where there are
+   integer scales beside them, for every 16 or 32 columns: [row block][columns / so many][16] int8, those of the minima
+   behind those of the numbers.
 
-   Activations come as int8 with a float32 scale for every 32. Sums of 32 products are exact integers; the float32
-   additions that follow them have one order. So a row's result does not depend on what else is in the batch, on the
-   number of threads, or on how the columns are cut. */
+   Activations come as int8 with a float32 scale for every 32. Sums of 32 products, times the integer scales, are exact
+   (below 2^24, so in float32, too); the float32 additions that follow them have one order. So a row's result does not
+   depend on what else is in the batch, on the number of threads, or on how the columns are cut. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -21,12 +24,24 @@ typedef struct {
     const int8_t *values;  /* [rows][columns] */
     const float *scales;   /* [rows][columns / SPAN] */
     const int32_t *sums;   /* [rows][columns / SPAN], of the values, negative */
+    const int32_t *firsts; /* likewise, of the first half of each span */
     int64_t columns;
 } Acts;
 
+/* Numbers of `bits`. mins: value = q * scale + min; else (q - zero) * scale. fine: columns to an integer scale, or 0.
+   table: the 4 bits count in ggml's sixteen values of IQ4_NL (kvalues_iq4nl of ggml-common.h). */
+typedef struct {
+    const uint8_t *data;
+    const uint16_t *scales, *mins; /* mins: 0 if there are none */
+    const int8_t *marks;           /* the integer scales */
+    int64_t bits, group, fine, table;
+} Weight;
+
+static const uint8_t VALUES[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241}; /* + 128 */
+
 /* rows of x, through rms_norm where norm is given, to int8. */
 static void quantize_row(const float *x, const float *norm, float eps, int64_t columns, int8_t *values, float *scales,
-                         int32_t *sums) {
+                         int32_t *sums, int32_t *firsts) {
     float factor = 1.0f;
     if (norm) {
         float lanes[SPAN] = {0};
@@ -44,24 +59,28 @@ static void quantize_row(const float *x, const float *norm, float eps, int64_t c
         for (int j = 0; j < SPAN; j++) largest = (bits[j] & 0x7fffffff) > largest ? bits[j] & 0x7fffffff : largest;
         memcpy(&peak, &largest, 4);
         const float scale = peak / 127.0f, inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
-        int32_t sum = 0;
+        int32_t sum = 0, half = 0;
         for (int j = 0; j < SPAN; j++) {
             int32_t q = (int32_t)rintf(held[j] * inverse);
             values[i + j] = (int8_t)q;
             sum -= q;
         }
+        for (int j = 0; j < SPAN / 2; j++) half -= values[i + j];
         scales[i / SPAN] = scale;
         sums[i / SPAN] = sum;
+        firsts[i / SPAN] = half;
     }
 }
 
+/* sums: [2][rows][columns / SPAN], of spans and of their first halves */
 void qwen3_quantize(const float *x, const float *norm, float eps, int64_t rows, int64_t columns, int8_t *values,
                     float *scales, int32_t *sums, int64_t threads) {
+    const int64_t spans = columns / SPAN;
     (void)threads;
 #pragma omp parallel for num_threads((int)threads) schedule(static) if (rows >= 8 && threads > 1)
     for (int64_t r = 0; r < rows; r++)
-        quantize_row(x + r * columns, norm, eps, columns, values + r * columns, scales + r * (columns / SPAN),
-                     sums + r * (columns / SPAN));
+        quantize_row(x + r * columns, norm, eps, columns, values + r * columns, scales + r * spans, sums + r * spans,
+                     sums + (rows + r) * spans);
 }
 
 static inline float half_to_float(uint16_t h) {
@@ -76,139 +95,199 @@ static inline float half_to_float(uint16_t h) {
     return out;
 }
 
-/* One block of 16 weight rows times `count` (1 to TILE) rows of activations: out[m][0..15] += the products. */
+/* One block of 16 weight rows times `count` (1 to TILE) rows of activations: out[m][0..15] = the products. */
 #define TILE 8
 #if defined(__clang__) || !defined(__GNUC__)
-#define EACH for (int m = 0; m < count; m++)
+#define UNROLL
 #else
-#define EACH _Pragma("GCC unroll 8") for (int m = 0; m < count; m++)
+#define UNROLL _Pragma("GCC unroll 8")
 #endif
+#define EACH UNROLL for (int m = 0; m < count; m++)
+#define INLINE static inline __attribute__((always_inline))
 
 #if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define WIDE
 #define PATH "AVX-512 VNNI"
+typedef __m512i Bytes;
+#define LOAD(at) _mm512_loadu_si512(at)
+#define BOTH(v, mask) _mm512_and_si512(v, _mm512_set1_epi8(mask))
+#define OR(u, v) _mm512_or_si512(u, v)
+#define UP(v, by) _mm512_slli_epi16(v, by)
+#define DOWN(v, by) _mm512_srli_epi16(v, by)
+#define LOOK_UP(v) _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)VALUES)), v)
+#elif defined(__AVX2__)
+#define PATH "AVX2"
+typedef __m256i Bytes;
+#define LOAD(at) _mm256_loadu_si256((const __m256i *)(at))
+#define BOTH(v, mask) _mm256_and_si256(v, _mm256_set1_epi8(mask))
+#define OR(u, v) _mm256_or_si256(u, v)
+#define UP(v, by) _mm256_slli_epi16(v, by)
+#define DOWN(v, by) _mm256_srli_epi16(v, by)
+#define LOOK_UP(v) _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)VALUES)), v)
+#else
+#define PATH "plain C"
+typedef uint8_t Bytes;
+#define LOAD(at) (*(at))
+#define BOTH(v, mask) ((uint8_t)((v) & (mask)))
+#define OR(u, v) ((uint8_t)((u) | (v)))
+#define UP(v, by) ((uint8_t)((v) << (by)))
+#define DOWN(v, by) ((uint8_t)((v) >> (by)))
+#define LOOK_UP(v) VALUES[v]
+#endif
+
+/* Quad q of a plane of `width` bits, moved up to bit `at` of each byte. */
+INLINE Bytes plane(const uint8_t *w, const int width, const int q, const int at) {
+    const int each = 8 / width, low = q % each * width, mask = ((1 << width) - 1) << at;
+    const Bytes all = LOAD(w + 64 * (q / each));
+    return BOTH(low < at ? UP(all, at - low) : low > at ? DOWN(all, low - at) : all, (char)mask);
+}
+
+/* Quad q of a span, from `w` on (of a vector shorter than 64 bytes, its own part): unsigned bytes. */
+INLINE Bytes quad(const uint8_t *w, const int bits, const int q, const int table) {
+    if (bits == 8) return LOAD(w + 64 * q);
+    const int first = bits < 4 ? 2 : 4;
+    Bytes v = plane(w, first, q, 0);
+    if (bits > first) v = OR(v, bits - first == 2 ? plane(w + 64 * first, 2, q, first) : plane(w + 64 * first, 1, q, first));
+    return table ? LOOK_UP(v) : v;
+}
+
+#if defined(WIDE)
 #define FOUR(at) _mm512_broadcastd_epi32(_mm_loadu_si32(at)) /* from memory: a register would cost the busiest port */
-static inline __attribute__((always_inline)) void block(const uint8_t *w, const uint16_t *scales, const uint16_t *mins,
-                                                        const int bits, int64_t group, const Acts *a, int64_t first,
-                                                        const int count, float (*out)[LANES]) {
-    const int64_t columns = a->columns, spans = columns / SPAN, per = group / SPAN;
-    const __m512i low = _mm512_set1_epi8(15);
-    const int shift = bits == 4 ? 3 : 7; /* zero is 8 or 128 */
+#define HALVES(at) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(at)))
+#define MARKS(at) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(at))))
+INLINE void block(const Weight *of, const int bits, const int fine, const int table, const int mins, const Acts *a,
+                  int64_t first, const int count, float (*out)[LANES]) {
+    const int64_t columns = a->columns, spans = columns / SPAN, per = of->group / SPAN;
+    const int shift = table ? 7 : bits - 1, two = fine == SPAN / 2; /* zero is 1 << shift */
+    const uint8_t *w = of->data;
+    const uint16_t *scales = of->scales, *least_scales = of->mins;
+    const int8_t *marks = of->marks, *least_marks = marks + (fine ? columns / fine * LANES : 0);
     __m512 total[TILE];
     EACH total[m] = _mm512_setzero_ps();
     for (int64_t s = 0; s < spans; s += per, scales += LANES) {
-        const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)scales));
         __m512 inner[TILE], least[TILE];
         EACH inner[m] = least[m] = _mm512_setzero_ps();
-        for (int64_t t = s; t < s + per; t++) {
-            __m512i sum[TILE];
-            EACH sum[m] = mins ? _mm512_setzero_si512() : _mm512_slli_epi32(FOUR(a->sums + (first + m) * spans + t), shift);
+        for (int64_t t = s; t < s + per; t++, w += 64 * bits) {
             const int8_t *x = a->values + first * columns + t * SPAN;
-            if (bits == 4) {
-                for (int q = 0; q < SPAN / 8; q++, w += 64) {
-                    const __m512i both = _mm512_loadu_si512(w);
-                    const __m512i lo = _mm512_and_si512(both, low);
-                    const __m512i hi = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-                    EACH {
-                        const int8_t *at = x + m * columns + 8 * q;
-                        sum[m] = _mm512_dpbusd_epi32(sum[m], lo, FOUR(at));
-                        sum[m] = _mm512_dpbusd_epi32(sum[m], hi, FOUR(at + 4));
-                    }
-                }
-            } else {
-                for (int q = 0; q < SPAN / 4; q++, w += 64) {
-                    const __m512i four_of = _mm512_loadu_si512(w);
-                    EACH {
-                        sum[m] = _mm512_dpbusd_epi32(sum[m], four_of, FOUR(x + m * columns + 4 * q));
-                    }
+            const int32_t *sums = a->sums + first * spans + t, *firsts = a->firsts + first * spans + t;
+            __m512i sum[TILE], more[TILE];
+            EACH {
+                sum[m] = mins ? _mm512_setzero_si512() : _mm512_slli_epi32(FOUR((two ? firsts : sums) + m * spans), shift);
+                if (two)
+                    more[m] = mins ? _mm512_setzero_si512()
+                                   : _mm512_sub_epi32(_mm512_slli_epi32(FOUR(sums + m * spans), shift), sum[m]);
+            }
+            UNROLL for (int q = 0; q < SPAN / 4; q++) {
+                const Bytes v = quad(w, bits, q, table);
+                EACH {
+                    if (two && q >= SPAN / 8)
+                        more[m] = _mm512_dpbusd_epi32(more[m], v, FOUR(x + m * columns + 4 * q));
+                    else
+                        sum[m] = _mm512_dpbusd_epi32(sum[m], v, FOUR(x + m * columns + 4 * q));
                 }
             }
+            __m512 mark = _mm512_setzero_ps(), next = mark, low = mark, low_next = mark;
+            if (fine) mark = MARKS(marks);
+            if (two) next = MARKS(marks + LANES);
+            if (fine && mins) low = MARKS(least_marks);
+            if (two && mins) low_next = MARKS(least_marks + LANES);
             EACH {
                 const float own = a->scales[(first + m) * spans + t];
-                inner[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m]), _mm512_set1_ps(own), inner[m]);
-                if (mins)
-                    least[m] = _mm512_add_ps(least[m], _mm512_set1_ps(-own * (float)a->sums[(first + m) * spans + t]));
+                __m512 part = _mm512_cvtepi32_ps(sum[m]);
+                if (fine) part = _mm512_mul_ps(part, mark);
+                if (two) part = _mm512_fmadd_ps(_mm512_cvtepi32_ps(more[m]), next, part);
+                inner[m] = _mm512_fmadd_ps(part, _mm512_set1_ps(own), inner[m]);
+                if (mins && !fine)
+                    least[m] = _mm512_add_ps(least[m], _mm512_set1_ps(-own * (float)sums[m * spans]));
+                else if (mins) {
+                    const int32_t begun = firsts[m * spans], rest = sums[m * spans] - begun;
+                    __m512 sunk = _mm512_mul_ps(low, _mm512_set1_ps((float)(two ? begun : sums[m * spans])));
+                    if (two) sunk = _mm512_fmadd_ps(low_next, _mm512_set1_ps((float)rest), sunk);
+                    least[m] = _mm512_fmadd_ps(sunk, _mm512_set1_ps(-own), least[m]);
+                }
             }
+            if (fine) marks += LANES * SPAN / fine;
+            if (fine && mins) least_marks += LANES * SPAN / fine;
         }
+        const __m512 scale = HALVES(scales);
         EACH total[m] = _mm512_fmadd_ps(inner[m], scale, total[m]);
         if (mins) {
-            const __m512 least_of = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)mins));
+            const __m512 least_of = HALVES(least_scales);
             EACH total[m] = _mm512_fmadd_ps(least[m], least_of, total[m]);
-            mins += LANES;
+            least_scales += LANES;
         }
     }
     EACH _mm512_storeu_ps(out[m], total[m]);
 }
 #else
+/* sum[16] += the products of quad q of a span with four activations. */
+INLINE void multiply(int32_t *sum, const uint8_t *w, const int bits, const int q, const int table, const int8_t *x) {
 #if defined(__AVX2__)
-#define PATH "AVX2"
-static inline __m256i dot4(__m256i w, int32_t four, int bits) { /* w: 32 unsigned bytes, four signed ones repeated */
-    const __m256i x = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1);
-    if (bits == 8) { /* unsigned 255 times 127 twice would not fit into 16 bits: |w| times x with w's sign does */
-        w = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
-        return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), ones);
+    int32_t four;
+    memcpy(&four, x, 4);
+    const __m256i own = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1);
+    UNROLL for (int half = 0; half < 2; half++) {
+        __m256i v = quad(w + 32 * half, bits, q, table), pairs, *to = (__m256i *)(sum + 8 * half);
+        if (bits == 8 || table) { /* unsigned 255 times 127 twice would not fit into 16 bits: |v| times x with v's sign does */
+            v = _mm256_xor_si256(v, _mm256_set1_epi8((char)0x80));
+            pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(v), _mm256_sign_epi8(own, v));
+        } else {
+            pairs = _mm256_maddubs_epi16(v, own);
+        }
+        _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), _mm256_madd_epi16(pairs, ones)));
     }
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones);
-}
 #else
-#define PATH "plain C"
+    uint8_t v[64];
+    for (int i = 0; i < 64; i++) v[i] = quad(w + i, bits, q, table);
+    for (int n = 0; n < LANES; n++)
+        for (int j = 0; j < 4; j++) sum[n] += (int32_t)v[4 * n + j] * x[j];
 #endif
-static inline void block(const uint8_t *w, const uint16_t *scales, const uint16_t *mins, int bits, int64_t group,
-                         const Acts *a, int64_t first, const int count, float (*out)[LANES]) {
-    const int64_t columns = a->columns, spans = columns / SPAN, per = group / SPAN, bytes = SPAN * LANES * bits / 8;
-    EACH {
-        const uint8_t *own_w = w;
+}
+
+INLINE void block(const Weight *of, const int bits, const int fine, const int table, const int mins, const Acts *a,
+                  int64_t first, const int count, float (*out)[LANES]) {
+    const int64_t columns = a->columns, spans = columns / SPAN, per = of->group / SPAN;
+    const int two = fine == SPAN / 2, zero = mins ? 0 : 1 << (table ? 7 : bits - 1);
+#if defined(__AVX2__)
+    const int taken = bits == 8 || table ? 128 : 0; /* from the numbers before they are multiplied */
+#else
+    const int taken = 0;
+#endif
+    for (int m = 0; m < count; m++) {
+        const uint8_t *w = of->data;
+        const int8_t *marks = of->marks, *least_marks = marks + (fine ? columns / fine * LANES : 0);
         float total[LANES] = {0};
         for (int64_t s = 0, g = 0; s < spans; s += per, g++) {
-            float inner[LANES] = {0}, least = 0.0f;
-            for (int64_t t = s; t < s + per; t++, own_w += bytes) {
+            float inner[LANES] = {0}, least[LANES] = {0};
+            for (int64_t t = s; t < s + per; t++, w += 64 * bits) {
                 const int8_t *x = a->values + (first + m) * columns + t * SPAN;
-                const int32_t all = a->sums[(first + m) * spans + t];
+                const int32_t all = a->sums[(first + m) * spans + t], begun = a->firsts[(first + m) * spans + t];
                 const float own = a->scales[(first + m) * spans + t];
-                int32_t sum[LANES];
-#if defined(__AVX2__)
-                const __m256i low = _mm256_set1_epi8(15);
-                const int start = mins ? 0 : bits == 4 ? 8 * all : 0;
-                __m256i left = _mm256_set1_epi32(start), right = left;
-                for (int q = 0; q < bytes / 64; q++) {
-                    __m256i one = _mm256_loadu_si256((const __m256i *)(own_w + 64 * q));
-                    __m256i two = _mm256_loadu_si256((const __m256i *)(own_w + 64 * q + 32));
-                    int32_t four[2];
-                    if (bits == 8) {
-                        memcpy(four, x + 4 * q, 4);
-                    } else {
-                        memcpy(four, x + 8 * q, 8);
-                        left = _mm256_add_epi32(
-                            left, dot4(_mm256_and_si256(_mm256_srli_epi16(one, 4), low), four[1], 4));
-                        right = _mm256_add_epi32(
-                            right, dot4(_mm256_and_si256(_mm256_srli_epi16(two, 4), low), four[1], 4));
-                        one = _mm256_and_si256(one, low);
-                        two = _mm256_and_si256(two, low);
+                int32_t sum[2][LANES];
+                for (int n = 0; n < LANES; n++) sum[0][n] = (zero - taken) * (two ? begun : all);
+                for (int n = 0; n < LANES; n++) sum[1][n] = (zero - taken) * (all - begun);
+                UNROLL for (int q = 0; q < SPAN / 4; q++)
+                    multiply(sum[two && q >= SPAN / 8], w, bits, q, table, x + 4 * q);
+                for (int n = 0; n < LANES; n++) {
+                    float part = (float)sum[0][n];
+                    if (fine) part *= (float)marks[n];
+                    if (two) part = fmaf((float)sum[1][n], (float)marks[LANES + n], part);
+                    inner[n] = fmaf(part, own, inner[n]);
+                    if (mins && !fine)
+                        least[n] -= own * (float)all;
+                    else if (mins) {
+                        float sunk = (float)least_marks[n] * (float)(two ? begun : all);
+                        if (two) sunk = fmaf((float)least_marks[LANES + n], (float)(all - begun), sunk);
+                        least[n] = fmaf(sunk, -own, least[n]);
                     }
-                    left = _mm256_add_epi32(left, dot4(one, four[0], bits));
-                    right = _mm256_add_epi32(right, dot4(two, four[0], bits));
                 }
-                _mm256_storeu_si256((__m256i *)sum, left);
-                _mm256_storeu_si256((__m256i *)(sum + 8), right);
-#else
-                const int32_t start = mins ? 0 : (bits == 4 ? 8 : 128) * all;
-                for (int n = 0; n < LANES; n++) sum[n] = start;
-                for (int q = 0; q < bytes / 64; q++)
-                    for (int n = 0; n < LANES; n++)
-                        for (int j = 0; j < 4; j++) {
-                            const int32_t v = own_w[64 * q + 4 * n + j];
-                            if (bits == 8)
-                                sum[n] += v * x[4 * q + j];
-                            else
-                                sum[n] += (v & 15) * x[8 * q + j] + (v >> 4) * x[8 * q + 4 + j];
-                        }
-#endif
-                for (int n = 0; n < LANES; n++) inner[n] = fmaf((float)sum[n], own, inner[n]);
-                least -= own * (float)all;
+                if (fine) marks += LANES * SPAN / fine;
+                if (fine && mins) least_marks += LANES * SPAN / fine;
             }
-            for (int n = 0; n < LANES; n++) total[n] = fmaf(inner[n], half_to_float(scales[g * LANES + n]), total[n]);
-            if (mins)
-                for (int n = 0; n < LANES; n++)
-                    total[n] = fmaf(least, half_to_float(mins[g * LANES + n]), total[n]);
+            for (int n = 0; n < LANES; n++) {
+                total[n] = fmaf(inner[n], half_to_float(of->scales[g * LANES + n]), total[n]);
+                if (mins) total[n] = fmaf(least[n], half_to_float(of->mins[g * LANES + n]), total[n]);
+            }
         }
         memcpy(out[m], total, sizeof total);
     }
@@ -217,25 +296,34 @@ static inline void block(const uint8_t *w, const uint16_t *scales, const uint16_
 
 const char *qwen3_path(void) { return PATH; }
 
-static void any_block(const uint8_t *w, const uint16_t *scales, const uint16_t *mins, int bits, int64_t group,
-                      const Acts *a, int64_t first, int count, float (*out)[LANES]) {
-#define CASE(bits_, count_) \
-    case count_: \
-        if (mins) \
-            block(w, scales, mins, bits_, group, a, first, count_, out); \
-        else \
-            block(w, scales, 0, bits_, group, a, first, count_, out); \
-        break;
-#define CASES(bits_) \
-    switch (count) { \
-        CASE(bits_, 1) CASE(bits_, 2) CASE(bits_, 3) CASE(bits_, 4) \
-        CASE(bits_, 5) CASE(bits_, 6) CASE(bits_, 7) CASE(bits_, 8) \
+/* All forms: bits, columns to an integer scale, table, minima. EVERY has code for each number of rows; SOME for powers
+   of two, which spares the compiler half its time. */
+static void any_block(const Weight *of, const Acts *a, int64_t first, int count, float (*out)[LANES]) {
+#define IS(bits_, fine_, table_, mins_) \
+    (of->bits == bits_ && of->fine == fine_ && of->table == table_ && !of->mins == !mins_)
+#if defined(WIDE)
+#define CASE(count_, ...) \
+    case count_: block(of, __VA_ARGS__, a, first, count_, out); return;
+#define EVERY(...) \
+    if (IS(__VA_ARGS__)) switch (count) { \
+        CASE(1, __VA_ARGS__) CASE(2, __VA_ARGS__) CASE(3, __VA_ARGS__) CASE(4, __VA_ARGS__) \
+        CASE(5, __VA_ARGS__) CASE(6, __VA_ARGS__) CASE(7, __VA_ARGS__) CASE(8, __VA_ARGS__) \
     }
-    if (bits == 4) {
-        CASES(4)
-    } else {
-        CASES(8)
+#define SOME(...) \
+    if (IS(__VA_ARGS__)) switch (count) { \
+        CASE(1, __VA_ARGS__) CASE(2, __VA_ARGS__) CASE(4, __VA_ARGS__) CASE(8, __VA_ARGS__) \
+    default: \
+        any_block(of, a, first, count & 4 ? 4 : 2, out); \
+        any_block(of, a, first + (count & 4 ? 4 : 2), count - (count & 4 ? 4 : 2), out + (count & 4 ? 4 : 2)); \
     }
+#else
+#define EVERY(...) \
+    if (IS(__VA_ARGS__)) block(of, __VA_ARGS__, a, first, count, out);
+#define SOME EVERY
+#endif
+    EVERY(4, 0, 0, 0) EVERY(4, 0, 0, 1) EVERY(8, 0, 0, 0) EVERY(8, 0, 0, 1)
+    SOME(5, 0, 0, 0) SOME(5, 0, 0, 1) SOME(4, 0, 1, 0) SOME(4, 32, 1, 0) SOME(2, 16, 0, 1) SOME(3, 16, 0, 0)
+    SOME(4, 32, 0, 1) SOME(5, 32, 0, 1) SOME(6, 16, 0, 0)
 }
 
 /* exp(x) to about 2 ulp, without branches, so that compilers turn loops of it into vectors */
@@ -255,35 +343,36 @@ static inline float exp_of(float x) {
     return p * two;
 }
 
-/* y[rows][width] = x @ w^T (+ residual); silu: w holds gate rows, then up rows, y is silu(gate) * up [rows][n / 2].
-   n: rows of the weight, a multiple of 16 (32 with silu) in memory; width: those that are written. */
+/* y[rows][stride] = x @ w^T (+ residual of the same layout), of which `width` columns are written; silu: w holds gate
+   rows, then up rows, y is silu(gate) * up. n: rows of the weight, a multiple of 16 (32 with silu) in memory. */
 void qwen3_packed_linear(const int8_t *values, const float *scales, const int32_t *sums, int64_t rows, int64_t columns,
-                         const uint8_t *w, const uint16_t *w_scales, const uint16_t *w_mins, int64_t n, int64_t bits,
-                         int64_t group, const float *residual, int64_t silu, float *y, int64_t width,
-                         int64_t threads) {
-    const Acts acts = {values, scales, sums, columns};
-    const int64_t bytes = columns * LANES * bits / 8, marks = columns / group * LANES;
+                         const uint8_t *w, const uint16_t *w_scales, const uint16_t *w_mins, const int8_t *w_marks,
+                         int64_t n, int64_t bits, int64_t group, int64_t fine, int64_t table, const float *residual,
+                         int64_t silu, float *y, int64_t width, int64_t stride, int64_t threads) {
+    const Acts acts = {values, scales, sums, sums + rows * (columns / SPAN), columns};
+    const int64_t bytes = columns * LANES * bits / 8, groups = columns / group * LANES;
+    const int64_t marks = fine ? columns / fine * LANES * (w_mins ? 2 : 1) : 0;
     const int64_t blocks = n / LANES / (silu ? 2 : 1);
     (void)threads;
+#define AT(b) {w + (b) * bytes, w_scales + (b) * groups, w_mins ? w_mins + (b) * groups : 0, \
+               w_marks + (b) * marks, bits, group, fine, table}
 #pragma omp parallel for num_threads((int)threads) schedule(static) if (threads > 1)
     for (int64_t b = 0; b < blocks; b++) {
         float out[TILE][LANES], up[TILE][LANES];
         const int64_t at = b * LANES, wide = width - at < LANES ? width - at : LANES;
+        const Weight here = AT(b), there = AT(b + blocks); /* not looked at but for silu */
         for (int64_t first = 0; first < rows; first += TILE) {
             const int count = (int)(rows - first < TILE ? rows - first : TILE);
-            any_block(w + b * bytes, w_scales + b * marks, w_mins ? w_mins + b * marks : 0, (int)bits, group, &acts, first,
-                      count, out);
+            any_block(&here, &acts, first, count, out);
             if (silu) {
-                const int64_t u = b + blocks;
-                any_block(w + u * bytes, w_scales + u * marks, w_mins ? w_mins + u * marks : 0, (int)bits, group,
-                          &acts, first, count, up);
+                any_block(&there, &acts, first, count, up);
                 EACH
                     for (int j = 0; j < LANES; j++)
                         out[m][j] = out[m][j] / (1.0f + exp_of(-out[m][j])) * up[m][j];
             }
             EACH {
-                float *to = y + (first + m) * width + at;
-                const float *add = residual ? residual + (first + m) * width + at : 0;
+                float *to = y + (first + m) * stride + at;
+                const float *add = residual ? residual + (first + m) * stride + at : 0;
                 if (wide == LANES && add)
                     for (int j = 0; j < LANES; j++) to[j] = out[m][j] + add[j];
                 else if (wide == LANES)
