@@ -82,7 +82,7 @@ def _is_half(marks: Tensor) -> bool:
 
 def unpack_bits(words: Tensor, bits: int) -> Tensor:
     """int32 [..., W], bit after bit from the lowest, each word little-endian -> uint8 [..., 32·W/bits]."""
-    data = words.contiguous().view(torch.uint8)
+    data = words.clone(memory_format=torch.contiguous_format).view(torch.uint8)  # of views, too, the strides are usual
     if bits == 8:
         return data
     if bits == 4:

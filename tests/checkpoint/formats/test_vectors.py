@@ -1,0 +1,74 @@
+"""Matrices as the tools themselves wrote and read them (`record_vectors.py`), bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qwen3.checkpoint.formats.detect import find_layout
+from qwen3.checkpoint.formats.layout import Piece, Quantized, find_quantized
+from qwen3.checkpoint.header import read_header
+from qwen3.kernels.packed import pack
+
+FILE = Path(__file__).parent / "vectors.safetensors"
+HEADER = read_header(FILE)
+CASES = {name: json.loads(text) for name, text in HEADER.metadata.items() if name != "format"}
+# which a CPU holds as they are: (bits, group, minima)
+HELD = {
+    "gptq4_all": (4, 64, False), "awq": (8, 32, False), "ct4": (4, 32, False), "ct4_zero": (8, 32, False),
+    "ct8": (8, 64, False), "ct_int8": (8, 64, False), "mlx2": (4, 32, True), "mlx3": (4, 32, True),
+    "mlx4": (4, 32, True),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fd() -> Iterator[int]:
+    with FILE.open("rb") as handle:
+        yield handle.fileno()
+
+
+def matrix(case: str, folder: Path, fd: int) -> Quantized:
+    told = CASES[case]["config"]
+    key = "quantization_config" if "quant_method" in told else "quantization"
+    (folder / "config.json").write_text(json.dumps({key: told}))
+    layout = find_layout(folder)
+    assert layout is not None
+    shape = tuple(CASES[case]["shape"])
+    entries = {name: e for name, e in HEADER.tensors.items() if name.startswith(f"{case}.")}
+    parts, rest = find_quantized(folder, layout, entries, {f"{case}.weight": shape})
+    assert not rest
+    return layout.tensor(case, shape, {suffix: Piece(e, fd) for suffix, e in parts[f"{case}.weight"].items()})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_as_the_tool_reads_it(case: str, tmp_path: Path, fd: int) -> None:
+    stored = matrix(case, tmp_path, fd)
+    found = stored.read(slice(None), torch.float32)
+    assert torch.equal(found[0], load_file(FILE)[f"{case}:first"])
+    assert hashlib.sha256((found + 0.0).numpy().tobytes()).hexdigest() == CASES[case]["sha256"]
+    assert torch.equal(stored.read(slice(3, 14), torch.bfloat16), found[3:14].bfloat16())
+    assert stored.read(slice(5, 5), torch.float32).shape == (0, 64)
+    place = torch.empty(found.shape)
+    stored.fill(place)
+    assert torch.equal(place, found)
+    form = stored.form
+    assert form == HELD.get(case)
+    if form is not None:
+        assert torch.equal(pack(*stored.packed(slice(None)), form.bits).dequantize(), found)
+        q, scale, mins = stored.packed(slice(3, 14))
+        whole = stored.packed(slice(None))
+        assert torch.equal(q, whole[0][3:14])
+        assert torch.equal(scale, whole[1][3:14])
+        assert mins is None or torch.equal(mins, whole[2][3:14])  # type: ignore[index]
+
+
+def test_every_tool_is_there() -> None:
+    kinds = {case["config"].get("quant_method", "mlx") for case in CASES.values()}
+    assert kinds == {"gptq", "awq", "compressed-tensors", "bitsandbytes", "mlx"}
+    assert FILE.stat().st_size < 50_000
