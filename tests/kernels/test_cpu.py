@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwen3.kernels import cpu, reference_engine
+from qwen3.kernels import cpu, native, reference_engine
 from qwen3.kernels.plan import BLOCK, StepPlan
 from tests.model.oracle import distance
 
@@ -105,6 +105,16 @@ ROWS = {
 }
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled kernels, and what runs where there are none."""
+    if request.param == "torch":
+        monkeypatch.setattr(cpu.native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip(f"no compiled kernels: {native.state()}")
+
+
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", ROWS.values(), ids=list(ROWS))
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -113,6 +123,7 @@ def test_attend(dtype: torch.dtype, rows: list[tuple[int, int]], shuffled: bool)
     check_attend(batch)
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "kv_heads"), LAYOUTS)
 def test_attend_at_every_models_heads(dtype: torch.dtype, heads: int, kv_heads: int) -> None:
@@ -232,6 +243,7 @@ def test_fused_linear_is_batch_invariant(threads: int, dtype: torch.dtype, exact
         assert torch.equal(cpu.fused_linear(x[places], w, **how), alone[places])
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_attend_is_batch_invariant(threads: int, dtype: torch.dtype) -> None:
     """Tokens of one row, as one prompt or in any chunks, alone or among others, cache in one piece or scattered."""

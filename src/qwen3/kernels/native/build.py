@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-SOURCES = ("packed.c",)
+SOURCES = ("packed.c", "attend.c")
+_HEADERS = ("maths.h",)
 _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 _SECONDS = 60  # for the compiler; it takes about 3
 _why = "not asked for yet"
@@ -69,7 +70,7 @@ def _compiled(compiler: str) -> Path:
     # What "native" stands for changes with the processor, of which a home folder on several machines knows nothing.
     key = hashlib.sha256("".join([version, _run(compiler, native, "-E", "-dM", "-xc", os.devnull), *flags]).encode())
     sources = [here / name for name in SOURCES]
-    for source in sources:
+    for source in (*sources, *(here / name for name in _HEADERS)):
         key.update(source.read_bytes())
     folder = _cache()
     target = folder / f"kernels-{key.hexdigest()[:20]}.so"

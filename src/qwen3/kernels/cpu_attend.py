@@ -1,0 +1,95 @@
+"""`attend` in float32 by the compiled kernels: norm, RoPE and the cache in one call, single queries in another.
+
+A decode step's attention is bound by what PyTorch takes to start operators, fifteen a layer, and by copying a sequence
+whose blocks do not lie in one piece. Here blocks are read where they are. Prompts' chunks go to PyTorch, whose products
+of matrices are faster than one query at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qwen3.kernels.native.calling import call
+from qwen3.kernels.plan import StepPlan
+
+_WIDEST, _GROUP = 256, 16  # as attend.c has them
+
+
+class Singles(NamedTuple):
+    """Of a plan: its positions, slots and tables, and the queries that run one by one, int32; chunks (first, last)."""
+
+    plan: weakref.ref[StepPlan]
+    positions: Tensor
+    slots: Tensor
+    tables: Tensor
+    which: Tensor
+    rows: Tensor
+    lengths: Tensor
+    chunks: list[int]
+
+
+_last: Singles | None = None
+
+
+def fits(qkv: Tensor, heads: int, kv_heads: int, k_cache: Tensor) -> bool:
+    """Whether the compiled kernels take this: float32 throughout, heads of even size up to 256."""
+    dim = k_cache.shape[-1]
+    return (
+        qkv.dtype == k_cache.dtype == torch.float32 and k_cache.is_contiguous()
+        and dim <= _WIDEST and dim % 2 == 0 and heads // kv_heads <= _GROUP
+    )  # fmt: skip
+
+
+def singles(plan: StepPlan) -> Singles:
+    """Worked out by a step's first layer. The plan's tensors may not change while it is in use."""
+    global _last
+    if _last is not None and _last.plan() is plan:
+        return _last
+    which: list[int] = []
+    rows: list[int] = []
+    lengths: list[int] = []
+    chunks: list[int] = []
+    starts = plan.starts.tolist()
+    for row, length in enumerate(plan.lengths.tolist()):
+        first, last = starts[row], starts[row + 1]
+        if last - first > 1 and not plan.invariant:
+            chunks.append(row)
+            continue
+        for i in range(first, last):
+            which.append(i)
+            rows.append(row)
+            lengths.append(length - last + 1 + i)
+    of = [torch.tensor(values, dtype=torch.int32, device="cpu") for values in (which, rows, lengths)]
+    at, slots, tables = (part.to(torch.int32).contiguous() for part in (plan.positions, plan.slots, plan.tables))
+    _last = Singles(weakref.ref(plan), at, slots, tables, of[0], of[1], of[2], chunks)
+    return _last
+
+
+def rope_cache(
+    library: ctypes.CDLL, qkv: Tensor, heads: int, kv_heads: int, q_weight: Tensor, k_weight: Tensor, eps: float,
+    plan: StepPlan, k_cache: Tensor, v_cache: Tensor,
+) -> Tensor:  # fmt: skip
+    """See `reference_engine.rope_cache`."""
+    dim, step = k_cache.shape[-1], singles(plan)
+    q = torch.empty(qkv.shape[0], heads, dim, dtype=torch.float32, device="cpu")
+    call(
+        library.qwen3_rope_cache, qkv.contiguous(), qkv.shape[0], heads, kv_heads, dim, q_weight, k_weight,
+        ctypes.c_float(eps), plan.cos_sin, step.positions, step.slots, k_cache, v_cache, q, torch.get_num_threads(),
+    )  # fmt: skip
+    return q
+
+
+def single_queries(
+    library: ctypes.CDLL, q: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor, out: Tensor
+) -> None:
+    """The queries [N, H, D] that run one by one, into their places of `out`."""
+    step, (_, heads, dim) = singles(plan), q.shape
+    call(
+        library.qwen3_attend, q, step.which, step.rows, step.lengths, len(step.which), heads, k_cache.shape[-2], dim,
+        k_cache, v_cache, step.tables, step.tables.shape[1], out, torch.get_num_threads(),
+    )  # fmt: skip
