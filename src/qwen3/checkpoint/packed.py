@@ -1,4 +1,4 @@
-"""Which matrices of a checkpoint a network on a CPU holds in 4 or 8 bits (`kernels.packed`), and how they get there.
+"""Which matrices of a checkpoint a network on a CPU holds in few bits (`kernels.packed`), and how they get there.
 
 Asked for ("int4", "int8"), all but norms and routers are, rounded while they are read; embedding and head take 8 bits
 either way. Otherwise those are whose file has them in groups that the kernel multiplies (`Stored.form`), laid out anew,
@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from qwen3.checkpoint.names import fused_name, fused_shapes, official_views
-from qwen3.checkpoint.source import Source, Stored
+from qwen3.checkpoint.source import Form, Source, Stored
 from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
-from qwen3.kernels.packed import LANES, PackedWeight, pack, quantize_rtn
+from qwen3.kernels.packed import PackedWeight, pack, quantize_rtn
 
 BITS = {"int8": 8, "int4": 4}
 _ROWS = 4096  # at a time: a few copies of them in float32 are in memory
@@ -29,21 +29,17 @@ class HasParts(Protocol):
 
 @dataclass(frozen=True)
 class Packing:
-    """One parameter. parts: its official tensors, by expert (one row of them if there are none). kept: as the file has
-    them; else rounded to `bits` in groups of `group`. mins: whether groups have a minimum."""
+    """One parameter. parts: its official tensors, by expert (one row of them if there are none). form: what they are
+    rounded to; None: as the file has them, each in its own form."""
 
     shape: tuple[int, ...]
     parts: tuple[tuple[Stored, ...], ...]
-    bits: int
-    group: int
-    mins: bool
-    kept: bool
+    form: Form | None = None
 
     @property
     def nbytes(self) -> int:
-        *experts, rows, columns = self.shape
-        count = (experts[0] if experts else 1) * -(-rows // LANES) * LANES * columns
-        return count * self.bits // 8 + count // self.group * (4 if self.mins else 2)
+        forms = ((self.form or part.form, part.shape) for row in self.parts for part in row)
+        return sum(form.nbytes(*shape) for form, shape in forms if form is not None)
 
     def build(self) -> PackedWeight:
         made = [PackedWeight.cat([self._part(part) for part in parts]) for parts in self.parts]
@@ -53,10 +49,11 @@ class Packing:
         found = []
         for first in range(0, part.shape[0], _ROWS):
             rows = slice(first, min(first + _ROWS, part.shape[0]))
-            if self.kept:
-                found.append(pack(*part.packed(rows), self.bits))
-            else:
-                found.append(quantize_rtn(part.read(rows, torch.float32), self.bits, self.group))
+            if self.form is not None:
+                found.append(quantize_rtn(part.read(rows, torch.float32), self.form.bits, self.form.group))
+            elif part.form is not None:
+                q, scale, mins, *marks = part.packed(rows)
+                found.append(pack(q, scale, mins, part.form.bits, *marks, table=part.form.table))
         return PackedWeight.cat(found)
 
 
@@ -70,13 +67,12 @@ def packings(source: Source, config: ModelConfig, kind: str | None) -> dict[str,
     for name, shape in shapes.items():
         if len(shape) == 1 or name.endswith("mlp.gate.weight"):
             continue
-        if kind is None:
-            form, *others = {part.form for row in parts[name] for part in row}
-            whole = all(part.shape[0] % LANES == 0 for row in parts[name] for part in row[:-1])
-            if form is not None and not others and whole:
-                found[name] = Packing(shape, parts[name], *form, True)
+        if kind is not None:
+            found[name] = Packing(shape, parts[name], Form(*fitting(name, shape[-1], kind), False))
             continue
-        found[name] = Packing(shape, parts[name], *fitting(name, shape[-1], kind), False, False)
+        forms, *others = {tuple(part.form for part in row) for row in parts[name]}
+        if None not in forms and not others:  # experts are alike
+            found[name] = Packing(shape, parts[name])
     return found
 
 

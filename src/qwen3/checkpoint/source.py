@@ -19,16 +19,26 @@ from qwen3.checkpoint.gguf.reader import is_gguf_path
 from qwen3.config import ModelConfig
 from qwen3.errors import CorruptFileError
 from qwen3.kernels.fp8 import Fp8Weight
+from qwen3.kernels.packed import LANES
 
 CHUNK_BYTES = 4 << 20  # of the widened rows that one thread holds
 
 
 class Form(NamedTuple):
-    """Numbers of `bits` (4 or 8) in groups of so many columns, each with a scale and perhaps a minimum."""
+    """Numbers of `bits` in groups of so many columns, each with a scale and perhaps a minimum. fine: columns to an
+    integer scale beside that, if there is one; table: the numbers count in `kernels.packed.TABLE`."""
 
     bits: int
     group: int
     mins: bool
+    fine: int = 0
+    table: bool = False
+
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Of a matrix that a `PackedWeight` holds so."""
+        count, levels = -(-rows // LANES) * LANES * columns, 2 if self.mins else 1
+        marks = count // self.fine if self.fine else 0
+        return count * self.bits // 8 + levels * (2 * (count // self.group) + marks)
 
 
 class Stored(Protocol):
@@ -44,9 +54,9 @@ class Stored(Protocol):
         """How a `kernels.packed.PackedWeight` holds exactly these numbers; None if it cannot."""
         return None
 
-    def packed(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+    def packed(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None] | tuple[Tensor, Tensor, Any, Any]:
         """Of a tensor with a `form`: (q uint8 [rows, K], scales, minima float16 [rows, K/group]), as `packed.pack`
-        takes them."""
+        takes them; the integer scales behind them if there are any."""
         raise TypeError(f"{self.kind} has no packed form")
 
     def read(self, rows: slice, dtype: torch.dtype) -> Tensor:

@@ -58,14 +58,14 @@ def test_as_the_tool_reads_it(case: str, tmp_path: Path, fd: int) -> None:
     stored.fill(place)
     assert torch.equal(place, found)
     form = stored.form
-    assert form == HELD.get(case)
+    assert (form and form[:3]) == HELD.get(case)
     if form is not None:
         assert torch.equal(pack(*stored.packed(slice(None)), form.bits).dequantize(), found)
         q, scale, mins = stored.packed(slice(3, 14))
         whole = stored.packed(slice(None))
         assert torch.equal(q, whole[0][3:14])
         assert torch.equal(scale, whole[1][3:14])
-        assert mins is None or torch.equal(mins, whole[2][3:14])  # type: ignore[index]
+        assert mins is None or torch.equal(mins, whole[2][3:14])
 
 
 def test_every_tool_is_there() -> None:

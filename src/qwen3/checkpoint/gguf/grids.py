@@ -63,8 +63,6 @@ _GRIDS: dict[str, tuple[tuple[int, ...], int, str]] = {
     "IQ3_S": ((1, 3, 5, 7, 9, 11, 13, 15), 4, _IQ3_S),
     "IQ1_S": ((-1, 0, 1), 8, _IQ1_S),
 }
-IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-"""kvalues_iq4nl of ggml-common.h."""
 FP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """Twice the values of E2M1 (OCP Microscaling Formats 1.0, section 5.3.3); their scales are halved."""
 

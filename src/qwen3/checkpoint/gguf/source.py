@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qwen3.checkpoint.gguf.blocks import FORMS, Taken, packed_rows
 from qwen3.checkpoint.gguf.dequantize import PLAIN, dequantize
 from qwen3.checkpoint.gguf.files import open_gguf
 from qwen3.checkpoint.gguf.names import Part, find_parts
@@ -17,9 +18,6 @@ from qwen3.checkpoint.header import stamp
 from qwen3.checkpoint.source import Form, Stored, read_into
 from qwen3.config import ModelConfig
 from qwen3.errors import CorruptFileError
-
-# blocks of 32: float16 scale (and minimum), then 16 bytes of halves (columns 0-15 the low ones) or 32 int8
-_FORMS = {"Q4_0": Form(4, 32, False), "Q4_1": Form(4, 32, True), "Q8_0": Form(8, 32, False)}
 
 
 class GgufTensorRows(Stored):
@@ -49,16 +47,10 @@ class GgufTensorRows(Stored):
 
     @property
     def form(self) -> Form | None:
-        return _FORMS.get(self.kind)
+        return FORMS.get(self.kind)
 
-    def packed(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
-        form, raw = _FORMS[self.kind], self.raw(rows)
-        marks = 4 if form.mins else 2
-        blocks = raw.view(raw.shape[0], -1, marks + 4 * form.bits)
-        halves = blocks[..., :marks].contiguous().view(torch.float16)
-        q = blocks[..., marks:]
-        q = torch.cat((q & 15, q >> 4), dim=-1) if form.bits == 4 else q ^ 128
-        return q.flatten(1), halves[..., 0], halves[..., 1] if form.mins else None
+    def packed(self, rows: slice) -> Taken:
+        return packed_rows(self.kind, self.raw(rows), self.type.size)
 
     def _rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
         """Rows of the whole GGUF tensor."""
