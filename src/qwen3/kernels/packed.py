@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from qwen3.errors import UsageError
 from qwen3.kernels import native, reference, reference_engine
 from qwen3.kernels.frozen import Held, frozen_linear, register_frozen
+from qwen3.kernels.native.calling import call
 
 LANES = 16  # rows of the weight side by side
 SPAN = 32  # activations that share a scale
@@ -271,6 +272,18 @@ def pack(
     )  # fmt: skip
 
 
+def sample(form: tuple[int, int, bool, bool], shape: tuple[int, ...], group: int = 32) -> PackedWeight:
+    """Random numbers in one of `FORMS`, shape [E…, N, K], to try a kernel with."""
+    bits, fine, table, least = form
+    *rows, columns = shape
+    scale = (torch.rand(*rows, columns // group) * 0.1 - 0.02).half()
+    mins = (torch.randn(*rows, columns // group) * 0.3).half() if least else None
+    levels = 2 if least else 1
+    marks = torch.randint(-128, 128, (*rows, levels * columns // fine), dtype=torch.int8) if fine else None
+    q = torch.randint(0, 1 << bits, shape, dtype=torch.uint8)
+    return pack(q, scale, mins, bits, marks, table=table)
+
+
 def quantize_rtn(weight: Tensor, bits: int, group: int = 128) -> PackedWeight:
     """weight [E…, N, K] rounded to the nearest of its group's values. 4 bits: the scale is the one, of a few between
     the largest value's and 0.8 of it, with the smallest squared error. Raises UsageError for a value not finite."""
@@ -358,22 +371,13 @@ def run(
     scales = torch.empty(rows, spans, dtype=torch.float32)
     sums = torch.empty(2, rows, spans, dtype=torch.int32)
     y = torch.empty(rows, width, dtype=torch.float32)
-    _call(library.qwen3_quantize, x, norm, ctypes.c_float(eps), rows, columns, values, scales, sums, threads)
+    call(library.qwen3_quantize, x, norm, ctypes.c_float(eps), rows, columns, values, scales, sums, threads)
     first = 0
     for part in parts:
-        _call(
+        call(
             library.qwen3_packed_linear, values, scales, sums, rows, columns, *part.tensors, part.data.shape[0] * LANES,
             part.bits, part.group, part.fine, int(part.table), None if residual is None else residual[:, first:],
             int(silu), y[:, first:] if first else y, width if len(parts) == 1 else part.rows, width, threads,
         )  # fmt: skip
         first += part.rows
     return y
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> None:
-    function(
-        *(
-            ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int64(a) if isinstance(a, int) else a
-            for a in arguments
-        )
-    )

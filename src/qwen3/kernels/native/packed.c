@@ -10,9 +10,7 @@
    Activations come as int8 with a float32 scale for every 32. Sums of 32 products, times the integer scales, are exact
    (below 2^24, so in float32, too); the float32 additions that follow them have one order. So a row's result does not
    depend on what else is in the batch, on the number of threads, or on how the columns are cut. */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "maths.h"
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -324,23 +322,6 @@ static void any_block(const Weight *of, const Acts *a, int64_t first, int count,
     EVERY(4, 0, 0, 0) EVERY(4, 0, 0, 1) EVERY(8, 0, 0, 0) EVERY(8, 0, 0, 1)
     SOME(5, 0, 0, 0) SOME(5, 0, 0, 1) SOME(4, 0, 1, 0) SOME(4, 32, 1, 0) SOME(2, 16, 0, 1) SOME(3, 16, 0, 0)
     SOME(4, 32, 0, 1) SOME(5, 32, 0, 1) SOME(6, 16, 0, 0)
-}
-
-/* exp(x) to about 2 ulp, without branches, so that compilers turn loops of it into vectors */
-static inline float exp_of(float x) {
-    x = fminf(fmaxf(x, -87.0f), 88.0f) * 1.44269504f;
-    const float whole = rintf(x), part = x - whole;
-    float p = 1.5403530e-4f;
-    p = fmaf(p, part, 1.3333558e-3f);
-    p = fmaf(p, part, 9.6181291e-3f);
-    p = fmaf(p, part, 5.5504109e-2f);
-    p = fmaf(p, part, 2.4022651e-1f);
-    p = fmaf(p, part, 6.9314718e-1f);
-    p = fmaf(p, part, 1.0f);
-    int32_t bits = ((int32_t)whole + 127) << 23;
-    float two;
-    memcpy(&two, &bits, 4);
-    return p * two;
 }
 
 /* y[rows][stride] = x @ w^T (+ residual of the same layout), of which `width` columns are written; silu: w holds gate
