@@ -11,7 +11,7 @@ from torch import Tensor
 from qwen3.checkpoint.formats.layout import Piece, Quantized
 from qwen3.checkpoint.source import Form
 from qwen3.errors import ConfigError
-from qwen3.kernels.packed import GROUPS
+from qwen3.kernels.packed import FORMS, GROUPS
 
 Marks = tuple[
     Tensor, Tensor | None, Tensor | None
@@ -50,18 +50,19 @@ class Affine(Quantized):
 
     @cached_property
     def form(self) -> Form | None:
-        """4 bits where q fits around the packed zero, else 8: numbers stay the same, though wider."""
+        """The fewest bits around whose zero all q fit: numbers with zeros of their own stay the same, though wider."""
         group = next((size for size in reversed(GROUPS) if self.group % size == 0), 0)
         if not group or self.order() is not None:
             return None
         scale, zero, mins = self.marks(0, self.shape[0])
-        if not _is_half(scale):
+        if not _is_half(scale) or (mins is not None and not _is_half(mins)):
             return None
-        if zero is None:  # not with 8 bits: the kernel for AVX2 has minima for 4 only
-            return Form(4, group, True) if self.bits <= 4 and mins is not None and _is_half(mins) else None
-        least, most = -int(zero.max()), (1 << self.bits) - 1 - int(zero.min())
-        bits = next((bits for bits in (4, 8) if least >= -(1 << bits - 1) and most < 1 << bits - 1), 0)
-        return Form(bits, group, False) if bits else None
+        low, high = (0, 0) if zero is None else (int(zero.min()), int(zero.max()))
+        for bits in sorted(bits for bits, *others in FORMS if others == [0, False, mins is not None]):
+            middle = 0 if zero is None else 1 << bits - 1
+            if high <= middle and (1 << self.bits) - low + middle <= 1 << bits:
+                return Form(bits, group, mins is not None)
+        return None
 
     def packed(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
         form = self.form

@@ -67,7 +67,7 @@ class Compressed:
         keys.one_of("quantization_status", ("compressed", "frozen"), "compressed")
         for name in ("kv_cache_scheme", "sparsity_config", "transform_config"):
             found = keys.take(name, None)
-            if found and not (name == "sparsity_config" and found.get("format") == "dense"):
+            if found and found != {"format": "dense"}:
                 raise ConfigError(f"{where}.{name} is not supported; take a checkpoint without it")
         ignore = tuple(_matcher(where, name) for name in keys.names("ignore"))
         groups = Settings(f"{where}.config_groups", keys.take("config_groups")).left
@@ -142,8 +142,8 @@ def _scheme(where: str, data: Any, format: str) -> Scheme:
     bits = weights.one_of("num_bits", allowed)
     symmetric = weights.one_of("symmetric", (True, False) if kind == "int" else (True,), True)
     strategies = ("group", "channel", "tensor") if kind == "int" else ("tensor", "channel", "block")
-    group = weights.take("group_size", None)
-    strategy = weights.one_of("strategy", strategies, None if group is None else "group" if group > 0 else "channel")
+    group = weights.take("group_size", -1)
+    strategy = weights.one_of("strategy", strategies, "group" if group != -1 else None)
     if strategy == "group" and (type(group) is not int or group < 1):
         raise ConfigError(f"{where}.weights.group_size is {str(group)[:40]!r}, but the strategy is 'group'")
     weights.one_of("block_structure", ([128, 128],), [128, 128])

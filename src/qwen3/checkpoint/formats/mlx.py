@@ -35,15 +35,15 @@ class Mlx:
     def parse(cls, where: str, data: Any) -> Mlx:
         bits, group, keys = _numbers(where, data)
         own: dict[str, tuple[int, int] | None] = {}
-        for name, value in keys.left.items():
+        for name in [name for name in keys.left if "." in name]:
+            value = keys.left.pop(name)
             if value is False:
                 own[name] = None
             elif value is not True:
-                if "." not in name:
-                    keys.finish()
                 own_bits, own_group, rest = _numbers(f"{where}.{name[:80]}", value)
                 rest.finish()
                 own[name] = own_bits, own_group
+        keys.finish()
         return cls(where, bits, group, own)
 
     def of(self, module: str) -> tuple[int, int] | None:
