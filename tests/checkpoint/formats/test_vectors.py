@@ -62,7 +62,8 @@ def test_as_the_tool_reads_it(case: str, tmp_path: Path, fd: int) -> None:
     assert (form and form[:3]) == HELD.get(case)
     if form is not None:
         whole: Any = stored.packed(slice(None))
-        assert torch.equal(pack(*whole, form.bits).dequantize(), found)
+        q, scale, mins = whole
+        assert torch.equal(pack(q, scale, mins, form.bits).dequantize(), found)
         for part, all_of_it in zip(stored.packed(slice(3, 14)), whole, strict=True):
             assert (part is None and all_of_it is None) or torch.equal(part, all_of_it[3:14])
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwen3.checkpoint.formats.affine import Affine, Marks, group_columns, unpack_bits, words
+from qwen3.checkpoint.formats.affine import Affine, Marks, group_columns, words
 from qwen3.checkpoint.formats.gptq import no_bias
 from qwen3.checkpoint.formats.layout import FLOATS, Piece, Want
 from qwen3.checkpoint.formats.settings import Settings
@@ -21,7 +21,7 @@ from qwen3.checkpoint.header import TensorEntry
 
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in its word each of eight rows is
 _IGNORED = """quant_method backend do_fuse exllama_config fuse_max_seq_len modules_to_fuse use_exllama meta damp_percent
-desc_act sym true_sequential"""
+desc_act sym true_sequential lm_head"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Awq:
         keys.one_of("checkpoint_format", ("gemm",), "gemm")
         keys.one_of("format", ("gemm",), "gemm")
         keys.one_of("pack_dtype", ("int32",), "int32")
+        keys.one_of("method", ("awq",), "awq")
         skip = keys.names("modules_to_not_convert")
         keys.finish(_IGNORED)
         return cls(where, group, skip)
@@ -85,6 +86,8 @@ class AwqTensor(Affine):
 
 def _rows(packed: Tensor, first: int, last: int) -> Tensor:
     """int32 [columns, N/8] -> uint8 [last - first, columns]."""
-    begin = first // 8
-    eights = unpack_bits(packed[:, begin : -(-last // 8)], 4).unflatten(-1, (-(-last // 8) - begin, 8))
-    return eights[..., torch.tensor(_PLACES)].flatten(1)[:, first - 8 * begin : last - 8 * begin].t().contiguous()
+    begin, end = first // 8, -(-last // 8)
+    data = packed[:, begin:end].t().clone(memory_format=torch.contiguous_format).view(torch.uint8)
+    data = data.view(end - begin, len(packed), 4)
+    rows = [data[..., place // 2] >> 4 if place % 2 else data[..., place // 2] & 15 for place in _PLACES]
+    return torch.stack(rows, 1).flatten(0, 1)[first - 8 * begin : last - 8 * begin]

@@ -47,6 +47,8 @@ class Gptq:
             raise ConfigError(f"{where}.format and checkpoint_format contradict each other; keep the right one")
         version = data.get("format") or version
         keys.one_of("pack_dtype", ("int32",), "int32")
+        keys.one_of("method", ("gptq",), "gptq")
+        keys.one_of("is_marlin_format", (False,), False)
         found = cls(where, bits, group, 1 if version == "gptq" else 0, ordered)
         rules = [found._rule(*item) for item in Settings(f"{where}.dynamic", keys.take("dynamic", {})).left.items()]
         keys.finish(_IGNORED)
