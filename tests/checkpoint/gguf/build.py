@@ -136,7 +136,7 @@ def write(
     stored = as_gguf({name: view.numpy().copy() for name, view in views.items()})
     writer = gguf.GGUFWriter(file, "qwen3moe" if model.config.is_moe else "qwen3", split_max_tensors=parts)
     _describe(writer, folder, model)
-    back: dict[str, np.ndarray] = {}
+    back: dict[str, list[np.ndarray]] = {}
     for name, array in stored.items():
         chosen = kinds if isinstance(kinds, str) else kinds(name)
         plain = array.ndim == 1 or "ffn_gate_inp" in name
@@ -145,18 +145,43 @@ def write(
         if spread and name.endswith("_exps.weight"):
             pieces = {name.replace("_exps", f".{i}"): part for i, part in enumerate(array)}
         for piece, part in pieces.items():
-            data = gguf.quantize(part, kind)
+            data = random_blocks(part, kind) if kind.name in _BY_HAND else gguf.quantize(part, kind)
             writer.add_tensor(piece, data, raw_dtype=kind)
-        back[name] = gguf.dequantize(gguf.quantize(array, kind), kind).reshape(array.shape)
+            back.setdefault(name, []).append(gguf.dequantize(data, kind).reshape(part.shape))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     for name, view in views.items():
         stack, expert = place(name)
-        view.copy_(torch.from_numpy(back[stack] if expert is None else back[stack][expert]))
+        whole = back[stack] if spread and expert is not None else back[stack][0]
+        view.copy_(torch.from_numpy(whole if expert is None else whole[expert]))
     count = -(-len(stored) // parts) if parts else 1
     return (file.with_name(part_names(f"{file.stem}-00001-of-{count:05d}.gguf")[0]) if parts else file), model
+
+
+# Types for which the package has no quantizer: where the float16 scale of a block lies and that of its minima, how much
+# larger the second is, so that values lie around 0, and what the integers spread by.
+_BY_HAND = {
+    "Q2_K": (80, 82, 1.5, 11), "Q3_K": (108, None, 0, 42), "Q4_K": (0, 2, 7.5, 210), "Q5_K": (0, 2, 15.5, 430),
+    "Q6_K": (208, None, 0, 1360), "IQ4_NL": (0, None, 0, 66), "IQ4_XS": (0, None, 0, 1220),
+}  # fmt: skip
+
+
+def random_blocks(array: np.ndarray, kind: Any) -> np.ndarray:
+    """uint8 [..., bytes of a row]: random blocks of a type that stand for weights as large as those of `array`."""
+    import gguf
+
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    at, least_at, times, spread = _BY_HAND[kind.name]
+    rng = np.random.default_rng(array.size)
+    count = array.size // block
+    raw = rng.integers(0, 256, (count, size), dtype=np.uint8)
+    scale = array.std() / spread * (0.5 + rng.random((count, 1)))
+    raw[:, at : at + 2] = scale.astype(np.float16).view(np.uint8)
+    if least_at is not None:
+        raw[:, least_at : least_at + 2] = (times * scale).astype(np.float16).view(np.uint8)
+    return raw.reshape(*array.shape[:-1], -1)
 
 
 def _describe(writer: Any, folder: Path, model: Qwen3) -> None:

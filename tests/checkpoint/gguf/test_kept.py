@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,14 +27,31 @@ def halves(name: str) -> str:
     return "F16" if "attn_v" in name else "Q4_0"
 
 
+def q4_k_m(name: str) -> str:
+    """What files of this name are: more bits for values and the way down in half of the layers, and for the head."""
+    if name.startswith("token_embd") or any(part in name for part in ("0.attn_v", "0.ffn_down", "3.attn_v")):
+        return "Q6_K"
+    return "Q4_K"
+
+
+def gate_and_up(name: str) -> str:
+    """Of different types, though no file is known to be so; and one that falls back to blocks of 32."""
+    return "Q5_K" if "ffn_up" in name else "Q5_0" if "attn_k" in name else "Q3_K"
+
+
 def held_by(model: Qwen3) -> dict[str, PackedWeight]:
     """By parameter; the parts of one that has several kinds left out."""
     found = {name: part for name, part in model.named_modules() if isinstance(part, PackedWeight)}
     return {name: part for name, part in found.items() if ".list." not in name}
 
 
-@pytest.mark.parametrize("experts", [False, True])
-@pytest.mark.parametrize("kinds", ["Q4_0", "Q4_1", "Q8_0", mixed, halves])
+BOTH: list[Any] = ["Q4_0", "Q4_1", "Q8_0", mixed, halves, q4_k_m, gate_and_up]
+ONE = ["Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "experts"), [(kinds, experts) for kinds in BOTH for experts in (False, True)] + [(k, True) for k in ONE]
+)
 def test_numbers_of_the_file(
     kinds: str | Callable[[str], str], experts: bool, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -47,6 +65,9 @@ def test_numbers_of_the_file(
     assert len(held) == 1 + layers * (3 if kinds is halves else 4), sorted(held)
     for name, part in held.items():
         assert torch.equal(part.dequantize(), plain[name]), name
+    if kinds is q4_k_m:
+        assert [part.bits for part in held["layers.0.self_attn.qkv_proj.weight"].parts] == [4, 6]
+        assert sum(part.nbytes for part in held.values()) < 1.03 * file.stat().st_size
     with torch.inference_mode():
         found = model(IDS)
         with dispatch.use("reference"):
