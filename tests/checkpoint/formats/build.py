@@ -83,6 +83,11 @@ def compressed(format: str = "pack-quantized", **weights: Any) -> Any:
 
     def encode(name: str, weight: Tensor) -> Encoded:
         if format == "float-quantized":
+            if weights["strategy"] == "block":
+                scale = (torch.rand(-(-weight.shape[0] // 128), weight.shape[1] // 128) * 0.001 + 0.0005).bfloat16()
+                wide = scale.float().repeat_interleave(128, 0)[: len(weight)].repeat_interleave(128, 1)
+                data = (weight / wide).to(torch.float8_e4m3fn)
+                return {".weight": data, ".weight_scale": scale}, data.float() * wide
             count = 1 if weights["strategy"] == "tensor" else weight.shape[0]
             scale = (weight.view(count, -1).abs().amax(1, keepdim=True) / 448).bfloat16()
             data = (weight / scale.float()).to(torch.float8_e4m3fn)

@@ -40,6 +40,7 @@ HOW: dict[str, tuple[Any, int]] = {
     "w8a8": (build.compressed("int-quantized", **W8), 8),
     "fp8": (build.compressed("float-quantized", **W8 | {"type": "float"}), 0),
     "fp8-tensor": (build.compressed("float-quantized", **W8 | {"type": "float", "strategy": "tensor"}), 0),
+    "fp8-block": (build.compressed("float-quantized", **W8 | {"type": "float", "strategy": "block"}), 0),
     "nf4": (build.nf4(), 0),
     "mlx": (build.mlx(), 4),
     "mlx-8": (build.mlx(8, 32), 8),
