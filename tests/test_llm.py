@@ -143,6 +143,16 @@ def test_n_gives_a_list_whose_first_is_n_1(llm: LLM) -> None:
     assert same(results[0], llm.chat("Hi", sampling=SamplingParams(seed=5, max_tokens=20, temperature=1.5)))
 
 
+def test_sampling_for_each_prompt(llm: LLM) -> None:
+    each = [SamplingParams(seed=seed, max_tokens=12, temperature=1.0) for seed in (1, 1, 2)]
+    found = llm.generate([[5, 6, 7]] * 3, each)
+    assert [result.seed for result in found] == [1, 1, 2]
+    assert found[0].text == found[1].text != found[2].text
+    assert [answer.seed for answer in llm.chat_batch(["Hi"] * 3, sampling=each)] == [1, 1, 2]
+    with pytest.raises(UsageError, match="sampling has 3 entries for 2 prompts"):
+        llm.generate([[5], [6]], each)
+
+
 def test_generate_continues_raw_prompts_in_order(llm: LLM) -> None:
     prompts = ["Once upon a time", "1 2 3 4", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"]
     results = llm.generate(prompts, SHORT)
@@ -298,6 +308,9 @@ class _Script:
 
     def stepper(self, **how: Any) -> _Script:
         return self
+
+    def modules(self) -> Iterator[Any]:
+        return iter(())
 
     def cos_sin(self, length: int) -> torch.Tensor:
         return torch.zeros(length, self.config.head_dim)

@@ -321,7 +321,7 @@ class LLM:
         self,
         conversations: Sequence[str | Sequence[Any]],
         thinking: ThinkingPolicy | None = None,
-        sampling: SamplingParams | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         tools: Sequence[Any] | None = None,
         tool_choice: Any = None,
         schema: Any = None,
@@ -332,14 +332,15 @@ class LLM:
         grammar: str | None = None,
     ) -> list[Any]:
         """`chat` for many conversations at once, results in order (for n > 1 each is a list). All are checked first,
-        and nothing is computed ahead of what follows them."""
+        and nothing is computed ahead of what follows them. sampling: for all, or one each: with one seed all meet the
+        same luck, and statistics over them are worth little."""
         if isinstance(conversations, str):
             raise UsageError("conversations must be a list of conversations; use chat for a single one")
         form = Form.of(tools, tool_choice, parallel_tool_calls, schema, regex, grammar)
-        name, groups = self._adapter(adapter), []
+        name, groups, own = self._adapter(adapter), [], _each(sampling, len(conversations))
         for i, messages in enumerate(conversations):
             try:
-                groups.append(self._asking.chat(messages, form, thinking, sampling, self._open().check).using(name))
+                groups.append(self._asking.chat(messages, form, thinking, own[i], self._open().check).using(name))
             except UsageError as error:
                 raise UsageError(f"conversations[{i}]: {error}") from None
         return [found if len(found) > 1 else found[0] for found in self._collect(groups)]
@@ -347,7 +348,7 @@ class LLM:
     def generate(
         self,
         prompts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
-        sampling: SamplingParams | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         thinking: ThinkingPolicy | None = None,
         stream: bool = False,
         *,
@@ -363,13 +364,14 @@ class LLM:
         tokens, as in the official pipeline: do not put untrusted text here. The same token machine runs as in `chat`,
         so a think block is split off into `reasoning_content`, and schema, regex and grammar bind what follows it;
         `text` has everything as it came. Sampling defaults are those of the model's mode, of non-thinking where the
-        prompt closes its think block. adapter: as for `chat`.
+        prompt closes its think block. adapter: as for `chat`; sampling: as for `chat_batch`.
         """
         form = Form.of(schema=schema, regex=regex, grammar=grammar)
-        name, groups = self._adapter(adapter), []
-        for i, ids in enumerate(prompt_ids(prompts, self.tokenizer)):
+        name, groups, every = self._adapter(adapter), [], prompt_ids(prompts, self.tokenizer)
+        own = _each(sampling, len(every))
+        for i, ids in enumerate(every):
             try:
-                groups.append(self._asking.raw(ids, form, thinking, sampling, self._open().check).using(name))
+                groups.append(self._asking.raw(ids, form, thinking, own[i], self._open().check).using(name))
             except UsageError as error:
                 raise UsageError(f"prompts[{i}]: {error}") from None
         if stream:
@@ -550,3 +552,12 @@ class LLM:
 
 
 __all__ = ["LLM", "ChatStream", "Generation", "Timing", "check_options"]
+
+
+def _each(sampling: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams | None]:
+    """What each of `count` prompts is sampled with."""
+    if sampling is None or isinstance(sampling, SamplingParams):
+        return [sampling] * count
+    if len(sampling) != count:
+        raise UsageError(f"sampling has {len(sampling)} entries for {count} prompts: give one each, or one for all")
+    return list(sampling)

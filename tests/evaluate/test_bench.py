@@ -269,7 +269,7 @@ def test_needs_nothing_but_torch() -> None:
     [
         ({"only": ["speed"]}, UsageError, "no measurement 'speed'"),
         ({"kv_dtype": "int4"}, UsageError, "kv_dtype='int4'"),
-        ({"weights": "int4"}, UsageError, "weights='int4'"),
+        ({"weights": "int3"}, UsageError, "weights='int3'"),
         ({"dtype": "int8"}, UsageError, "dtype='int8'"),
         ({"device": "toaster"}, UsageError, "device='toaster'"),
         ({"device": "cuda:99"}, UsageError, "cuda:99"),

@@ -184,7 +184,8 @@ def rejection_sample(
     })  # fmt: skip
     for number, part, group in missing_parts(parts, questions, chunk):
         conversations = [[{"role": "user", "content": question.prompt}] for question in group]
-        own = replace(params, seed=random.Random(f"{seed}/{number}").getrandbits(53))
+        seeds = random.Random(f"{seed}/{number}")  # one for all would give all questions the same luck
+        own = [replace(params, seed=seeds.getrandbits(53)) for _ in group]
         found = llm.chat_batch(conversations, policy, own, adapter=adapter)
         answers = [answer if isinstance(answer, list) else [answer] for answer in found]
         lines = [_judge(question, tries, keep, thinking) for question, tries in zip(group, answers, strict=True)]

@@ -202,7 +202,7 @@ def flag_obedience(
 ) -> dict[str, float]:
     """Shares of the questions where the model thought as told: "obeyed", and of either kind "obeyed_think" and
     "obeyed_no_think". An answer of `max_tokens` is enough to see it. adapter: as for `LLM.chat`."""
-    sampling = SamplingParams(max_tokens=max_tokens, seed=0)
+    sampling = [SamplingParams(max_tokens=max_tokens, seed=number) for number in range(len(questions))]
     answers = llm.chat_batch([messages for messages, _ in questions], None, sampling, adapter=adapter)
     right: dict[bool, list[bool]] = {True: [], False: []}
     for (_, thinks), answer in zip(questions, answers, strict=True):
