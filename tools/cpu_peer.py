@@ -27,7 +27,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src")]
 PROMPT, OUTPUT, STREAMS, LONG = 128, 64, 8, 512
-KINDS = ("Q4_0", "Q8_0")
+KINDS = ("Q4_0", "Q8_0", "Q4_K_M")
+# bytes of a block, its elements, where its float16 scale is and that of its minima, and what its integers spread by
+BLOCKS = {
+    "Q4_0": (18, 32, 0, None, 4.6), "Q8_0": (34, 32, 0, None, 74), "Q4_K": (144, 256, 0, 2, 210),
+    "Q6_K": (210, 256, 208, None, 1360),
+}  # fmt: skip
 
 
 def main() -> int:
@@ -35,12 +40,13 @@ def main() -> int:
     options.add_argument("--peer", type=Path, required=True, help="a Python with llama-cpp-python and gguf")
     options.add_argument("--size", default="0.6B", help="of the published dense shapes")
     options.add_argument("--room", type=Path, default=Path("/var/tmp/qwen3-cpu-peer"), help="for the files (1 GB)")
+    options.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:2])
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--threads", type=int, default=os.cpu_count())
     options.add_argument("--out", type=Path)
     chosen = options.parse_args()
     chosen.room.mkdir(parents=True, exist_ok=True)
-    files = {kind: chosen.room / f"{chosen.size}-{kind}.gguf" for kind in KINDS}
+    files = {kind: chosen.room / f"{chosen.size}-{kind}.gguf" for kind in chosen.kinds}
     words = chosen.room / "tokenizer"
     if not words.exists():
         from qwen3.tokenizer import Tokenizer
@@ -51,7 +57,8 @@ def main() -> int:
             child(chosen.peer, "make", chosen.size, kind, str(file))
     turns = [("llama.cpp", kind, chosen.peer, "llama", str(file)) for kind, file in files.items()]
     turns += [("qwen3", kind, Path(sys.executable), "ours", str(file)) for kind, file in files.items()]
-    turns.append(("qwen3", "int4", Path(sys.executable), "ours", chosen.size))
+    if "Q4_0" in files:
+        turns.append(("qwen3", "int4", Path(sys.executable), "ours", chosen.size))
     turns.sort(key=lambda turn: turn[1] != "Q4_0")
     found: dict[str, dict[str, list[dict[str, float]]]] = {"llama.cpp": {}, "qwen3": {}}
     for number in range(chosen.rounds):
@@ -78,7 +85,10 @@ def child(python: Path, *words: str) -> Any:
 def report(chosen: Any, found: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
     from qwen3.evaluate.machine import commit, describe, measure_ceilings
 
-    ceilings = measure_ceilings("cpu")
+    import torch
+
+    device = torch.device("cpu")
+    ceilings = measure_ceilings(device)
     best: dict[str, Any] = {}
     for who, kinds in found.items():
         for kind, lines in kinds.items():
@@ -86,7 +96,7 @@ def report(chosen: Any, found: dict[str, Any], sizes: dict[str, int]) -> dict[st
                 key: (min if key.endswith("_s") and "tok" not in key else max)(line[key] for line in lines)
                 for key in lines[0]
             }
-    pairs = {"Q4_0": "Q4_0", "Q8_0": "Q8_0", "int4": "Q4_0"}
+    pairs = {kind: "Q4_0" if kind == "int4" else kind for kind in found["qwen3"]}
     ratios = {
         kind: {key: round(best[f"qwen3 {kind}"][key] / value, 3) for key, value in best[f"llama.cpp {peer}"].items()}
         for kind, peer in pairs.items()
@@ -95,7 +105,7 @@ def report(chosen: Any, found: dict[str, Any], sizes: dict[str, int]) -> dict[st
         "what": "one GGUF through this engine and llama.cpp on a CPU, turn about; random weights",
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(), "size": chosen.size,
         "command": " ".join(["python tools/cpu_peer.py", *sys.argv[1:]]), "threads": chosen.threads,
-        "load": os.getloadavg()[0], "machine": describe("cpu"), "ceilings": ceilings.__dict__, "file_bytes": sizes,
+        "load": os.getloadavg()[0], "machine": describe(device), "ceilings": ceilings.__dict__, "file_bytes": sizes,
         "ours_over_peer": ratios, "best": best, "rounds": found,
     }  # fmt: skip
 
@@ -135,19 +145,23 @@ def make(size: str, kind: str, out: str) -> None:
     writer.add_eos_token_id(config.eos_token_id)
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_add_bos_token(False)
-    quantization, bits = gguf.GGMLQuantizationType[kind], 4 if kind == "Q4_0" else 8
 
-    def matrix(name: str, rows: int, columns: int) -> None:
-        scale = (rng.random((rows, columns // 32, 1), dtype=np.float32) * 0.08 / (1 << bits)).astype(np.float16)
-        body = rng.integers(0, 256, (rows, columns // 32, 4 * bits), dtype=np.uint8)
-        blocks = np.concatenate((scale.view(np.uint8), body), axis=-1)
-        writer.add_tensor(name, blocks.reshape(rows, -1), raw_dtype=quantization)
+    def matrix(name: str, rows: int, columns: int, more: bool = False) -> None:
+        """more: Q4_K_M has it in Q6_K."""
+        own = kind if kind != "Q4_K_M" else "Q6_K" if more else "Q4_K"
+        size, block, at, least_at, spread = BLOCKS[own]
+        raw = rng.integers(0, 256, (rows, columns // block, size), dtype=np.uint8)
+        scale = rng.random((rows, columns // block, 1), dtype=np.float32) * 0.04 / spread
+        raw[..., at : at + 2] = scale.astype(np.float16).view(np.uint8)
+        if least_at is not None:  # values lie around 0
+            raw[..., least_at : least_at + 2] = (scale * 7.5).astype(np.float16).view(np.uint8)
+        writer.add_tensor(name, raw.reshape(rows, -1), raw_dtype=gguf.GGMLQuantizationType[own])
 
     def norm(name: str, columns: int) -> None:
         writer.add_tensor(name, np.ones(columns, dtype=np.float32))
 
     h, d = config.hidden_size, config.head_dim
-    matrix("token_embd.weight", config.vocab_size, h)
+    matrix("token_embd.weight", config.vocab_size, h, True)
     norm("output_norm.weight", h)
     for i in range(config.num_hidden_layers):
         for name, width in (("attn_norm", h), ("ffn_norm", h), ("attn_q_norm", d), ("attn_k_norm", d)):
@@ -158,7 +172,7 @@ def make(size: str, kind: str, out: str) -> None:
             ("ffn_gate", config.intermediate_size, h), ("ffn_up", config.intermediate_size, h),
             ("ffn_down", h, config.intermediate_size),
         ):  # fmt: skip
-            matrix(f"blk.{i}.{name}.weight", rows, columns)
+            matrix(f"blk.{i}.{name}.weight", rows, columns, name in ("attn_v", "ffn_down") and i % 2 == 0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
