@@ -83,9 +83,9 @@ def child(python: Path, *words: str) -> Any:
 
 
 def report(chosen: Any, found: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
-    from qwen3.evaluate.machine import commit, describe, measure_ceilings
-
     import torch
+
+    from qwen3.evaluate.machine import commit, describe, measure_ceilings
 
     device = torch.device("cpu")
     ceilings = measure_ceilings(device)

@@ -23,8 +23,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "src")]
 TYPES = {
     (4, 0, False, False): "Q4_0", (4, 0, False, True): "Q4_1", (5, 0, False, False): "Q5_0",
     (5, 0, False, True): "Q5_1", (8, 0, False, False): "Q8_0", (4, 0, True, False): "IQ4_NL",
-    (4, 32, True, False): "IQ4_XS", (2, 16, False, True): "Q2_K", (3, 16, False, False): "Q3_K", (4, 32, False, True): "Q4_K",
-    (5, 32, False, True): "Q5_K", (6, 16, False, False): "Q6_K",
+    (4, 32, True, False): "IQ4_XS", (2, 16, False, True): "Q2_K", (3, 16, False, False): "Q3_K",
+    (4, 32, False, True): "Q4_K", (5, 32, False, True): "Q5_K", (6, 16, False, False): "Q6_K",
 }  # fmt: skip
 
 
