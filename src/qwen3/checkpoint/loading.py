@@ -133,6 +133,7 @@ def _allocate(
         kind, where = dtype or first.dtype, target or _home(first)
         saved = sum(math.prod(p.shape) * kind.itemsize - p.nbytes for p in packed.values())
         as_it_is = {id(part) for p in packed.values() for row in p.parts for part in row}
+        as_it_is |= {id(s) for name, s in source.stored.items() if s.fp8_rows and fused_name(name) in held}
         wide = [s for s in source.stored.values() if s.kind in source.compressed and id(s) not in as_it_is]
         if wide:
             need = sum(math.prod(part.shape) for part in wide) * (1 if small else kind.itemsize)

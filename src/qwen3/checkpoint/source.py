@@ -43,11 +43,12 @@ class Form(NamedTuple):
 
 class Stored(Protocol):
     """One official tensor in a file. `kind`: how it is stored ("BF16", "Q4_K"); `nbytes`: its bytes there, scales and
-    the like included."""
+    the like included. `fp8_rows`: an Fp8Weight with a scale per row takes it as it is."""
 
     shape: tuple[int, ...]
     kind: str
     nbytes: int
+    fp8_rows: bool = False
 
     @property
     def form(self) -> Form | None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from qwen3.checkpoint import verify
 from qwen3.errors import OutOfMemoryError
 from qwen3.kernels import native
+from qwen3.kernels.fp8 import Fp8Weight
 from qwen3.kernels.packed import PackedWeight
 from qwen3.model import load_model
 from tests.checkpoint.formats import build
@@ -103,6 +104,28 @@ def test_parts_that_differ(tmp_path: Path) -> None:
         assert torch.equal(held[name].dequantize(), plain[name]), name
     with torch.no_grad():
         assert (model(IDS) - twin(IDS)).norm() < 0.05 * twin(IDS).norm()
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+@pytest.mark.parametrize("name", ["fp8", "fp8-tensor", "fp8-block"])
+def test_fp8_where_a_device_multiplies_it(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Number for number, but blocks, which are not widened in silence; without loss where asked for, too."""
+    monkeypatch.setattr("qwen3.model.load.has_fp8", lambda device: True)
+    folder, twin = small(tmp_path, name, kind)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = load_model(folder, "cpu", "float32")
+    assert any("become" in str(one.message) for one in caught) == (name == "fp8-block")
+    held = {path: part for path, part in model.named_modules() if isinstance(part, Fp8Weight)}
+    assert len(held) == (0 if name == "fp8-block" else 4 * model.config.num_hidden_layers)
+    if held:
+        again = dict(load_model(folder, "cpu", quantization="fp8").named_modules())
+        assert all(torch.equal(part.scale, again[path].scale) for path, part in held.items())
+    plain = dict(twin.named_parameters())
+    for path, part in held.items():
+        assert torch.equal(part.dequantize(torch.float32), plain[path]), path
 
 
 def test_modules_of_their_own(tmp_path: Path) -> None:

@@ -16,10 +16,15 @@ import torch
 from torch import Tensor
 
 from qwen3.checkpoint.formats.affine import Affine, Marks, column_groups, group_columns, unpack_bits
-from qwen3.checkpoint.formats.layout import FLOATS, Piece, Quantized, Want
+from qwen3.checkpoint.formats.layout import FLOATS, Layout, Piece, Quantized, Want
 from qwen3.checkpoint.formats.settings import Settings, pattern
+from qwen3.checkpoint.fp8 import scales_of
 from qwen3.checkpoint.header import TensorEntry
+from qwen3.checkpoint.names import fused_name, official_shapes
+from qwen3.checkpoint.source import CHUNK_BYTES
+from qwen3.config import ModelConfig
 from qwen3.errors import ConfigError
+from qwen3.kernels.fp8 import Fp8Weight
 
 _PACKED = "pack-quantized"
 _INT, _FLOAT = (_PACKED, "int-quantized", "naive-quantized"), ("float-quantized", "naive-quantized")
@@ -185,9 +190,32 @@ class IntTensor(Affine):
         return column_groups(self.pieces.get(".weight_g_idx"), self.shape[1], self.group)
 
 
+def fp8_rows(config: ModelConfig, layout: Layout | None) -> set[str]:
+    """Our parameters that such a file has in FP8 with scales per row or tensor, all parts of them."""
+    own: set[str] = set()
+    others: set[str] = set()
+    for name in official_shapes(config):
+        scheme = layout.of(name.removesuffix(".weight")) if isinstance(layout, Compressed) else None
+        held = name.endswith("_proj.weight") and scheme is not None and scheme.type == "float"
+        (own if held and scheme is not None and scheme.strategy != "block" else others).add(fused_name(name))
+    return own - others
+
+
 class FloatTensor(Quantized):
     def __init__(self, shape: tuple[int, ...], pieces: Mapping[str, Piece]) -> None:
         super().__init__(shape, "compressed-tensors FP8", pieces)
+        scale = pieces[".weight_scale"].shape
+        self.fp8_rows = scale in ((), (1,), (shape[0], 1))
+
+    def fill(self, place: Tensor, weight: Fp8Weight | None = None) -> None:
+        if weight is None or weight.block or not self.fp8_rows:
+            return super().fill(place, weight)
+        step = max(1, CHUNK_BYTES // self.shape[1])
+        for first in range(0, self.shape[0], step):
+            rows = self.pieces[".weight"].read(first, min(first + step, self.shape[0]))
+            place[first : first + step].copy_(rows)
+        scales_of(weight, place).copy_(self.pieces[".weight_scale"].read().float().view(-1, 1))
+        return None
 
     def read(self, rows: slice, dtype: torch.dtype) -> Tensor:
         first, last = self.span(rows)
