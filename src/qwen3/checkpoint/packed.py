@@ -17,10 +17,10 @@ from qwen3.checkpoint.names import fused_name, fused_shapes, official_views
 from qwen3.checkpoint.source import Form, Source, Stored
 from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
-from qwen3.kernels.packed import PackedWeight, pack, quantize_rtn
+from qwen3.kernels.packed import LANES, PackedWeight, pack, quantize_rtn
 
 BITS = {"int8": 8, "int4": 4}
-_ROWS = 4096  # at a time: a few copies of them in float32 are in memory
+_AT_ONCE = 1 << 20  # numbers: more are slower, since their copies leave the caches and ask the system for memory
 
 
 class HasParts(Protocol):
@@ -46,9 +46,9 @@ class Packing:
         return made[0] if len(self.shape) == 2 else PackedWeight.stack(made)
 
     def _part(self, part: Stored) -> PackedWeight:
-        found = []
-        for first in range(0, part.shape[0], _ROWS):
-            rows = slice(first, min(first + _ROWS, part.shape[0]))
+        found, step = [], max(1, _AT_ONCE // part.shape[1] // LANES) * LANES
+        for first in range(0, part.shape[0], step):
+            rows = slice(first, min(first + step, part.shape[0]))
             if self.form is not None:
                 found.append(quantize_rtn(part.read(rows, torch.float32), self.form.bits, self.form.group))
             elif part.form is not None:
