@@ -68,6 +68,25 @@ def test_as_the_tool_reads_it(case: str, tmp_path: Path, fd: int) -> None:
             assert (part is None and all_of_it is None) or torch.equal(part, all_of_it[3:14])
 
 
+@pytest.mark.parametrize("case", ["gptq4_all", "awq", "ct4"])
+def test_chunks_do_not_read_a_file_again(case: str, tmp_path: Path, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qwen3.checkpoint.formats import layout
+
+    stored, count, read = matrix(case, tmp_path, fd), [0], layout.read_into
+    assert stored.form is not None
+    whole: Any = stored.packed(slice(None))
+
+    def counted(fd: int, target: torch.Tensor, *rest: Any) -> None:
+        count[0] += target.nbytes
+        read(fd, target, *rest)
+
+    monkeypatch.setattr(layout, "read_into", counted)
+    rows = stored.shape[0]
+    chunks: Any = [stored.packed(slice(first, first + 4)) for first in range(0, rows, 4)]
+    assert torch.equal(torch.cat([chunk[0] for chunk in chunks]), whole[0])
+    assert 0 < count[0] <= stored.nbytes
+
+
 def test_every_tool_is_there() -> None:
     kinds = {case["config"].get("quant_method", "mlx") for case in CASES.values()}
     assert kinds == {"gptq", "awq", "compressed-tensors", "bitsandbytes", "mlx"}

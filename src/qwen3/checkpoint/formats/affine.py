@@ -23,6 +23,7 @@ class Affine(Quantized):
 
     bits: int
     group: int
+    _whole: Affine | None = None
 
     def q(self, first: int, last: int) -> Tensor:
         """uint8 [rows, K]."""
@@ -68,7 +69,9 @@ class Affine(Quantized):
         form = self.form
         assert form is not None
         first, last = self.span(rows)
-        q, (scale, zero, mins), more = self.q(first, last), self.marks(first, last), self.group // form.group
+        source = self._whole or (self.whole() if self.by_column else self)
+        self._whole = source if self.by_column and last < self.shape[0] else None  # until the last rows were asked for
+        q, (scale, zero, mins), more = source.q(first, last), source.marks(first, last), self.group // form.group
         if zero is not None:
             shift = ((1 << form.bits - 1) - zero).to(torch.uint8)  # modulo 256, as the sum is
             q = q + shift.repeat_interleave(self.group, 1)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -67,10 +67,13 @@ class Quantized(Stored):
         self.nbytes = sum(piece.nbytes for piece in pieces.values())
 
     def _chunks(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        return Stored._chunks(self.whole() if self.by_column else self, dtype)
+
+    def whole(self) -> Self:
+        """The same with its pieces in memory."""
         found = copy.copy(self)
-        if self.by_column:
-            found.pieces = {name: Piece(p.entry, p.fd, p.read()) for name, p in self.pieces.items()}
-        return Stored._chunks(found, dtype)
+        found.pieces = {name: Piece(p.entry, p.fd, p.read()) for name, p in self.pieces.items()}
+        return found
 
     def span(self, rows: slice) -> tuple[int, int]:
         first, last, step = rows.indices(self.shape[0])
