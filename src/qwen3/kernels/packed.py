@@ -68,7 +68,7 @@ class PackedWeight(nn.Module):
 
     @property
     def tensors(self) -> list[Tensor | None]:
-        return [self.data, self.scale, self.mins, self.marks]
+        return list(self._buffers.values())  # a module's attributes take a microsecond
 
     @property
     def shape(self) -> torch.Size:
@@ -357,7 +357,7 @@ def run(
     """x float32 [M, K]. invariant: every row's numbers are those it would have alone in any case."""
     rows, columns = x.shape
     parts = weight.parts
-    if columns != weight.columns or len(weight.shape) != 2:
+    if columns != weight.columns or parts[0].tensors[0].dim() != 2:  # type: ignore[union-attr]
         raise UsageError(f"x has {columns} columns, the weight {list(weight.shape)}")
     if silu and (len(parts) > 1 or weight.rows % (2 * LANES)):
         y = reference.silu_mul(run(library, x, weight, norm=norm, eps=eps))
@@ -375,9 +375,10 @@ def run(
     first = 0
     for part in parts:
         call(
-            library.qwen3_packed_linear, values, scales, sums, rows, columns, *part.tensors, part.data.shape[0] * LANES,
-            part.bits, part.group, part.fine, int(part.table), None if residual is None else residual[:, first:],
-            int(silu), y[:, first:] if first else y, width if len(parts) == 1 else part.rows, width, threads,
+            library.qwen3_packed_linear, values, scales, sums, rows, columns, *part.tensors,
+            -(-part.rows // LANES) * LANES, part.bits, part.group, part.fine, int(part.table),
+            None if residual is None else residual[:, first:], int(silu),
+            y[:, first:] if first else y, width if len(parts) == 1 else part.rows, width, threads,
         )  # fmt: skip
         first += part.rows
     return y
