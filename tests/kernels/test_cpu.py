@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -270,3 +271,24 @@ def test_attend_is_batch_invariant(threads: int, dtype: torch.dtype) -> None:
         assert torch.equal(out[1 : 1 + size], want[done : done + size])
         done += size
         held = [cache[own[: -(-done // BLOCK)]] for cache in batch.cache]
+
+
+@pytest.mark.usefixtures("path")
+def test_two_engines_in_two_threads() -> None:
+    """What a step's first layer worked out is kept for the others, and must be that step's own."""
+    batches = [Batch(4, 2, 64, rows, torch.float32, True) for rows in ([(70, 1), (9, 1)], [(31, 1), (5, 1), (400, 1)])]
+    alone = [batch.attend(cpu, batch.qkv, batch.plan, batch.cache) for batch in batches]
+    wrong: list[int] = []
+
+    def run(which: int) -> None:
+        batch = batches[which]
+        for _ in range(300):
+            if not torch.equal(batch.attend(cpu, batch.qkv, batch.plan, batch.cache), alone[which]):
+                wrong.append(which)
+
+    threads = [threading.Thread(target=run, args=(which,)) for which in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

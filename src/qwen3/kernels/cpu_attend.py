@@ -48,8 +48,9 @@ def fits(qkv: Tensor, heads: int, kv_heads: int, k_cache: Tensor) -> bool:
 def singles(plan: StepPlan) -> Singles:
     """Worked out by a step's first layer. The plan's tensors may not change while it is in use."""
     global _last
-    if _last is not None and _last.plan() is plan:
-        return _last
+    known = _last  # another engine's thread may put its own there at any moment
+    if known is not None and known.plan() is plan:
+        return known
     which: list[int] = []
     rows: list[int] = []
     lengths: list[int] = []
@@ -66,8 +67,8 @@ def singles(plan: StepPlan) -> Singles:
             lengths.append(length - last + 1 + i)
     of = [torch.tensor(values, dtype=torch.int32, device="cpu") for values in (which, rows, lengths)]
     at, slots, tables = (part.to(torch.int32).contiguous() for part in (plan.positions, plan.slots, plan.tables))
-    _last = Singles(weakref.ref(plan), at, slots, tables, of[0], of[1], of[2], chunks)
-    return _last
+    known = _last = Singles(weakref.ref(plan), at, slots, tables, of[0], of[1], of[2], chunks)
+    return known
 
 
 def rope_cache(
