@@ -10,8 +10,7 @@ import torch
 
 from qwen3.checkpoint import available_bytes, finish_interrupted_save, load_weights, read_config
 from qwen3.checkpoint.folder import stored_format
-from qwen3.checkpoint.formats.compressed import fp8_rows
-from qwen3.checkpoint.formats.detect import find_layout
+from qwen3.checkpoint.formats.detect import fp8_rows
 from qwen3.checkpoint.fp8 import fp8_weights, hold_fp8, parameters_to_hold
 from qwen3.checkpoint.packed import BITS
 from qwen3.config import ModelConfig
@@ -105,8 +104,8 @@ def load_model(
             more = f" and of {len(uneven) - 1} more" if len(uneven) > 1 else ""
             problem = f"the parts of {min(uneven)}{more} are no whole blocks of FP8; they become {wanted}"
             warnings.warn(f"{folder}: {problem}", stacklevel=2)
-    elif has_fp8(target) and (rows := fp8_rows(config, find_layout(folder))):
-        hold_fp8(model, rows, 0)
+    elif has_fp8(target):
+        hold_fp8(model, fp8_rows(config, folder), 0)
     elif stored is not None:
         problem = f"the weights are FP8, which {target} cannot multiply; they become {wanted}"
         warnings.warn(f"{folder}: {problem}", stacklevel=2)

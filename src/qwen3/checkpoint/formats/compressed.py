@@ -16,13 +16,11 @@ import torch
 from torch import Tensor
 
 from qwen3.checkpoint.formats.affine import Affine, Marks, column_groups, group_columns, unpack_bits
-from qwen3.checkpoint.formats.layout import FLOATS, Layout, Piece, Quantized, Want
+from qwen3.checkpoint.formats.layout import FLOATS, Piece, Quantized, Want
 from qwen3.checkpoint.formats.settings import Settings, pattern
 from qwen3.checkpoint.fp8 import scales_of
 from qwen3.checkpoint.header import TensorEntry
-from qwen3.checkpoint.names import fused_name, official_shapes
 from qwen3.checkpoint.source import CHUNK_BYTES
-from qwen3.config import ModelConfig
 from qwen3.errors import ConfigError
 from qwen3.kernels.fp8 import Fp8Weight
 
@@ -188,17 +186,6 @@ class IntTensor(Affine):
 
     def order(self) -> Tensor | None:
         return column_groups(self.pieces.get(".weight_g_idx"), self.shape[1], self.group)
-
-
-def fp8_rows(config: ModelConfig, layout: Layout | None) -> set[str]:
-    """Our parameters that such a file has in FP8 with scales per row or tensor, all parts of them."""
-    own: set[str] = set()
-    others: set[str] = set()
-    for name in official_shapes(config):
-        scheme = layout.of(name.removesuffix(".weight")) if isinstance(layout, Compressed) else None
-        held = name.endswith("_proj.weight") and scheme is not None and scheme.type == "float"
-        (own if held and scheme is not None and scheme.strategy != "block" else others).add(fused_name(name))
-    return own - others
 
 
 class FloatTensor(Quantized):

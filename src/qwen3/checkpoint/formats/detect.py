@@ -13,6 +13,8 @@ from qwen3.checkpoint.formats.gptq import Gptq
 from qwen3.checkpoint.formats.layout import Layout
 from qwen3.checkpoint.formats.mlx import Mlx
 from qwen3.checkpoint.header import read_json
+from qwen3.checkpoint.names import fused_name, official_shapes
+from qwen3.config import ModelConfig
 from qwen3.errors import ConfigError
 
 _METHODS: dict[Any, Callable[[str, Any], Layout]] = {
@@ -56,3 +58,17 @@ def find_layout(folder: Path) -> Layout | None:
             "or with bfloat16 weights"
         )
     return _METHODS[method](where, theirs)
+
+
+def fp8_rows(config: ModelConfig, folder: Path) -> set[str]:
+    """Our parameters that a folder of compressed-tensors has in FP8 with scales by row or tensor, all parts of them."""
+    layout = find_layout(folder)
+    if not isinstance(layout, Compressed):
+        return set()
+    own: set[str] = set()
+    others: set[str] = set()
+    for name in official_shapes(config):
+        scheme = layout.of(name.removesuffix(".weight"))
+        held = name.endswith("_proj.weight") and scheme is not None and scheme.type == "float"
+        (own if held and scheme is not None and scheme.strategy != "block" else others).add(fused_name(name))
+    return own - others
