@@ -13,7 +13,8 @@ THINKING = {  # what obeys: grammars, trials, time limits, guesses, idle work
     "speculation.py", "steering.py", "trial.py",
 }  # fmt: skip
 ADAPTERS = {"adapters.py", "frozen.py", "lora.py"}  # what serves LoRA adapters, and the modules that train them
-WEIGHTS = {"packed.py", "pack.py", "build.py"}  # what holds weights in 4 and 8 bits on a CPU
+# kernels that are compiled where they run, and the weights of few bits that they multiply
+COMPILED = {"build.py", "calling.py", "cpu_attend.py", "pack.py", "packed.py"}
 SOURCE = '''"""Of a module,
 on two lines."""
 
@@ -47,9 +48,9 @@ def test_the_engine_stays_small(counter) -> None:  # type: ignore[no-untyped-def
     lines = {path: counter.code_lines(path.read_text(encoding="utf-8")) for path in files}
     thinking = sum(n for path, n in lines.items() if path.name in THINKING)
     adapters = sum(n for path, n in lines.items() if path.name in ADAPTERS)
-    weights = sum(n for path, n in lines.items() if path.name in WEIGHTS)
-    assert weights < 450, weights
+    compiled = sum(n for path, n in lines.items() if path.name in COMPILED)
+    assert compiled < 560, compiled
     assert thinking < 1450, thinking
     assert adapters < 400, adapters
-    rest = sum(lines.values()) - thinking - adapters - weights
+    rest = sum(lines.values()) - thinking - adapters - compiled
     assert rest < LIMIT, rest
