@@ -22,6 +22,7 @@ from qwen3.checkpoint.names import fused_name, official_views
 from qwen3.checkpoint.packed import Packing, hold, packings
 from qwen3.checkpoint.source import Source, open_source
 from qwen3.config import ModelConfig
+from qwen3.kernels import native
 
 # several reads in flight fill a fast disk; each thread holds at most one chunk
 _READERS = min(4, os.cpu_count() or 1)
@@ -73,15 +74,17 @@ def load_weights(
     was. Peak memory is the weights plus a few 4 MB chunks. Where the model holds Fp8Weights, they take over FP8 weights
     as they are and quantize others; where it does not, FP8 weights are dequantized.
 
-    pack: "int4" or "int8" rounds the matrices, "kept" leaves those in blocks of 4 and 8 bits as they are, both for a
-    network without weights yet on a CPU (see `packed`). Weights in other blocks are widened, with a warning that says
-    what that costs.
+    pack: "int4" or "int8" rounds the matrices, "kept" leaves those in few bits as they are where there are compiled
+    kernels, both for a network without weights yet on a CPU (see `packed`). Weights in other blocks are widened, with a
+    warning that says what that costs.
 
     Raises what `open_source` raises, and OutOfMemoryError with the numbers.
     """
     started, folder = time.perf_counter(), Path(folder)
     with closing(open_source(folder, model.config)) as source:
         packed = {} if pack is None else packings(source, model.config, None if pack == "kept" else pack)
+        if pack == "kept" and packed and native.library() is None:
+            packed = {}  # they would be multiplied slower than what is widened
         if packed:
             dtype = torch.float32  # of the activations, and of what is not packed
         places = _allocate(model, source, device, dtype, packed)

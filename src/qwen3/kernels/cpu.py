@@ -8,7 +8,6 @@ as it holds every weight that came from bfloat16. Signatures and meaning are tho
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 import warnings
@@ -263,25 +262,22 @@ def attend(
     plan: StepPlan, k_cache: Tensor, v_cache: Tensor,
 ) -> Tensor:  # fmt: skip
     """See `reference_engine.attend`."""
-    library = native.library() if cpu_attend.fits(qkv, heads, kv_heads, k_cache) else None
-    if library is not None:
-        return _compiled(library, qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
     q = rope_cache(qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
     return paged_attention(q, plan, k_cache, v_cache).reshape(q.shape[0], -1)
 
 
-def _compiled(
-    library: ctypes.CDLL, qkv: Tensor, heads: int, kv_heads: int, q_weight: Tensor, k_weight: Tensor, eps: float,
+def compiled_attend(
+    qkv: Tensor, heads: int, kv_heads: int, q_weight: Tensor, k_weight: Tensor, eps: float,
     plan: StepPlan, k_cache: Tensor, v_cache: Tensor,
 ) -> Tensor:  # fmt: skip
-    """`attend` by the compiled kernels; chunks of prompts as above."""
-    q = cpu_attend.rope_cache(
-        library, qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache
-    )  # fmt: skip
-    chunks = cpu_attend.singles(plan).chunks
+    """`attend` by the compiled kernels, where there are any that take this; chunks of prompts as there."""
+    library = native.library() if cpu_attend.fits(qkv, heads, kv_heads, k_cache) else None
+    if library is None:
+        return attend(qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
+    q = cpu_attend.rope_cache(library, qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
     out = torch.empty_like(q)
-    if chunks:
-        for first, last, length, at, blocks in _step(plan, k_cache.shape[1], k_cache.shape[-1]).rows:
+    if cpu_attend.singles(plan).chunks:
+        for first, last, length, at, blocks in _step(plan, *k_cache.shape[1::2]).rows:
             if last - first > 1:
                 k, v = _keys(k_cache, length, at, blocks, q.dtype), _keys(v_cache, length, at, blocks, q.dtype)
                 out[first:last] = _chunk(q[first:last], k, v)
@@ -292,5 +288,6 @@ def _compiled(
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "fused_linear": fused_linear,
     "attend": attend,
+    "compiled_attend": compiled_attend,
 }
 """What `dispatch` registers as "cpu"."""

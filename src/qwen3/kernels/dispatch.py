@@ -155,10 +155,11 @@ def fused_linear(x: Tensor, weight: Any, *, overwrite: bool = False, **how: Any)
 
 def attend(
     qkv: Tensor, heads: int, kv_heads: int, q_weight: Tensor, k_weight: Tensor, eps: float,
-    plan: StepPlan, k_cache: Tensor, v_cache: Tensor,
+    plan: StepPlan, k_cache: Tensor, v_cache: Tensor, *, compiled: bool = False,
 ) -> Tensor:  # fmt: skip
-    """See `reference_engine.attend`."""
-    return _pick("attend", qkv.device.type)[1](qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
+    """See `reference_engine.attend`. compiled: by kernels that are compiled on this machine at their first use."""
+    run = _pick("compiled_attend" if compiled else "attend", qkv.device.type)[1]
+    return run(qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
 
 
 def decode_inputs(
@@ -178,6 +179,7 @@ for _name in ("linear", "rms_norm", "qk_norm_rope", "silu_mul", "attention", "ro
     register(_name, "reference", getattr(reference, _name), _ANYWHERE)
 for _name in ("fused_linear", "attend", "decode_inputs", "uniform_logits"):
     register(_name, "reference", getattr(reference_engine, _name), _ANYWHERE)
+register("compiled_attend", "reference", reference_engine.attend, _ANYWHERE)
 register("fp8_linear", "reference", fp8.fp8_linear, _ANYWHERE)
 register("packed_linear", "reference", packed.linear, _ANYWHERE)
 register("packed_linear", "cpu", packed.compiled_linear, ("cpu",))

@@ -124,7 +124,7 @@ def _packing(quantization: str | None, dtype: Any, target: torch.device) -> str 
         if native.library() is None:
             warnings.warn(f"weights={quantization!r} will be slow: {native.state()}", stacklevel=4)
         return quantization
-    return "kept" if target.type == "cpu" and dtype is None and native.library() is not None else None
+    return "kept" if target.type == "cpu" and dtype is None else None
 
 
 def quantize_model(model: Qwen3, quantization: str = "fp8") -> Qwen3:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qwen3 import kernels
 from qwen3.kernels import StepPlan
+from qwen3.kernels.packed import PackedWeight
 
 if TYPE_CHECKING:
     from qwen3.model.network import Qwen3
@@ -67,6 +68,8 @@ class Stepper:
                 router,
             )
             self.layers.append(weights)
+        # Weights of few bits have had the kernels compiled; others are not to wait for a compiler at their first step.
+        self.compiled = any(isinstance(weights.qkv, PackedWeight) for weights in self.layers)
 
     def hidden(
         self,
@@ -91,7 +94,9 @@ class Stepper:
         x = F.embedding(ids, self.embedding) if embedded is None else embedded
         for i, w in enumerate(self.layers):
             qkv = linear(x, w.qkv, norm=w.norm1, eps=self.eps, invariant=invariant)
-            seen = kernels.attend(qkv, heads, kv_heads, w.q_norm, w.k_norm, self.eps, plan, k_cache[i], v_cache[i])
+            seen = kernels.attend(
+                qkv, heads, kv_heads, w.q_norm, w.k_norm, self.eps, plan, k_cache[i], v_cache[i], compiled=self.compiled
+            )
             x = linear(seen, w.out, residual=x, invariant=invariant, overwrite=True)
             if w.router is None:
                 h = linear(x, w.up, norm=w.norm2, eps=self.eps, silu=True, invariant=invariant)
