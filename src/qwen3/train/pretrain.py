@@ -23,9 +23,10 @@ from qwen3.model import Qwen3
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.bits_per_byte import Text, bits_per_byte
 from qwen3.train.corpus.readers import read
-from qwen3.train.corpus.shards import MANIFEST, Shards, write_shards
+from qwen3.train.corpus.shards import Shards, write_shards
 from qwen3.train.forward import Checkpointing
 from qwen3.train.fp8 import Fp8
+from qwen3.train.manifests import MANIFEST
 from qwen3.train.memory import check_memory, plan_memory
 from qwen3.train.mixture import Lane, Mixture, Rows, Source, Stream, kept_out
 from qwen3.train.needle import choices, needle_test, set_rope, stretched

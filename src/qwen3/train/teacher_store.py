@@ -37,11 +37,11 @@ from qwen3.train.distill_losses import top_of
 from qwen3.train.feeds import Feed, micro_batches
 from qwen3.train.forward import BatchTensors, Forward, to_tensors
 from qwen3.train.losses import chunk_for
+from qwen3.train.manifests import MANIFEST, begun, clear_marks, fingerprint, finish, mark_done, read_json
 from qwen3.train.packing import IGNORED
 from qwen3.train.samples import TokenSample
 
 FORMAT = "qwen3-teacher-1"
-MANIFEST = "manifest.json"
 _NUMBER = "number"  # stream: which sample of a batch a place is of
 
 
@@ -156,19 +156,18 @@ def write_store(
         "k": k, "temperature": temperature, "data": json.loads(json.dumps(data)), "chunks": chunks,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    done, whole = _begun(folder, about), (folder / MANIFEST).exists()
+    done, whole = begun(folder, about, "a teacher's store with", _read_manifest), (folder / MANIFEST).exists()
     for number in range(len(done), 0 if whole else chunks):
         if over():
             return None
         entry = _write_shard(folder, number, samples(number), teacher, rows, k, temperature, length)
         done.append(entry)
-        _write_json(folder / f"{number:05d}.done", {"about": about, "entry": entry})
+        mark_done(folder, number, about, entry)
         if tell is not None:
             tell(number + 1, sum(one["samples"] for one in done))
     if not whole:
         _finish(folder, about, done)
-    for path in folder.glob("[0-9]*.done"):
-        path.unlink()
+    clear_marks(folder)
     return TeacherStore(folder, tokenizer)
 
 
@@ -176,7 +175,7 @@ def _finish(folder: Path, about: Mapping[str, Any], done: Sequence[Mapping[str, 
     sums = {name: sum(entry[name] for entry in done) for name in ("samples", "tokens", "trained")}
     if not sums["trained"]:
         raise UsageError(f"{folder}: no sample has a trained token; there is nothing to learn from")
-    _write_json(folder / MANIFEST, {**about, **sums, "shards": done})
+    finish(folder, {**about, **sums, "shards": done})
 
 
 class TeacherStore(Sequence[TokenSample]):
@@ -199,7 +198,7 @@ class TeacherStore(Sequence[TokenSample]):
             path = self.folder / f"{entry['name']}.safetensors"
             if not path.is_file() or path.stat().st_size != entry["size"]:
                 raise CorruptFileError(f"{path}: missing or of another size than {entry['size']:,} bytes; make it anew")
-        self.fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        self.fingerprint = fingerprint(about)
         self._firsts = np.cumsum([0, *(entry["samples"] for entry in about["shards"])])
 
     def __len__(self) -> int:
@@ -284,51 +283,13 @@ def _write_shard(
     }  # fmt: skip
 
 
-def _begun(folder: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Entries of the shards that are whole. Raises UsageError where they are not of this call."""
-    for left in folder.glob(".*.partial"):  # of a process that was killed
-        left.unlink()
-    if (folder / MANIFEST).exists():
-        _same(folder, _read_manifest(folder), about)
-        return []
-    entries: list[dict[str, Any]] = []
-    while (path := folder / f"{len(entries):05d}.done").exists():
-        found = _read_json(path)
-        _same(folder, found["about"], about)
-        entries.append(found["entry"])
-    return entries
-
-
-def _same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise UsageError(
-                f"{folder} holds a teacher's store with {name} {found.get(name)!r:.200}, not {value!r:.200}: give "
-                "another folder, or delete it to begin anew"
-            )
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.exists():
         if any(folder.glob("[0-9]*.done")):
             raise CorruptFileError(f"{folder}: this store is unfinished; run what writes it again")
         raise ModelNotFoundError(f"{folder}: there is no teacher's store here (no {MANIFEST})")
-    about = _read_json(path)
+    about = read_json(path)
     if about.get("format") != FORMAT or not {"teacher", "tokenizer", "k", "temperature", "shards"} <= about.keys():
         raise CorruptFileError(f"{path}: not a manifest of {FORMAT}")
     return about
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise CorruptFileError(f"{path}: not a JSON object; delete the folder and make the store anew")
-    return found
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_atomic(path, [json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"])

@@ -42,9 +42,10 @@ from qwen3.train.corpus.filters.sanity import Sanity
 from qwen3.train.corpus.filters.urls import Urls
 from qwen3.train.corpus.minhash import MinHash
 from qwen3.train.corpus.readers import expand, read_file
-from qwen3.train.corpus.shards import MANIFEST, Shards, tokenizer_fingerprint, write_shards
+from qwen3.train.corpus.shards import Shards, tokenizer_fingerprint, write_shards
 from qwen3.train.corpus.tally import SAMPLES, Step, Tally
 from qwen3.train.corpus.work import Mapper, Work, mapper
+from qwen3.train.manifests import MANIFEST
 from qwen3.train.parts import begin_parts, write_rows
 from qwen3.train.recipe import Recipe, key
 from qwen3.train.run import Run, duration

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from qwen3.checkpoint.journal import write_atomic
 from qwen3.errors import CorruptFileError, ModelNotFoundError, UsageError
 from qwen3.tokenizer import Tokenizer
+from qwen3.train.manifests import MANIFEST, begun, clear_marks, fingerprint, finish, mark_done, read_json
 
 FORMAT = "qwen3-shards-1"
-MANIFEST = "manifest.json"
 _CHUNK = 1 << 22
 
 Ids = Sequence[int] | NDArray[np.int32]
@@ -58,9 +58,9 @@ def write_shards(
         "sources": json.loads(json.dumps(sources or {})),
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    done = _begun(folder, about)
+    done = begun(folder, about, "shards that were made with", _read_manifest)
     if (folder / MANIFEST).exists():
-        _clear(folder)
+        clear_marks(folder)
         return Shards(folder)
     first = sum(entry["documents"] for entry in done)
     tokens = sum(entry["tokens"] for entry in done)
@@ -73,8 +73,8 @@ def write_shards(
     if not done:
         raise UsageError(f"{folder}: there is no document to write")
     whole = about | {name: sum(entry[name] for entry in done) for name in ("documents", "tokens", "bytes")}
-    _write_json(folder / MANIFEST, whole | {"shards": done})
-    _clear(folder)
+    finish(folder, whole | {"shards": done})
+    clear_marks(folder)
     return Shards(folder)
 
 
@@ -99,7 +99,7 @@ class Shards(Sequence[NDArray[np.int32]]):
         self.tokens, self.bytes = int(about["tokens"]), int(about["bytes"])
         self.vocabulary = int(about["vocabulary"])
         self._dtype = np.dtype(about["dtype"]).newbyteorder("<")
-        self.fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        self.fingerprint = fingerprint(about)
         self._offsets: list[NDArray[np.int64]] = []
         sizes = []
         for entry in about["shards"]:
@@ -219,37 +219,8 @@ def _write_shard(
         "name": name, "documents": len(sizes), "tokens": offsets[-1], "bytes": sum(sizes),
         "sha256": {"tokens": digest.hexdigest(), "index": hashlib.sha256(index).hexdigest()},
     }  # fmt: skip
-    _write_json(folder / f"{name}.done", {"about": about, "entry": entry})
+    mark_done(folder, number, about, entry)
     return entry
-
-
-def _begun(folder: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Entries of the shards that are whole. Raises UsageError where they are not of this call."""
-    for left in folder.glob(".*.partial"):  # of a process that was killed
-        left.unlink()
-    if (folder / MANIFEST).exists():
-        _same(folder, _read_manifest(folder), about)
-        return []
-    entries: list[dict[str, Any]] = []
-    while (path := folder / f"{len(entries):05d}.done").exists():
-        found = _read_json(path)
-        _same(folder, found["about"], about)
-        entries.append(found["entry"])
-    return entries
-
-
-def _same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise UsageError(
-                f"{folder} holds shards that were made with {name} {found.get(name)!r:.200}, not {value!r:.200}: give "
-                "another folder, or delete it to begin anew"
-            )
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.glob("[0-9]*.done"):
-        path.unlink()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -261,25 +232,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         if begun:
             raise CorruptFileError(f"{folder}: its shards are unfinished (no {MANIFEST}); run what writes them again")
         raise ModelNotFoundError(f"{folder}: no shards here (no {MANIFEST})")
-    about = _read_json(path)
+    about = read_json(path)
     fields = {"dtype", "vocabulary", "tokenizer", "documents", "tokens", "bytes", "shards"}
     if about.get("format") != FORMAT or not fields <= about.keys() or about["dtype"] not in ("uint16", "uint32"):
         raise CorruptFileError(f"{path}: not a manifest of {FORMAT}")
     return about
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError:
-        raise CorruptFileError(f"{path}: not JSON; delete the folder and make the shards anew") from None
-    if not isinstance(found, dict):
-        raise CorruptFileError(f"{path}: not a JSON object; delete the folder and make the shards anew")
-    return found
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_atomic(path, [json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"])
 
 
 def _check_size(path: Path, size: int) -> None:
