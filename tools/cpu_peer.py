@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The same GGUF files through this engine and through llama.cpp, turn about, on one CPU.
 
-    python -m venv peer && peer/bin/pip install llama-cpp-python gguf
+    python -m venv peer && peer/bin/pip install llama-cpp-python
     python tools/cpu_peer.py --peer peer/bin/python --rounds 3 --out benchmarks/DATE-cpu-peer.json
 
 Random weights at a published shape (--size), the official vocabulary, written once to --room. Measured, each in a
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src")]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 PROMPT, OUTPUT, STREAMS, LONG = 128, 64, 8, 512
 KINDS = ("Q4_0", "Q8_0", "Q4_K_M")
 # bytes of a block, its elements, where its float16 scale is and that of its minima, and what its integers spread by
@@ -37,7 +37,7 @@ BLOCKS = {
 
 def main() -> int:
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    options.add_argument("--peer", type=Path, required=True, help="a Python with llama-cpp-python and gguf")
+    options.add_argument("--peer", type=Path, required=True, help="a Python with llama-cpp-python")
     options.add_argument("--size", default="0.6B", help="of the published dense shapes")
     options.add_argument("--room", type=Path, default=Path("/var/tmp/qwen3-cpu-peer"), help="for the files (1 GB)")
     options.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:2])
@@ -54,7 +54,7 @@ def main() -> int:
         Tokenizer.from_pretrained().save(words)
     for kind, file in files.items():
         if not file.exists():
-            child(chosen.peer, "make", chosen.size, kind, str(file))
+            child(Path(sys.executable), "make", chosen.size, kind, str(file))
     turns = [("llama.cpp", kind, chosen.peer, "llama", str(file)) for kind, file in files.items()]
     turns += [("qwen3", kind, Path(sys.executable), "ours", str(file)) for kind, file in files.items()]
     if "Q4_0" in files:
@@ -115,64 +115,30 @@ def make(size: str, kind: str, out: str) -> None:
     import gguf
     import numpy as np
 
-    sys.path.append(str(ROOT / "src"))
     from qwen3 import family
+    from qwen3.checkpoint.names import official_shapes
+    from tests.checkpoint.gguf.build import describe, place
 
     config, rng = family.MODELS[f"Qwen3-{size}"].config, np.random.default_rng(0)
     writer = gguf.GGUFWriter(out, "qwen3")
-    writer.add_name(f"random {size}")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(float(config.rope_theta))
-    words = json.loads((Path(out).parent / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
-    names, types = [f"[PAD{i}]" for i in range(config.vocab_size)], [5] * config.vocab_size
-    for text, i in words["model"]["vocab"].items():
-        names[i], types[i] = text, 1
-    for token in words["added_tokens"]:
-        names[token["id"]], types[token["id"]] = token["content"], 3 if token["special"] else 4
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(names)
-    writer.add_token_types(types)
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in words["model"]["merges"]])
-    writer.add_eos_token_id(config.eos_token_id)
-    writer.add_bos_token_id(config.bos_token_id)
-    writer.add_add_bos_token(False)
-
-    def matrix(name: str, rows: int, columns: int, more: bool = False) -> None:
-        """more: Q4_K_M has it in Q6_K."""
+    describe(writer, Path(out).parent / "tokenizer", config)
+    for official, shape in official_shapes(config).items():
+        name, _ = place(official)
+        if len(shape) == 1:
+            writer.add_tensor(name, np.ones(shape, dtype=np.float32))
+            continue
+        # as Q4_K_M has it: more bits for the embedding, and in every other layer for two matrices
+        more = name == "token_embd.weight" or (
+            name.endswith(("attn_v.weight", "ffn_down.weight")) and int(name.split(".")[1]) % 2 == 0
+        )
         own = kind if kind != "Q4_K_M" else "Q6_K" if more else "Q4_K"
-        size, block, at, least_at, spread = BLOCKS[own]
-        raw = rng.integers(0, 256, (rows, columns // block, size), dtype=np.uint8)
-        scale = rng.random((rows, columns // block, 1), dtype=np.float32) * 0.04 / spread
+        width, block, at, least_at, spread = BLOCKS[own]
+        raw = rng.integers(0, 256, (shape[0], shape[1] // block, width), dtype=np.uint8)
+        scale = rng.random((shape[0], shape[1] // block, 1), dtype=np.float32) * 0.04 / spread
         raw[..., at : at + 2] = scale.astype(np.float16).view(np.uint8)
         if least_at is not None:  # values lie around 0
             raw[..., least_at : least_at + 2] = (scale * 7.5).astype(np.float16).view(np.uint8)
-        writer.add_tensor(name, raw.reshape(rows, -1), raw_dtype=gguf.GGMLQuantizationType[own])
-
-    def norm(name: str, columns: int) -> None:
-        writer.add_tensor(name, np.ones(columns, dtype=np.float32))
-
-    h, d = config.hidden_size, config.head_dim
-    matrix("token_embd.weight", config.vocab_size, h, True)
-    norm("output_norm.weight", h)
-    for i in range(config.num_hidden_layers):
-        for name, width in (("attn_norm", h), ("ffn_norm", h), ("attn_q_norm", d), ("attn_k_norm", d)):
-            norm(f"blk.{i}.{name}.weight", width)
-        for name, rows, columns in (
-            ("attn_q", config.num_attention_heads * d, h), ("attn_k", config.num_key_value_heads * d, h),
-            ("attn_v", config.num_key_value_heads * d, h), ("attn_output", h, config.num_attention_heads * d),
-            ("ffn_gate", config.intermediate_size, h), ("ffn_up", config.intermediate_size, h),
-            ("ffn_down", h, config.intermediate_size),
-        ):  # fmt: skip
-            matrix(f"blk.{i}.{name}.weight", rows, columns, name in ("attn_v", "ffn_down") and i % 2 == 0)
+        writer.add_tensor(name, raw.reshape(shape[0], -1), raw_dtype=gguf.GGMLQuantizationType[own])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+from qwen3.train import questions
 from qwen3.train.run import Run
 
 
@@ -24,3 +28,16 @@ class Recorder(Run):
     @property
     def over(self) -> bool:
         return len(self.logged) >= self.stop_after
+
+
+def change_model_after_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was sampled is then not of the policy that is trained."""
+    real = questions.rollouts
+
+    def perturbed(engine: Any, *args: Any, **options: Any) -> Any:
+        found = real(engine, *args, **options)
+        with torch.no_grad():
+            engine.model.norm.weight.mul_(1.2)
+        return found
+
+    monkeypatch.setattr(questions, "rollouts", perturbed)

@@ -15,7 +15,7 @@ import torch
 from qwen3.errors import UsageError
 from qwen3.model import Qwen3
 from qwen3.tokenizer import Tokenizer
-from qwen3.train import distill, questions
+from qwen3.train import distill
 from qwen3.train.cold_start import Question
 from qwen3.train.distill import Distill, run_distill, token_kinds
 from qwen3.train.optim import OptimConfig
@@ -24,7 +24,7 @@ from qwen3.train.run import TrainingError
 from qwen3.train.start import Job
 from qwen3.train.teacher_store import Teacher
 from tests.fixtures import random_checkpoint, random_model, tiny_config
-from tests.train.recorder import Recorder
+from tests.train.recorder import Recorder, change_model_after_sampling
 
 TOK = Tokenizer.from_pretrained().prefix(608)
 OPTIM = OptimConfig(kind="adamw", matrix_lr=3e-3, vector_lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
@@ -113,15 +113,7 @@ def test_a_resumed_run_is_the_same(tmp_path: Path, mode: str) -> None:
 
 
 def test_sampler_and_trainer_must_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = questions.rollouts
-
-    def perturbed(engine: Any, *args: Any, **options: Any) -> Any:
-        found = real(engine, *args, **options)
-        with torch.no_grad():
-            engine.model.norm.weight.mul_(1.2)
-        return found
-
-    monkeypatch.setattr(questions, "rollouts", perturbed)
+    change_model_after_sampling(monkeypatch)
     with pytest.raises(TrainingError, match=r"before update 1 .* they do not compute the same policy"):
         run_distill(ON, job(Recorder(tmp_path)))
 

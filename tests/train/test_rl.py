@@ -16,7 +16,7 @@ from qwen3.chat import encode
 from qwen3.errors import UsageError
 from qwen3.model import Qwen3
 from qwen3.tokenizer import Tokenizer
-from qwen3.train import questions, rl
+from qwen3.train import rl
 from qwen3.train.cold_start import Question
 from qwen3.train.optim import OptimConfig
 from qwen3.train.packing import pack
@@ -29,7 +29,7 @@ from qwen3.train.samples import completion_sample
 from qwen3.train.start import Job
 from qwen3.train.trainer import Trainer
 from tests.fixtures import random_model, tiny_config
-from tests.train.recorder import Recorder
+from tests.train.recorder import Recorder, change_model_after_sampling
 
 TOK = Tokenizer.from_pretrained().prefix(608)
 OPTIM = OptimConfig(kind="adamw", matrix_lr=1e-3, vector_lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
@@ -71,15 +71,7 @@ def test_the_reward_rises(tmp_path: Path, loss: Any) -> None:
 
 
 def test_sampler_and_trainer_must_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = questions.rollouts
-
-    def perturbed(engine: Any, *args: Any, **options: Any) -> Any:
-        found = real(engine, *args, **options)
-        with torch.no_grad():
-            engine.model.norm.weight.mul_(1.2)
-        return found
-
-    monkeypatch.setattr(questions, "rollouts", perturbed)
+    change_model_after_sampling(monkeypatch)
     with pytest.raises(TrainingError, match=r"before update 1 .* on average and .* at the 99.9th percentile"):
         run_rl(STAGE, job(Recorder(tmp_path)))
 

@@ -14,6 +14,7 @@ import torch
 
 from qwen3.checkpoint.gguf.files import part_names
 from qwen3.checkpoint.names import official_views
+from qwen3.config import ModelConfig
 from qwen3.model import Qwen3, load_model
 
 U32, I32, F32, BOOL, STRING, ARRAY, U64 = 4, 5, 6, 7, 8, 9, 10
@@ -135,7 +136,7 @@ def write(
     views = official_views(model.config, dict(model.named_parameters()))
     stored = as_gguf({name: view.numpy().copy() for name, view in views.items()})
     writer = gguf.GGUFWriter(file, "qwen3moe" if model.config.is_moe else "qwen3", split_max_tensors=parts)
-    _describe(writer, folder, model)
+    describe(writer, folder, model.config)
     back: dict[str, list[np.ndarray]] = {}
     for name, array in stored.items():
         chosen = kinds if isinstance(kinds, str) else kinds(name)
@@ -184,8 +185,8 @@ def random_blocks(array: np.ndarray, kind: Any) -> np.ndarray:
     return raw.reshape(*array.shape[:-1], -1)
 
 
-def _describe(writer: Any, folder: Path, model: Qwen3) -> None:
-    config = model.config
+def describe(writer: Any, folder: Path, config: ModelConfig) -> None:
+    """The metadata of a model with the tokenizer in `folder`."""
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
