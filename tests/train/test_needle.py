@@ -13,10 +13,11 @@ import torch
 
 from qwen3.checkpoint import save_checkpoint
 from qwen3.errors import UsageError
+from qwen3.tasks.base import interval
 from qwen3.tokenizer import Tokenizer
 from qwen3.train import needle as needles
 from qwen3.train.bits_per_byte import Text, bits_per_byte
-from qwen3.train.needle import NeedleDraw, choices, interval, long_claim, needle, needle_test, set_rope, stretched
+from qwen3.train.needle import NeedleDraw, choices, long_claim, needle, needle_test, set_rope, stretched
 from qwen3.train.packing import IGNORED, PackedBatch
 from tests.fixtures import random_model, tiny_config
 

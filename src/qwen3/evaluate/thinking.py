@@ -20,11 +20,11 @@ from qwen3.errors import UsageError
 from qwen3.evaluate.crowd import Case, Folded, Progress, Say, asker, drive
 from qwen3.evaluate.machine import commit, describe
 from qwen3.tasks import CONTROL_FAMILIES, FAMILIES, STEP_FAMILIES, Problem
+from qwen3.tasks.base import interval
 
 BUDGETS: tuple[int | None, ...] = (0, 8, 16, 32, 64, 96, 128, 192, 256, None)
 MAX_TOKENS = 3000
 """Of an answer and its thinking: three times what any held-out problem needs."""
-_Z = 1.959964
 
 Result = dict[str, Any]
 
@@ -45,12 +45,8 @@ def head(what: str, llm: LLM, command: str, **settings: Any) -> Result:
 
 def wilson(right: int, total: int) -> tuple[float, float]:
     """95 % interval of a share (E. B. Wilson 1927), in percent; (0, 100) of nothing."""
-    if not total:
-        return 0.0, 100.0
-    share, z = right / total, _Z * _Z
-    middle = (share + z / (2 * total)) / (1 + z / total)
-    half = _Z * math.sqrt(share * (1 - share) / total + z / (4 * total * total)) / (1 + z / total)
-    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+    low, high = interval(right, total)
+    return 100 * low, 100 * high
 
 
 def families_of(suite: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import re
 from abc import ABC, abstractmethod
@@ -19,6 +20,15 @@ def is_eval(key: str) -> bool:
     """
     digest = hashlib.sha256(key.encode()).digest()
     return int.from_bytes(digest[:8], "big") % 1000 < EVAL_PER_MILLE
+
+
+def interval(right: int, of: int) -> tuple[float, float]:
+    """95 % interval of a share (E. B. Wilson 1927)."""
+    if not of:
+        return 0.0, 1.0
+    z, p = 1.959963984540054, right / of
+    middle, half = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
+    return max(0.0, (middle - half) / (1 + z * z / of)), min(1.0, (middle + half) / (1 + z * z / of))
 
 
 @dataclass(frozen=True)

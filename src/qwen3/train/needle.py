@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from qwen3.errors import UsageError
 from qwen3.model import Qwen3, load_model
 from qwen3.model.load import best_device
 from qwen3.model.rope import Rotary
+from qwen3.tasks.base import interval
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.forward import BatchTensors, Forward, to_tensors
 from qwen3.train.packing import IGNORED, PackedBatch, pack
@@ -162,15 +162,6 @@ def _right(predict: Predict, prompt: list[int], answer: list[int]) -> bool:
     sample = completion_sample(prompt, answer)
     batch = pack([sample], 1, len(sample), 0)[0]
     return bool((np.asarray(predict(batch)) == batch.labels[batch.labels != IGNORED]).all())
-
-
-def interval(right: int, of: int) -> tuple[float, float]:
-    """95 % interval of a share (E. B. Wilson 1927)."""
-    if not of:
-        return 0.0, 1.0
-    z, p = 1.959963984540054, right / of
-    middle, half = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-    return max(0.0, (middle - half) / (1 + z * z / of)), min(1.0, (middle + half) / (1 + z * z / of))
 
 
 def long_claim(
