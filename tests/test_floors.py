@@ -20,7 +20,7 @@ FLOORS = {
     "kernels": 1,
     "model": 2, "checkpoint": 2, "sandbox": 2,
     "engine": 3, "llm": 3, "options": 3, "asking": 3, "vectors": 3, "tasks": 3,
-    "train": 4, "evaluate": 4, "serve": 4,
+    "train": 4, "evaluate": 4, "serve": 4, "quantize": 4,
     "cli": 5, "__main__": 5,
 }  # fmt: skip
 # A door to the other floors by names that load on first use; it may be imported for `__version__` and the packages.
