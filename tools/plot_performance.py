@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from qwen3.train.charts import chart  # noqa: E402 (the path is set above)
+from qwen3.charts import chart  # noqa: E402 (the path is set above)
 
 BENCHMARKS, DOCS = ROOT / "benchmarks", ROOT / "docs"
 PAGE = DOCS / "performance.md"

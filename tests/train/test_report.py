@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from qwen3.charts import chart
 from qwen3.errors import CorruptFileError, ModelNotFoundError
-from qwen3.train.charts import chart
 from qwen3.train.report import Curve, Record, logged_lines, write_report
 
 START = {

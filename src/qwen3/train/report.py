@@ -16,14 +16,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from qwen3.charts import Series, chart
 from qwen3.checkpoint.journal import write_atomic
 from qwen3.errors import CorruptFileError, ModelNotFoundError
-from qwen3.train.charts import Series, chart
+from qwen3.webpage import PALETTE, bullets, curves, number, preformatted, section, table, webpage
 
 _MOST = 400  # points of a curve
 _SAMPLES = 12
 _SAID = 400  # lines
-_PALETTE = ("#1e78d2", "#d9730d", "#2f9e62", "#b0489e", "#c04848", "#7a6ad0", "#8a8a30", "#2a9aa8")
 # Title -> measurements by name, or its beginning (with *). The others are drawn one by one behind them.
 _CHARTS = {
     "Loss": ("loss",),
@@ -45,23 +45,6 @@ _CHARTS = {
     "Load of experts": ("load*", "balance*", "router_entropy", "experts*"),
 }
 _PLAIN = {"update", "tokens", "trained", "seconds", "asked", "dropped"}  # said elsewhere, or not worth a curve
-
-_STYLE = """
-:root{--text:#1c1e21;--soft:#5b6068;--page:#ffffff;--card:#f5f6f8;--grid:#dcdfe4;--bad:#b3261e;--good:#1b7a43}
-@media(prefers-color-scheme:dark){:root{--text:#e6e8eb;--soft:#a0a6ae;--page:#15171a;--card:#1f2226;--grid:#353a41;
---bad:#ff8a80;--good:#6fcf97}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--text);background:var(--page);margin:0 auto;max-width:1180px;
-padding:1.5rem}
-h1{font-size:1.5rem;margin:0}h2{font-size:1.15rem;margin:2rem 0 .6rem}p{margin:.4rem 0}.soft{color:var(--soft)}
-.bad{color:var(--bad)}.good{color:var(--good)}
-table{border-collapse:collapse;font-size:.9rem;width:100%}th,td{text-align:left;padding:.25rem .7rem .25rem 0;
-border-bottom:1px solid var(--grid);vertical-align:top}td.n{font-variant-numeric:tabular-nums;white-space:nowrap}
-.curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));gap:1rem}
-.curves svg,pre{background:var(--card);border-radius:8px}svg{width:100%;height:auto}svg text{fill:var(--text)}
-svg rect{fill:none}svg line[stroke="#dddddd"]{stroke:var(--grid)}
-pre{padding:.8rem;overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
-.wide{overflow-x:auto}
-"""
 
 
 def logged_lines(folder: Path, needle: str = "") -> Iterator[dict[str, Any]]:
@@ -205,39 +188,16 @@ def page(folder: Path, record: Record, said: list[str]) -> str:
     name = str(start.get("recipe", folder.name))
     parts = [
         _head(folder, name, start, record),
-        _section("Warnings", _warnings(record, said)),
-        _section("What to run next", _next(folder, start, record)),
-        _section("Stages", _stages(record)),
-        _section("Evaluations", _evaluations(record)),
-        _section("Curves", _curves(record)),
-        _section("Samples", _samples(record)),
-        _section("What was derived, and why", _pre("\n".join(said[-_SAID:]))),
-        _section("Keys", _keys(start)),
+        section("Warnings", _warnings(record, said)),
+        section("What to run next", _next(folder, start, record)),
+        section("Stages", _stages(record)),
+        section("Evaluations", _evaluations(record)),
+        section("Curves", _curves(record)),
+        section("Samples", _samples(record)),
+        section("What was derived, and why", preformatted("\n".join(said[-_SAID:]))),
+        section("Keys", _keys(start)),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(name)}</title>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" '
-        f'content="light dark"><style>{_STYLE}</style></head><body>\n{"".join(parts)}</body></html>\n'
-    )
-
-
-def _section(title: str, body: str) -> str:
-    return f"<h2>{title}</h2>\n{body}\n" if body else ""
-
-
-def _pre(text: str) -> str:
-    return f"<pre>{escape(text)}</pre>" if text.strip() else ""
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>' if body else ""
-
-
-def _cell(value: Any) -> str:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return f'<td class="n">{_shown(value)}</td>' if number else f"<td>{escape(str(value))}</td>"
+    return webpage(name, "".join(parts))
 
 
 def _said(value: Any) -> Any:
@@ -245,10 +205,6 @@ def _said(value: Any) -> Any:
     if isinstance(value, list):
         return ",".join(str(_said(one)) for one in value)
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else value
-
-
-def _shown(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _head(folder: Path, name: str, start: Mapping[str, Any], record: Record) -> str:
@@ -275,7 +231,7 @@ def _warnings(record: Record, said: list[str]) -> str:
     found += [f"{name} was not finite in {count:,} lines of the log" for name, count in record.odd.items()]
     if record.unreadable:
         found.append(f"{record.unreadable:,} lines of the log could not be read: the run was killed as it wrote")
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in found)}</ul>" if found else ""
+    return bullets(found)
 
 
 def _next(folder: Path, start: Mapping[str, Any], record: Record) -> str:
@@ -292,7 +248,7 @@ def _next(folder: Path, start: Mapping[str, Any], record: Record) -> str:
             lines += ["# talk to the result, or serve it", f"qwen3 run {asked}", f"qwen3 serve {served}"]
             break
     lines += ["# draw this page again", f"qwen3 train report {shlex.quote(str(folder))}"]
-    return _pre("\n".join(lines))
+    return preformatted("\n".join(lines))
 
 
 def _stages(record: Record) -> str:
@@ -302,14 +258,14 @@ def _stages(record: Record) -> str:
         done, of = end.get("update", record.at.get(name, 0)), end.get("of", "")
         state = "finished" if end.get("finished") else "begun" if name in record.at else "to come"
         shown = {"finished", "update", "of", "seconds", "loss", "tokens", "tokens_per_second", "event", "stage"}
-        rest = ", ".join(f"{key} {_shown(value)}" for key, value in _numbers(end) if key not in shown)
+        rest = ", ".join(f"{key} {number(value)}" for key, value in _numbers(end) if key not in shown)
         loss = end.get("loss", record.curves[("loss", name)].last[1] if ("loss", name) in record.curves else "")
         seconds = _duration(end["seconds"]) if isinstance(end.get("seconds"), (int, float)) else ""
         speed = end.get("tokens_per_second", "")
         rows.append(
             [name, state, f"{done:,}{f' of {of:,}' if of else ''}", seconds, loss, end.get("tokens", ""), speed, rest]
         )
-    return _table(["stage", "", "updates", "time", "loss", "tokens", "tokens/s", ""], rows)
+    return table(["stage", "", "updates", "time", "loss", "tokens", "tokens/s", ""], rows)
 
 
 def _duration(seconds: float) -> str:
@@ -323,7 +279,7 @@ def _evaluations(record: Record) -> str:
         curve = record.curves[name, stage]
         at, last = curve.last
         rows.append([stage, name, last, int(at), *curve.best, record.counts[name, stage]])
-    return _table(["stage", "", "last", "at update", "lowest", "highest", "times"], rows)
+    return table(["stage", "", "last", "at update", "lowest", "highest", "times"], rows)
 
 
 def _curves(record: Record) -> str:
@@ -343,16 +299,16 @@ def _curves(record: Record) -> str:
     drawn = []
     for title, names in groups:
         found = [(name, stage) for name in names for stage in begins if (name, stage) in record.curves]
-        for i in range(0, len(found), len(_PALETTE)):
+        for i in range(0, len(found), len(PALETTE)):
             series = []
-            for (name, stage), colour in zip(found[i : i + len(_PALETTE)], _PALETTE, strict=False):
+            for (name, stage), colour in zip(found[i : i + len(PALETTE)], PALETTE, strict=False):
                 label = name if not several else stage if len(names) == 1 else f"{stage} {name}"
                 _, _, points, band = record.curves[name, stage].series("", "")
                 shift = begins[stage]
                 moved = [(x + shift, low, high) for x, low, high in band]
                 series.append(Series(label[-20:], colour, [(x + shift, y) for x, y in points], moved))
             drawn.append(chart(title, "updates", "", series, "linear"))
-    return f'<div class="curves">{"".join(drawn)}</div>' if drawn else ""
+    return curves(drawn)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -360,7 +316,9 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _samples(record: Record) -> str:
-    return "".join(f'<p class="soft">{escape(about)}</p>{_pre(text)}' for about, text in reversed(record.samples))
+    return "".join(
+        f'<p class="soft">{escape(about)}</p>{preformatted(text)}' for about, text in reversed(record.samples)
+    )
 
 
 def _keys(start: Mapping[str, Any]) -> str:
@@ -368,4 +326,4 @@ def _keys(start: Mapping[str, Any]) -> str:
     if not isinstance(keys, dict):
         return ""
     told = meanings if isinstance(meanings, dict) else {}
-    return _table(["key", "value", "meaning"], ([k, _said(v), told.get(k, "")] for k, v in keys.items()))
+    return table(["key", "value", "meaning"], ([k, _said(v), told.get(k, "")] for k, v in keys.items()))
