@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from qwen3.checkpoint.forms import Form
 from qwen3.checkpoint.names import fused_name, fused_shapes, official_views
-from qwen3.checkpoint.source import Form, Source, Stored
+from qwen3.checkpoint.source import Source, Stored
 from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
 from qwen3.kernels.packed import LANES, PackedWeight, pack, quantize_rtn

@@ -9,36 +9,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from qwen3.checkpoint.forms import Form
 from qwen3.checkpoint.fp8 import convert
 from qwen3.checkpoint.gguf.reader import is_gguf_path
 from qwen3.config import ModelConfig
 from qwen3.errors import CorruptFileError
 from qwen3.kernels.fp8 import Fp8Weight
-from qwen3.kernels.packed import LANES
 
 CHUNK_BYTES = 4 << 20  # of the widened rows that one thread holds
-
-
-class Form(NamedTuple):
-    """Numbers of `bits` in groups of so many columns, each with a scale and perhaps a minimum. fine: columns to an
-    integer scale beside that, if there is one; table: the numbers count in `kernels.packed.TABLE`."""
-
-    bits: int
-    group: int
-    mins: bool
-    fine: int = 0
-    table: bool = False
-
-    def nbytes(self, rows: int, columns: int) -> int:
-        """Of a matrix that a `PackedWeight` holds so."""
-        count, levels = -(-rows // LANES) * LANES * columns, 2 if self.mins else 1
-        marks = count // self.fine if self.fine else 0
-        return count * self.bits // 8 + levels * (2 * (count // self.group) + marks)
 
 
 class Stored(Protocol):

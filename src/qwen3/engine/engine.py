@@ -31,13 +31,14 @@ from qwen3.checkpoint.adapter import Adapter
 from qwen3.checkpoint.memory import dtype_bytes
 from qwen3.engine.adapters import Adapters, Adapting
 from qwen3.engine.blocks import BlockPool
+from qwen3.engine.budget import usual_chunk
 from qwen3.engine.cost import StepCost
 from qwen3.engine.deadline import Pace
 from qwen3.engine.draft import DraftModel
 from qwen3.engine.graphs import Graphs
 from qwen3.engine.machine import Machine
 from qwen3.engine.measures import keep_routes, measure, read_prompt
-from qwen3.engine.memory import plan_blocks, scratch_bytes
+from qwen3.engine.memory import plan_blocks
 from qwen3.engine.pickers import DevicePicked, DevicePicker, Drafted, Picked, Sample, make_picker
 from qwen3.engine.recording import Flight
 from qwen3.engine.request import Request
@@ -53,8 +54,6 @@ from qwen3.model import Qwen3
 from qwen3.model.load import DTYPES
 from qwen3.tokenizer import Tokenizer
 
-_PREFILL_CHUNK = {"cuda": (32768, 16384, 8192)}
-_SCRATCH_SHARE = 0.05  # of a device's memory that a step may take, where a smaller chunk can avoid it
 _MAX_BATCH = {"cuda": 256}
 _IDLE_CHUNK = {"cuda": 2048}  # most prompt tokens of a step that nobody asked for, else 256, and its longest time
 _IDLE_SECONDS = 0.25  # by estimate: who comes next waits for it
@@ -157,13 +156,9 @@ class Engine(Adapting):
         self._ahead: deque[Request] = deque(maxlen=MOST_AHEAD)
 
     def _usual_chunk(self) -> int:
-        """Long chunks suit long prompts; but a step's memory is the KV cache's loss."""
         model = self.model
-        for size in _PREFILL_CHUNK.get(model.device.type, (2048,)):
-            scratch = scratch_bytes(model.config, size, 1, dtype_bytes(model.dtype))
-            if model.device.type != "cuda" or scratch < _SCRATCH_SHARE * torch.cuda.mem_get_info(model.device)[1]:
-                break
-        return size
+        memory = torch.cuda.mem_get_info(model.device)[1] if model.device.type == "cuda" else 0
+        return usual_chunk(model.config, model.device.type, dtype_bytes(model.dtype), memory)
 
     def _make_runner(self, blocks: int | None, invariant: bool, uniform_routing: bool, beside: int) -> Runner:
         """With as large a KV pool as there is room for. An estimate that was too high is lowered until it fits."""

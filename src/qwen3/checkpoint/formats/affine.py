@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qwen3.checkpoint.formats.layout import Piece, Quantized
-from qwen3.checkpoint.source import Form
+from qwen3.checkpoint.forms import Form
 from qwen3.errors import ConfigError
 from qwen3.kernels.packed import FORMS, GROUPS
 

@@ -10,16 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qwen3.checkpoint.source import Form
-
-FORMS = {
-    "Q4_0": Form(4, 32, False), "Q4_1": Form(4, 32, True), "Q5_0": Form(5, 32, False), "Q5_1": Form(5, 32, True),
-    "Q8_0": Form(8, 32, False), "Q2_K": Form(2, 256, True, 16), "Q3_K": Form(3, 256, False, 16),
-    "Q4_K": Form(4, 256, True, 32), "Q5_K": Form(5, 256, True, 32), "Q6_K": Form(6, 256, False, 16),
-    "IQ4_NL": Form(4, 32, False, table=True), "IQ4_XS": Form(4, 256, False, 32, table=True),
-}  # fmt: skip
-"""Types that `kernels.packed` multiplies as they are."""
-
 Taken = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """q uint8 [n, elements of a block], scale float16 [n, 1], minimum likewise, integer scales int8 [n, levels, groups]:
 those of the numbers, then those of the minima."""

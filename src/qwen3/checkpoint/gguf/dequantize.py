@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qwen3.checkpoint.gguf.blocks import BITS, FORMS, NIBBLES, PAIRS, each, half, halves, part, planes, take_apart
+from qwen3.checkpoint.forms import FORMS
+from qwen3.checkpoint.gguf.blocks import BITS, NIBBLES, PAIRS, each, half, halves, part, planes, take_apart
 from qwen3.checkpoint.gguf.grids import FP4_VALUES, even_signs, grid, signs, values
 from qwen3.checkpoint.gguf.types import TensorType
 from qwen3.kernels.packed import TABLE

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qwen3.checkpoint.gguf.blocks import FORMS, Taken, packed_rows
+from qwen3.checkpoint.forms import FORMS, Form
+from qwen3.checkpoint.gguf.blocks import Taken, packed_rows
 from qwen3.checkpoint.gguf.dequantize import PLAIN, dequantize
 from qwen3.checkpoint.gguf.files import open_gguf
 from qwen3.checkpoint.gguf.names import Part, find_parts
 from qwen3.checkpoint.header import stamp
-from qwen3.checkpoint.source import Form, Stored, read_into
+from qwen3.checkpoint.source import Stored, read_into
 from qwen3.config import ModelConfig
 from qwen3.errors import CorruptFileError
 
