@@ -79,8 +79,8 @@ class SafetensorsSource:
         finish_interrupted_save(folder)
         stored, layout = stored_format(folder), find_layout(folder)
         self.path, self.config, self.headers = folder, config, read_headers(folder)
+        everything = official_entries(self.headers, config)  # which refuses a configuration out of all proportion
         shapes = official_shapes(config)
-        everything = official_entries(self.headers, config)
         self.entries, quantized = check_complete(folder, everything, shapes, config, stored, layout)
         with ExitStack() as stack:
             self._fds = {h.file: stack.enter_context(h.file.open("rb")).fileno() for h in self.headers}
