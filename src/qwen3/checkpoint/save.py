@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +23,13 @@ from qwen3.checkpoint.safetensors_io import CHUNK_BYTES, byte_view
 from qwen3.checkpoint.values import count_nan_inf
 from qwen3.config import DTYPE_BYTES
 from qwen3.errors import CorruptFileError, Qwen3Error, UsageError
+from qwen3.kernels.fp8 import FP8
 
-_DTYPE_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
+_DTYPE_NAMES = {
+    torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64", FP8: "F8_E4M3",
+    torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32", torch.uint32: "U32", torch.int64: "I64",
+}  # fmt: skip
+_WEIGHTS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)  # of a model that is not quantized
 
 
 class SavesItself(Protocol):
@@ -69,10 +75,10 @@ def save_checkpoint(
         raise UsageError(f"{folder}: a model with FP8 weights cannot be saved yet; load it without quantization")
     views = official_views(model.config, dict(model.named_parameters()))
     for name, view in views.items():
-        if view.is_meta or view.dtype not in _DTYPE_NAMES:
+        if view.is_meta or view.dtype not in _WEIGHTS:
             raise UsageError(f"{name} has {'no values' if view.is_meta else f'dtype {view.dtype}'}; it cannot be saved")
-    shards = _plan_shards(views, max_shard_bytes)
-    total = sum(view.numel() * view.element_size() for view in views.values())
+    shards = plan_shards(views, max_shard_bytes)
+    total = sum(view.nbytes for view in views.values())
     texts = _text_files(model, shards, total, generation_config, extra_files or {})
 
     with staging(folder) as stage:
@@ -88,27 +94,29 @@ def save_checkpoint(
                 if path.name not in written:
                     if path.name in texts:
                         raise UsageError(f"extra_files[{path.name!r}] is also written by the tokenizer; remove one")
-                    written[path.name] = _measure(path)
+                    written[path.name] = measure(path)
         for file_name, content in texts.items():
             (stage / file_name).write_bytes(content)
-            written[file_name] = _measure(stage / file_name)
-        manifest = {
-            "format": "qwen3 checkpoint 1",
-            "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(written.items())},
-        }
-        (stage / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        # config.json makes a folder a model and the manifest vouches for it: these two come last
-        order = [name for name in written if name != "config.json"] + ["config.json", MANIFEST]
-        commit(folder, stage, order=order, remove=[name for name in _old_files(folder) if name not in order])
+            written[file_name] = measure(stage / file_name)
+        put_in_place(folder, stage, written)
     return SaveReport(folder, written, len(views))
 
 
-def _plan_shards(views: Mapping[str, Tensor], max_shard_bytes: float) -> dict[str, list[str]]:
-    """File name → tensor names, filled greedily in name order as transformers does."""
+def put_in_place(folder: Path, stage: Path, written: Mapping[str, tuple[int, str]]) -> None:
+    """Writes the manifest and moves the files of `stage`, (bytes, sha256) by name, to where a checkpoint was."""
+    files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(written.items())}
+    (stage / MANIFEST).write_text(json.dumps({"format": "qwen3 checkpoint 1", "files": files}, indent=2) + "\n")
+    # config.json makes a folder a model and the manifest vouches for it: these two come last
+    order = [name for name in written if name != "config.json"] + ["config.json", MANIFEST]
+    commit(folder, stage, order=order, remove=[name for name in _old_files(folder) if name not in order])
+
+
+def plan_shards(views: Mapping[str, Tensor], max_shard_bytes: float) -> dict[str, list[str]]:
+    """File name → tensor names, filled greedily in name order as transformers does; tensors may be on "meta"."""
     groups: list[list[str]] = [[]]
     used = 0
     for name, view in views.items():
-        size = view.numel() * view.element_size()
+        size = view.nbytes
         if groups[-1] and used + size > max_shard_bytes:
             groups.append([])
             used = 0
@@ -134,8 +142,7 @@ def _text_files(
     if generation_config is not None:
         texts["generation_config.json"] = _json(dict(generation_config))
     if len(shards) > 1:
-        weight_map = {name: file_name for file_name, names in shards.items() for name in names}
-        texts[INDEX] = _json({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+        texts[INDEX] = index_text(shards, total)
     taken = {*texts, *shards, MANIFEST, JOURNAL, SINGLE, INDEX}
     for name, content in extra_files.items():
         if not name or Path(name).name != name or name.startswith(".") or name in taken:
@@ -144,45 +151,61 @@ def _text_files(
     return texts
 
 
+def index_text(shards: Mapping[str, list[str]], total: int) -> bytes:
+    """The file beside several shards; total: bytes of all tensors."""
+    weight_map = {name: file_name for file_name, names in shards.items() for name in names}
+    return _json({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+
 def _json(data: Any) -> bytes:
     return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write_shard(path: Path, views: dict[str, Tensor]) -> tuple[int, str]:
     """Writes one safetensors file as the safetensors library lays it out; (bytes, sha256)."""
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    ordered = sorted(views.items(), key=lambda item: (-item[1].element_size(), _DTYPE_NAMES[item[1].dtype], item[0]))
-    for name, view in ordered:
-        end = position + view.numel() * view.element_size()
-        table[name] = {"dtype": _DTYPE_NAMES[view.dtype], "shape": list(view.shape), "data_offsets": [position, end]}
-        position = end
-    header = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
-    header += b" " * (-len(header) % 8)
+    header, ordered = shard_header(views)
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for block in _blocks(len(header).to_bytes(8, "little") + header, ordered):
+        pieces: Iterator[bytes | memoryview] = chain([header], *(blocks(name, views[name]) for name in ordered))
+        for block in pieces:
             file.write(block)
             digest.update(block)
         return file.tell(), digest.hexdigest()
 
 
-def _blocks(header: bytes, ordered: list[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
-    yield header
+def shard_header(views: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
+    """(what such a file begins with, name → the byte at which each tensor begins, in that order)."""
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    ordered = sorted(views.items(), key=lambda item: (-item[1].element_size(), _DTYPE_NAMES[item[1].dtype], item[0]))
     for name, view in ordered:
-        flat = view.reshape(-1)
-        step = CHUNK_BYTES // view.element_size()
-        bad, parts = 0, range(0, len(flat), step)
-        for start in parts:
-            chunk = flat[start : start + step].cpu()
-            bad += sum(count_nan_inf(chunk))
-            if bad:
-                bad += sum(sum(count_nan_inf(flat[later : later + step])) for later in parts if later > start)
-                raise CorruptFileError(f"not saved: {name} has {bad} NaN or infinite values out of {len(flat)}")
-            yield byte_view(chunk.contiguous())
+        end = position + view.nbytes
+        table[name] = {"dtype": _DTYPE_NAMES[view.dtype], "shape": list(view.shape), "data_offsets": [position, end]}
+        position = end
+    header = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    first = 8 + len(header)
+    return len(header).to_bytes(8, "little") + header, {
+        name: first + table[name]["data_offsets"][0] for name, _ in ordered
+    }
 
 
-def _measure(path: Path) -> tuple[int, str]:
+def blocks(name: str, view: Tensor) -> Iterator[memoryview]:
+    """A tensor's bytes, CorruptFileError for values that are not finite."""
+    flat = view.reshape(-1)
+    step = CHUNK_BYTES // view.element_size()
+    bad, parts = 0, range(0, len(flat), step)
+    for start in parts:
+        chunk = flat[start : start + step].cpu()
+        bad += sum(count_nan_inf(chunk)) if chunk.is_floating_point() else 0
+        if bad:
+            bad += sum(sum(count_nan_inf(flat[later : later + step])) for later in parts if later > start)
+            raise CorruptFileError(f"not saved: {name} has {bad} NaN or infinite values out of {len(flat)}")
+        yield byte_view(chunk.contiguous())
+
+
+def measure(path: Path) -> tuple[int, str]:
+    """(bytes, sha256 in hex)."""
     with path.open("rb") as file:
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
