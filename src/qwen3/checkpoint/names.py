@@ -53,34 +53,36 @@ def official_views(config: ModelConfig, params: Mapping[str, Tensor]) -> dict[st
     parameter. `lm_head.weight` is absent when the embeddings are tied. Names as in the published Qwen3 checkpoints.
     Raises KeyError naming a parameter that `params` lacks.
     """
-    d, m, f = config.head_dim, config.moe_intermediate_size, config.intermediate_size
-    q, k = config.num_attention_heads * d, config.num_key_value_heads * d
     out: dict[str, Tensor] = {EMBED: params["embed_tokens.weight"].detach()}
     for i in range(config.num_hidden_layers):
-        ours = {
-            name.removeprefix(f"layers.{i}."): params[name].detach()
-            for name in _layer_names(i, config.is_sparse_layer(i))
-        }
-        p = f"model.layers.{i}."
-        qkv = ours.pop("self_attn.qkv_proj.weight")
-        for name, part in zip("qkv", qkv.split((q, k, k)), strict=True):
-            out[f"{p}self_attn.{name}_proj.weight"] = part
-        if config.is_sparse_layer(i):
-            gate_up, down = ours.pop("mlp.experts.gate_up_proj"), ours.pop("mlp.experts.down_proj")
-            for e in range(config.num_experts):
-                gate, up = gate_up[e].split((m, m))
-                out[f"{p}mlp.experts.{e}.gate_proj.weight"] = gate
-                out[f"{p}mlp.experts.{e}.up_proj.weight"] = up
-                out[f"{p}mlp.experts.{e}.down_proj.weight"] = down[e]
-        else:
-            gate, up = ours.pop("mlp.gate_up_proj.weight").split((f, f))
-            out[f"{p}mlp.gate_proj.weight"] = gate
-            out[f"{p}mlp.up_proj.weight"] = up
-        out.update({p + name: tensor for name, tensor in ours.items()})
+        out.update(layer_views(config, i, params))
     out["model.norm.weight"] = params["norm.weight"].detach()
     if not config.tie_word_embeddings:
         out[HEAD] = params["lm_head.weight"].detach()
     return dict(sorted(out.items()))
+
+
+def layer_views(config: ModelConfig, layer: int, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`official_views` of one layer, whose parameters alone need be in `params`; not sorted."""
+    d, m, f = config.head_dim, config.moe_intermediate_size, config.intermediate_size
+    q, k = config.num_attention_heads * d, config.num_key_value_heads * d
+    sparse = config.is_sparse_layer(layer)
+    ours = {n.removeprefix(f"layers.{layer}."): params[n].detach() for n in _layer_names(layer, sparse)}
+    p = f"model.layers.{layer}."
+    qkv = ours.pop("self_attn.qkv_proj.weight")
+    out = {f"{p}self_attn.{n}_proj.weight": part for n, part in zip("qkv", qkv.split((q, k, k)), strict=True)}
+    if sparse:
+        gate_up, down = ours.pop("mlp.experts.gate_up_proj"), ours.pop("mlp.experts.down_proj")
+        for e in range(config.num_experts):
+            gate, up = gate_up[e].split((m, m))
+            out[f"{p}mlp.experts.{e}.gate_proj.weight"] = gate
+            out[f"{p}mlp.experts.{e}.up_proj.weight"] = up
+            out[f"{p}mlp.experts.{e}.down_proj.weight"] = down[e]
+    else:
+        gate, up = ours.pop("mlp.gate_up_proj.weight").split((f, f))
+        out[f"{p}mlp.gate_proj.weight"] = gate
+        out[f"{p}mlp.up_proj.weight"] = up
+    return out | {p + name: tensor for name, tensor in ours.items()}
 
 
 def fused_name(official: str) -> str:

@@ -70,7 +70,8 @@ class Spec:
     Hessian, in its mean diagonal. search: scales with the smallest error, not the largest value's. alpha: how much of
     the activations' spread W8A8 moves into the weights. fp8_scale: to a "tensor", "channel" (row) or "block" of
     128 × 128. rules: the first that matches counts. calibration: "qwen3" (built in), a file (.txt, .jsonl), "none"
-    (rtn and fp8, which need none; their default). samples sequences of length tokens, drawn by seed.
+    (rtn and fp8, which need none; their default). samples sequences of length tokens, drawn by seed. expert_tokens: an
+    expert that fewer calibration tokens reach is rounded to nearest, with a warning.
     """
 
     method: str = "gptq"
@@ -87,6 +88,7 @@ class Spec:
     calibration: str = ""
     samples: int = 128
     length: int = 512
+    expert_tokens: int = 128
     seed: int = 0
 
     def __post_init__(self) -> None:

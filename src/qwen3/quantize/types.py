@@ -27,7 +27,7 @@ class Grouped:
     def dequantize(self) -> Tensor:
         """float32 [N, K]."""
         columns = self.q.shape[1]
-        groups = torch.arange(columns) // self.group if self.order is None else self.order.long()
+        groups = torch.arange(columns, device=self.q.device) // self.group if self.order is None else self.order.long()
         zero = torch.full_like(self.scale, 1 << (self.bits - 1)) if self.zero is None else self.zero
         return (self.q.float() - zero.float()[:, groups]) * self.scale.float()[:, groups]
 
