@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -11,7 +12,12 @@ from qwen3.evaluate.bench import figure, measure, rows
 
 def bench(model: str | None, as_json: bool, **options: Any) -> int:
     """Prints the table, or the result object. Exit code 1 if a part failed; what was measured is shown all the same."""
-    result = measure(model or "embedded", say=note, **options)
+    # raised, not ended by it: the process that measures is ended on the way out
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        result = measure(model or "embedded", say=note, **options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if as_json:
         out_json(result)
     else:
