@@ -19,7 +19,7 @@ FLOORS = {
     "errors": 0, "config": 0, "family": 0, "tokenizer": 0, "chat": 0, "charts": 0, "webpage": 0,
     "kernels": 1,
     "model": 2, "checkpoint": 2, "sandbox": 2,
-    "engine": 3, "llm": 3, "options": 3, "asking": 3, "vectors": 3, "tasks": 3,
+    "engine": 3, "llm": 3, "options": 3, "asking": 3, "plan": 3, "vectors": 3, "tasks": 3,
     "train": 4, "evaluate": 4, "serve": 4, "quantize": 4,
     "cli": 5, "__main__": 5,
 }  # fmt: skip

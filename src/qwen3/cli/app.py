@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from qwen3.cli import app_diff
+
 MODEL_HELP = "Folder, GGUF file, tag (qwen3:0.6b), hub id (owner/name@REVISION:QUANT) or 'embedded', the default."
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")]
 Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)]
@@ -180,14 +182,43 @@ def run(
 
 
 @app.command(
-    help="What a model is: size, context, memory per token, thinking modes, sampling defaults, files.",
-    short_help="What a model is: size, context, modes, files.",
-    epilog="Example: qwen3 show qwen3:8b",
+    help="What a model is: size, context, memory per token, thinking modes, sampling defaults, files. With --plan: "
+    "which model fits where, in which format, with how much context.",
+    short_help="What a model is: size, context, modes, files; or what fits.",
+    epilog="Examples: qwen3 show qwen3:8b; qwen3 show --plan --memory 24GB",
 )
-def show(model: Model = None, as_json: Json = False) -> int:
+def show(
+    model: Model = None,
+    plan: Annotated[bool, typer.Option("--plan", help="What it takes and what fits; no MODEL: all members.")] = False,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="Of --plan: 24GB, 4x96GB; none: this machine's.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="Of --plan: cpu or cuda, where that memory is.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option("--context", metavar="N", help="Of --plan: tokens of a sequence (32768).")
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Of --plan: sequences at once (1).")] = None,
+    kv_dtype: Annotated[
+        str | None, typer.Option("--kv-dtype", metavar="NAME", help="Of --plan: fp8, bfloat16 or float32.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="Of --plan: one format alone, such as Q4_K_M.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    if plan:
+        from qwen3.cli import plan as planner
+
+        return planner.plan(
+            model, as_json,
+            memory=memory, device=device, context=context, batch=batch, kv_dtype=kv_dtype, format=format,
+        )  # fmt: skip
     from qwen3.cli import show as verb
 
-    return verb.show(model, as_json)
+    of_plan = {"memory": memory, "device": device, "context": context, "batch": batch, "kv_dtype": kv_dtype}
+    return verb.show(model, as_json, {**of_plan, "format": format})
 
 
 @app.command(
@@ -501,3 +532,7 @@ def train(
 
     told = [*([recipe] if recipe else []), *(words or ()), *(["--keys"] if keys else ())]
     return main(told, note, max_minutes, out_json if as_json else None)
+
+
+app.command(help=app_diff.HELP, short_help="What a variant of a model costs, in figures.",
+            epilog="Example: qwen3 diff embedded embedded+int4 --html report.html")(app_diff.diff)  # fmt: skip

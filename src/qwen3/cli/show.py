@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from qwen3 import family
@@ -14,14 +15,17 @@ from qwen3.checkpoint.mode import detect_mode
 from qwen3.cli.console import exact_parameters, out, out_json, parameters, size, table
 from qwen3.cli.models import on_disk
 from qwen3.config import ModelConfig
-from qwen3.errors import ModelNotFoundError
+from qwen3.errors import ModelNotFoundError, UsageError
 
 CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20
 
 
-def show(name: str | None, as_json: bool) -> int:
-    """Prints the facts, then the model's card for the embedded model."""
+def show(name: str | None, as_json: bool, of_plan: Mapping[str, Any]) -> int:
+    """Prints the facts, then the model's card for the embedded model. of_plan: flags that mean nothing here."""
+    given = next((flag for flag, value in of_plan.items() if value is not None), None)
+    if given is not None:
+        raise UsageError(f"--{given.replace('_', '-')} is of the planner: say --plan, too")
     facts = gather(name)
     if as_json:
         out_json(facts)
