@@ -102,10 +102,12 @@ def save_checkpoint(
     return SaveReport(folder, written, len(views))
 
 
-def put_in_place(folder: Path, stage: Path, written: Mapping[str, tuple[int, str]]) -> None:
-    """Writes the manifest and moves the files of `stage`, (bytes, sha256) by name, to where a checkpoint was."""
+def put_in_place(folder: Path, stage: Path, written: Mapping[str, tuple[int, str]], about: Any = None) -> None:
+    """Writes the manifest and moves the files of `stage`, (bytes, sha256) by name, to where a checkpoint was. about:
+    how they were made, JSON."""
     files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(written.items())}
-    (stage / MANIFEST).write_text(json.dumps({"format": "qwen3 checkpoint 1", "files": files}, indent=2) + "\n")
+    manifest = {"format": "qwen3 checkpoint 1", "files": files} | ({} if about is None else {"made": about})
+    (stage / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     # config.json makes a folder a model and the manifest vouches for it: these two come last
     order = [name for name in written if name != "config.json"] + ["config.json", MANIFEST]
     commit(folder, stage, order=order, remove=[name for name in _old_files(folder) if name not in order])

@@ -35,7 +35,7 @@ class Mlx:
     def parse(cls, where: str, data: Any) -> Mlx:
         bits, group, keys = _numbers(where, data)
         own: dict[str, tuple[int, int] | None] = {}
-        for name in [name for name in keys.left if "." in name]:
+        for name in [name for name in keys.left if "." in name or name == "lm_head"]:
             value = keys.left.pop(name)
             if value is False:
                 own[name] = None

@@ -17,10 +17,12 @@ from qwen3.quantize.types import Grouped, Rounded
 
 
 class Format(Protocol):
-    """key: of config.json, which says how the weights are stored."""
+    """key: of config.json, which says how the weights are stored. loss: how far what is read may be from what was
+    rounded, as a share of it, where the format stores scales otherwise."""
 
     name: str
     key: str = "quantization_config"
+    loss: float = 1e-6
 
     def tensors(self, module: str, rounded: Rounded) -> dict[str, Tensor]:
         """Suffix → tensor, all that stands for the matrix of this module. Tensors without values (on "meta") give the
@@ -44,7 +46,8 @@ def pack_bits(q: Tensor, bits: int) -> Tensor:
         whole = q.unflatten(-1, (-1, 8 * size // bits)).long()
         whole = (whole << torch.arange(0, 8 * size, bits, device=q.device)).sum(-1, keepdim=True)
         q = (whole >> torch.arange(0, 8 * size, 8, device=q.device) & 255).to(torch.uint8).flatten(-2)
-    return q.contiguous().view(torch.int32)
+    # a copy: of a view with a dimension of 1 the strides may be any
+    return q.clone(memory_format=torch.contiguous_format).view(torch.int32)
 
 
 def grouped(module: str, rounded: Rounded, format: str, bits: Sequence[int], *, order: bool = False) -> Grouped:

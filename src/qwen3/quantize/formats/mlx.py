@@ -26,6 +26,7 @@ class Mlx(Format):
     dtype: torch.dtype = torch.float16
     name = "mlx"
     key = "quantization"
+    loss = 0.01
 
     def tensors(self, module: str, rounded: Rounded) -> dict[str, Tensor]:
         found = grouped(module, rounded, self.name, BITS)
