@@ -136,6 +136,7 @@ class FakeEngine:
 
     stall: float | None = None
     stream_stall = 0.004
+    vocab_size = 151_936
 
     def warm_up(self, rows: int) -> None:
         assert rows > 0

@@ -16,6 +16,7 @@ from typing import Any
 
 from qwen3 import LLM, SamplingParams, ThinkingPolicy, __version__
 from qwen3.asking import Form
+from qwen3.engine import Request
 from qwen3.errors import UsageError
 from qwen3.evaluate.crowd import Case, Folded, Progress, Say, asker, drive
 from qwen3.evaluate.machine import commit, describe
@@ -95,13 +96,14 @@ def policy_of(budget: int | None) -> ThinkingPolicy:
 def answer_all(
     llm: LLM,
     problems: Sequence[Problem],
-    policy: ThinkingPolicy,
+    policy: ThinkingPolicy | None,
     sampling: SamplingParams,
     progress: Progress,
     what: str,
     work: Callable[[Problem], float] = lambda problem: 1.0,
-) -> list[Folded]:
-    """Results in order. Problem i has the seed `sampling.seed` + i; those that take longest begin first."""
+) -> list[tuple[Request, Folded]]:
+    """Requests and results in order. Problem i has the seed `sampling.seed` + i; those that take longest begin
+    first."""
     ask, found = asker(llm), {}
     order = sorted(range(len(problems)), key=lambda i: -len(problems[i].trace) - len(problems[i].reply))
     cases = (
@@ -109,7 +111,7 @@ def answer_all(
         for i in order
     )
     for case, result in drive(llm.engine, cases, 2 * llm.engine.max_batch):
-        found[case.what["number"]] = result
+        found[case.what["number"]] = case.request, result
         progress.add(work(problems[case.what["number"]]), what)
     return [found[i] for i in range(len(problems))]
 
@@ -146,7 +148,8 @@ def curve(
     points = []
     for budget in budgets:
         what = f"budget {'none' if budget is None else budget}"
-        answers = answer_all(llm, chosen, policy_of(budget), sampling, progress, what, work(budget))
+        pairs = answer_all(llm, chosen, policy_of(budget), sampling, progress, what, work(budget))
+        answers = [result for _, result in pairs]
         points.append(_point(budget, chosen, answers))
         low, high = points[-1]["interval"]
         say(f"{what}: {points[-1]['percent']:.1f} % right [{low:.1f}, {high:.1f}]")

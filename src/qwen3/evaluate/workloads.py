@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from qwen3.errors import UsageError
 from qwen3.model import Qwen3, load_model
 from qwen3.model.load import quantize_model
 from qwen3.model.threads import prepare_cpu
+
+if TYPE_CHECKING:
+    from qwen3 import LLM
 
 SIZES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B", "30B-A3B", "235B-A22B")
 STREAMS = tuple(2**i for i in range(11))
@@ -140,6 +143,16 @@ class Subject:
             vocab_size=self.config.vocab_size,
         )
 
+    @classmethod
+    def of(cls, llm: LLM) -> Subject:
+        """Around an engine that is there already."""
+        subject = cls.__new__(cls)
+        subject.settings = Settings(llm.resolved.name if llm.resolved else "in memory", str(llm.device))
+        subject.started = time.perf_counter()
+        subject.device, subject.config, subject.model = llm.device, llm.config, llm.model
+        subject.max_len, subject.uniform_routing, subject.engine = llm.context, False, llm.engine
+        return subject
+
     def request(self, ids: list[int], output: int, seed: int) -> Any:
         """Tokens only: temperature 0.6, no filter, end of text ignored, as in the peer's runs."""
         params = SamplingParams(
@@ -148,9 +161,9 @@ class Subject:
         return Request(ids, params, None)
 
     def requests(self, inputs: Sequence[int], outputs: Sequence[int], seed: int = 0) -> list[Any]:
-        """Random prompts of these lengths, ids below 10,000 (or the vocabulary)."""
+        """Random prompts of these lengths, ids below 10,000 (or that the engine takes)."""
         rng = random.Random(seed)
-        largest = min(_LARGEST_ID, self.config.vocab_size - 1)
+        largest = min(_LARGEST_ID, self.engine.vocab_size - 1)
         prompts = [[rng.randint(0, largest) for _ in range(length)] for length in inputs]
         return [
             self.request(ids, output, (seed << 32) + i)
