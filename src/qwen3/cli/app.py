@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qwen3.cli import app_diff
+from qwen3.cli import app_diff, app_quantize
 
 MODEL_HELP = "Folder, GGUF file, tag (qwen3:0.6b), hub id (owner/name@REVISION:QUANT) or 'embedded', the default."
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")]
@@ -185,7 +185,7 @@ def run(
     help="What a model is: size, context, memory per token, thinking modes, sampling defaults, files. With --plan: "
     "which model fits where, in which format, with how much context.",
     short_help="What a model is: size, context, modes, files; or what fits.",
-    epilog="Examples: qwen3 show qwen3:8b; qwen3 show --plan --memory 24GB",
+    epilog="Example: qwen3 show --plan --memory 24GB",
 )
 def show(
     model: Model = None,
@@ -536,3 +536,6 @@ def train(
 
 app.command(help=app_diff.HELP, short_help="What a variant of a model costs, in figures.",
             epilog="Example: qwen3 diff embedded embedded+int4 --html report.html")(app_diff.diff)  # fmt: skip
+app.command(help=app_quantize.HELP, short_help="Write a model in fewer bits.", epilog=app_quantize.EPILOG)(
+    app_quantize.quantize
+)

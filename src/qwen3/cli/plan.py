@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +17,11 @@ from qwen3.errors import ModelNotFoundError, UsageError
 from qwen3.plan import GIB, KV_BYTES, MACHINES, Machine, Plan
 
 _MEMORY = re.compile(r"(?:(\d{1,3})\s*[x×*]\s*)?(\d{1,6}(?:\.\d+)?)\s*([MGT])?(?:i?B)?", re.IGNORECASE)
-_GRID = ("bf16", "fp8", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "gptq-int4", "mlx-4bit", "awq", "Q3_K_M", "Q2_K")  # columns
+_GRID = ("bf16", "fp8", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "mlx-4bit", "gptq-int4", "Q3_K_M", "Q2_K")  # columns
 _OF_VARIANT = {"fp8": ("fp8",), "awq": ("awq",), "gptq-int4": ("gptq-int4",), "gptq-int8": ("gptq-int8",),
                "gguf": ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")}  # fmt: skip
 AS_STORED = "as stored"
+WIDTH = 98
 USUAL = 32768  # tokens, unless asked
 
 
@@ -210,25 +212,29 @@ def _cells(plan: Plan) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _legend(machine: Machine, asked: dict[str, Any]) -> list[str]:
-    kv = asked["kv"] or ("16 bits" if machine.device == "cuda" else "16 bits (float32 beside weights in few bits)")
-    found = [
-        f"In GiB (2^30 bytes). FILE: its tensors. CACHE: keys and values in {kv}.",
-        f"NEEDED: to be free{' on each device' if machine.count > 1 else ''}, working memory included. "
-        f"LONGEST: one sequence. AT ONCE: sequences of {asked['context'] or USUAL:,}.",
-    ]
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def _legend(machine: Machine, asked: dict[str, Any]) -> str:
+    kv = asked["kv"] or ("16 bits" if machine.device == "cuda" else "16 bits (beside weights in few bits float32)")
+    told = (
+        f"In GiB (2^30 bytes). FILE: its tensors. CACHE: keys and values in {kv}. NEEDED: free memory"
+        f"{' of each device' if machine.count > 1 else ''}, working memory included. LONGEST: one sequence. "
+        f"AT ONCE: sequences of {asked['context'] or USUAL:,}."
+    )
     if machine.device == "cpu":
-        found.append("On a CPU the engine leaves half of what is free beside the weights to others.")
+        told += " On a CPU the engine leaves half of what is free beside the weights to others."
     else:
-        found.append("On a GPU all other formats are widened: they take what bf16 takes.")
+        told += " On a GPU all other formats are widened: they take what bf16 takes."
     if machine.count > 1:
-        found.append("This engine runs on one device; weights and KV heads are taken to be split evenly over all.")
-    return found
+        told += " This engine runs on one device: here weights and KV heads are split evenly over all."
+    return _wrapped(told)
 
 
 def _advise(title: str, plan: Plan, known: list[Format]) -> None:
     if not plan.fits:
-        out(f"{title} {plan.format.name} fits with: {', or '.join(plan.advice(known))}")
+        out(_wrapped(f"{title} {plan.format.name} fits with: {', or '.join(plan.advice(known))}"))
 
 
 def _print_all(machine: Machine, plans: dict[str, list[Plan]], asked: dict[str, Any]) -> None:
@@ -240,7 +246,7 @@ def _print_all(machine: Machine, plans: dict[str, list[Plan]], asked: dict[str, 
     out(f"\nThe format that keeps most, for {_told(asked)}:\n")
     best = [(tag, _best(found)) for tag, found in hybrid if found]
     out(table([(tag, *_cells(plan)) for tag, plan in best], ("MODEL", *_HEADER)))
-    out("\n" + "\n".join(_legend(machine, asked)))
+    out(f"\n{_legend(machine, asked)}")
     out("Instruct-2507 and Thinking-2507 (4b, 30b-a3b, 235b-a22b) take the same, and go up to 256k tokens.")
     for tag, plan in best:
         _advise(tag, plan, [p.format for p in plans[tag]])
@@ -252,7 +258,7 @@ def _print_one(
     out(f"{title} on {machine.name}, {machine.free / GIB:.1f} GiB for a model; {_told(asked)}:\n")
     shown = [plan for plan in plans if plan.held or plan.format.name in ("bf16", AS_STORED)]
     out(table([_cells(plan) for plan in shown or plans], _HEADER))
-    out("\n" + "\n".join(_legend(machine, asked)))
+    out(f"\n{_legend(machine, asked)}")
     if plans:
         _advise(title + " in", _best(plans), [plan.format for plan in plans])
     out("\nKV cache, GiB, in 16 bits (fp8: half)\n")
