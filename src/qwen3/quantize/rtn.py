@@ -12,7 +12,7 @@ from torch import Tensor
 from qwen3.errors import UsageError
 from qwen3.quantize.types import Grouped
 
-TRIES = 24
+TRIES = 16
 LEAST = {2: 0.35, 3: 0.45, 4: 0.55, 5: 0.65, 6: 0.75, 8: 0.85}
 """Bits → the smallest scale that is tried, in the one that clips nothing."""
 CHUNK = 1 << 21  # weights whose scales are searched at a time

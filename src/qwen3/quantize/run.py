@@ -145,7 +145,7 @@ class _Rounder:
         spec = self.wanted[module]
         method = "rtn" if spec.method in GROUPED and (few or seen is None) else spec.method
         try:
-            made = _round(weight, seen, spec, method, factors)
+            made = round_matrix(weight, seen, spec, method, factors)
         except UsageError as problem:
             raise UsageError(f"{module}: {problem}") from None
         delta = made.dequantize() - weight
@@ -172,7 +172,9 @@ class _Rounder:
             )
 
 
-def _round(weight: Tensor, seen: Moments | None, spec: Spec, method: str, factors: dict[Any, Factor]) -> Rounded:
+def round_matrix(weight: Tensor, seen: Moments | None, spec: Spec, method: str, factors: dict[Any, Factor]) -> Rounded:
+    """weight [N, K], rounded as `spec` says, but by `method`. factors: of the Hessian in `seen`, filled as needed; one
+    dict for the matrices that share it."""
     if method == "fp8":
         return round_fp8(weight, spec.fp8_scale)
     if method == "w8a8":
