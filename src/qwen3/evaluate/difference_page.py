@@ -13,6 +13,8 @@ from qwen3.webpage import PALETTE, bullets, curves, preformatted, section, table
 
 _LEAST = 1e-9  # nats: below it a divergence is drawn as this, since charts of it are logarithmic
 
+_BITS = "bits a weight, in the files or in memory"
+
 
 def models(found: Sequence[Difference]) -> list[Result]:
     """The reference, then the variants."""
@@ -138,7 +140,7 @@ def _charts(found: Sequence[Difference]) -> Iterator[str]:
         series = []
         for colour, mode in zip(PALETTE, tasks, strict=False):
             known = [
-                (m["memory_bits_per_weight"], m["tasks"][mode][key], *m["tasks"][mode][bounds])
+                (_bits(m), m["tasks"][mode][key], *m["tasks"][mode][bounds])
                 for m in each
                 if mode in m.get("tasks", {}) and None not in (m["tasks"][mode][key], *m["tasks"][mode][bounds])
             ]
@@ -147,14 +149,14 @@ def _charts(found: Sequence[Difference]) -> Iterator[str]:
                 band = [(x, low, high) for x, _, low, high in known]
                 series.append(Series(mode, colour, [(x, y) for x, y, *_ in known], band))
         if series:
-            yield chart(title, "bits a weight in memory", y_label, series, "linear")
+            yield chart(title, _BITS, y_label, series, "linear")
     points = [
-        (one.variant["name"], [(one.variant["memory_bits_per_weight"], _log(one.divergence["answers"]["mean"]))])
+        (one.variant["name"], [(_bits(one.variant), _log(one.divergence["answers"]["mean"]))])
         for one in found
         if "answers" in one.divergence
     ]
     if len(points) > 1:
-        yield from _drawn("Mean KL on the reference's answers", "bits a weight in memory", "log10 nats", points)
+        yield from _drawn("Mean KL on the reference's answers", _BITS, "log10 nats", points)
 
 
 def _drawn(
@@ -167,6 +169,11 @@ def _drawn(
             for colour, (name, points) in zip(PALETTE, lines[first : first + len(PALETTE)], strict=False)
         ]
         yield chart(title, x_label, y_label, some, "linear")
+
+
+def _bits(model: Result) -> float:
+    """What was rounded when it was loaded has more in its files, what was widened then more in memory."""
+    return float(min(model["bits_per_weight"], model["memory_bits_per_weight"]))
 
 
 def _log(value: float) -> float:
