@@ -48,7 +48,7 @@ def find_parts(model: Gguf, config: ModelConfig) -> dict[str, Part]:
     found: dict[str, Part] = {}
     problems, used = [], set()
     for official, shape in official_shapes(config).items():
-        options = _options(official, shape, config.num_experts)
+        options = places_of(official, shape, config.num_experts)
         name, first, whole = next((option for option in options if option[0] in model.tensors), options[0])
         tensor = model.tensors.get(name)
         if tensor is None:
@@ -67,7 +67,7 @@ def find_parts(model: Gguf, config: ModelConfig) -> dict[str, Part]:
     return found
 
 
-def _options(official: str, shape: tuple[int, ...], experts: int) -> list[tuple[str, int, tuple[int, ...]]]:
+def places_of(official: str, shape: tuple[int, ...], experts: int) -> list[tuple[str, int, tuple[int, ...]]]:
     """(tensor, first row in it, shape of all of it), the usual one first."""
     if official in _TOP:
         return [(_TOP[official], 0, shape)]
