@@ -25,6 +25,7 @@ from qwen3.errors import ConfigError
 _IGNORED = """quant_method _load_in_4bit _load_in_8bit bnb_4bit_compute_dtype llm_int8_enable_fp32_cpu_offload
 llm_int8_has_fp16_weight llm_int8_skip_modules llm_int8_threshold bnb_4bit_use_double_quant"""
 _MAX_STATE = 10_000  # bytes
+_LARGEST = 1e30  # of an offset
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class FourBits(Quantized):
         if ".weight.nested_absmax" in pieces:
             self.nested, self.offset = keys.one_of("nested_blocksize", powers), keys.take("nested_offset")
             keys.one_of("nested_dtype", ("float32",), "float32")
-            if type(self.offset) not in (int, float):
-                raise piece.refuse(f"has the nested_offset {str(self.offset)[:40]!r}, which is no number")
+            if type(self.offset) not in (int, float) or not abs(self.offset) < _LARGEST:
+                raise piece.refuse(f"has the nested_offset {str(self.offset)[:40]!r}, which is no number to add")
             _has(pieces[".weight.nested_absmax"], -(-self.blocks // self.nested))
         keys.finish("dtype")
 
