@@ -6,9 +6,11 @@ column or scale shows. And both models are run over fixed prompts, side by side,
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +18,19 @@ import torch
 from torch import Tensor
 
 from qwen3 import kernels
+from qwen3.chat import encode
 from qwen3.checkpoint import read_config
 from qwen3.checkpoint.names import EMBED, HEAD, layer_views
 from qwen3.checkpoint.source import Source, Stored, open_source
 from qwen3.config import ModelConfig
 from qwen3.errors import CorruptFileError
 from qwen3.model.network import Layer, Qwen3
+from qwen3.quantize.calibration import conversations
 from qwen3.quantize.types import Float8, Grouped, Rounded
 from qwen3.tokenizer import Tokenizer
 
 NUMBERS = 1 << 22  # of a matrix that are widened at a time
-PROMPTS = (
-    "The capital of France is Paris, and the capital of Italy is Rome. A train from Paris to Rome takes about",
-    "To add two fractions, first bring them to the same denominator. For example, 1/2 + 1/3 = 3/6 + 2/6 = 5/6.",
-    "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) + fibonacci(n - 2)\n\nprint(",
-    "<|im_start|>user\nWhat is 27 * 14?<|im_end|>\n<|im_start|>assistant\n<think>\n27 * 14 = 27 * 10 + 27 * 4 = 270 +",
-    "<|im_start|>user\nSort these numbers: 5, 2, 9<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n2, 5, 9",
-)
+PROMPTS, TOKENS = 8, 64  # solved problems of the held-out split, small talk, tool calls; tokens of each at most
 
 
 @dataclass(frozen=True)
@@ -98,11 +96,19 @@ def check_written(path: Path, config: ModelConfig, wanted: Mapping[str, Tensor],
 
 
 def prompts(tokenizer: Tokenizer | None, config: ModelConfig) -> list[list[int]]:
-    """Ids of `PROMPTS`; without a tokenizer, of any tokens."""
-    if tokenizer is not None:
-        return [ids for ids in map(tokenizer.encode, PROMPTS) if ids and max(ids) < config.vocab_size]
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randint(config.vocab_size, (32,), generator=generator).tolist() for _ in range(4)]
+    """Ids of fixed texts; without a tokenizer, or with one that has no control tokens, of any tokens."""
+    try:
+        known = tokenizer is not None and tokenizer.control.im_end < config.vocab_size
+    except CorruptFileError:
+        known = False
+    if not known:
+        generator = torch.Generator().manual_seed(0)
+        return [torch.randint(config.vocab_size, (32,), generator=generator).tolist() for _ in range(PROMPTS)]
+    documents = islice(conversations(random.Random(1), split="eval"), PROMPTS)
+    return [
+        encode(each["messages"], tokenizer=tokenizer, tools=each.get("tools"), add_generation_prompt=False).ids[:TOKENS]
+        for each in documents
+    ]
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from qwen3.checkpoint.journal import JOURNAL, STAGING_PREFIX, staging
 from qwen3.checkpoint.mode import find_tokenizer
 from qwen3.checkpoint.resolved import Resolved
 from qwen3.checkpoint.save import measure, put_in_place
-from qwen3.errors import ConfigError, CorruptFileError, Qwen3Error, UsageError
+from qwen3.errors import CorruptFileError, Qwen3Error, UsageError
 from qwen3.quantize.compare import Agreement, check_written, compare, probe, prompts
 from qwen3.quantize.outline import Outline, fitted
 from qwen3.quantize.shards import Shards
@@ -30,7 +30,7 @@ COPIED = (
     "added_tokens.json", "chat_template.jinja", "generation_config.json", "LICENSE*", "NOTICE*",
 )  # fmt: skip
 Progress = Callable[[str, float], None]
-"""What is being done, and which share of it is."""
+"""After the last tensor: what is being done, and which share of it is."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def write_folder(
         (stage / "config.json").write_text(json.dumps(todo.config_json(), indent=2, ensure_ascii=False) + "\n")
         ids = prompts(_tokenizer(source, todo, stage), todo.config)
         with Shards(stage, todo.tensors, max_shard_bytes) as shards:
-            probes = _write(shards, todo, tensors, say)
+            probes = _write(shards, todo, tensors)
             written = shards.finish()
         say("reading it back", 0.0)
         check_written(stage, todo.config, probes, todo.format.loss)
@@ -118,12 +118,9 @@ def write_folder(
     return Written(out, written, agreement)
 
 
-def _write(
-    shards: Shards, todo: Outline, tensors: Iterable[tuple[str, Rounded | Tensor]], say: Progress
-) -> dict[str, Tensor]:
+def _write(shards: Shards, todo: Outline, tensors: Iterable[tuple[str, Rounded | Tensor]]) -> dict[str, Tensor]:
     """Official name → `probe` of what was written."""
     probes: dict[str, Tensor] = {}
-    done, total = 0, todo.nbytes
     dtype: torch.dtype = getattr(torch, todo.config.dtype)
     for name, tensor in tensors:
         module = name.removesuffix(".weight")
@@ -140,18 +137,10 @@ def _write(
         for suffix, part in parts.items():
             if "scale" in suffix and (nothing := int((part == 0).sum())):
                 raise CorruptFileError(f"not saved: {module}{suffix} has {nothing} scales that are zero")
-            shards.write(*_place(todo, module + suffix, part))
-            done += part.nbytes
+            name_there, row = todo.places.get(module + suffix, (module + suffix, None))
+            shards.write(name_there, part, row)
         probes[f"{module}.weight"] = probe(tensor)
-        say(module, done / total)
     return probes
-
-
-def _place(todo: Outline, name: str, part: Tensor) -> tuple[str, Tensor, int | None]:
-    if name not in todo.places:
-        raise ConfigError(f"{name} is no tensor of this model")
-    file_name, row = todo.places[name]
-    return file_name, part, row
 
 
 def _tokenizer(source: Resolved, todo: Outline, stage: Path) -> Any:

@@ -17,11 +17,12 @@ _ROWS = [0, 2, 4, 6, 1, 3, 5, 7]  # of eight, from the lowest four bits of a wor
 
 class Awq(Format):
     name = "awq"
+    bits = (4,)
 
     def tensors(self, module: str, rounded: Rounded) -> dict[str, Tensor]:
         if f"{module}.weight" in (EMBED, HEAD):
             raise UsageError(f"{module}: awq leaves embedding and head as they are; take mlx, or drop the rule")
-        found = grouped(module, rounded, self.name, (4,))
+        found = grouped(module, rounded, self)
         fill_words(module, self.name, rows=4 * found.q.shape[0])
 
         def pack(part: Tensor) -> Tensor:

@@ -13,18 +13,17 @@ from qwen3.errors import UsageError
 from qwen3.quantize.formats.layout import Format, columns_groups, fill_words, grouped, most, pack_bits
 from qwen3.quantize.types import Float8, Grouped, Int8, Rounded
 
-BITS = (2, 4, 8)  # others are packed differently by old and new versions of the library
-
 
 class Compressed(Format):
     name = "compressed-tensors"
+    bits = (2, 4, 8)  # others are packed differently by old and new versions of the library
 
     def tensors(self, module: str, rounded: Rounded) -> dict[str, Tensor]:
         if f"{module}.weight" == EMBED:
             raise UsageError(f"{module}: {self.name} leaves the embedding as it is; take mlx, or drop the rule")
         if not isinstance(rounded, Grouped):
             return {".weight": rounded.data, ".weight_scale": rounded.scale}
-        found = grouped(module, rounded, self.name, BITS, order=True)
+        found = grouped(module, rounded, self, order=True)
         rows, columns = found.q.shape
         tensors = {
             ".weight_packed": pack_bits(found.q, found.bits),

@@ -22,14 +22,13 @@ from qwen3.quantize.formats.layout import (
 )  # fmt: skip
 from qwen3.quantize.types import Grouped, Rounded
 
-BITS = (2, 3, 4, 8)
-
 
 @dataclass(frozen=True)
 class Gptq(Format):
     """version 1 stores zero - 1, which every tool reads, 2 the zero itself."""
 
     version: int = 1
+    bits = (2, 3, 4, 8)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -38,7 +37,7 @@ class Gptq(Format):
     def tensors(self, module: str, rounded: Rounded) -> dict[str, Tensor]:
         if f"{module}.weight" == EMBED:
             raise UsageError(f"{module}: {self.name} leaves the embedding as it is; take mlx, or drop the rule")
-        found = grouped(module, rounded, self.name, BITS, order=True)
+        found = grouped(module, rounded, self, order=True)
         rows, columns = found.q.shape
         fill_words(module, self.name, columns=columns * found.bits, rows=rows * found.bits)
         zero = zeros(found)

@@ -17,10 +17,11 @@ from qwen3.quantize.types import Grouped, Rounded
 
 
 class Format(Protocol):
-    """key: of config.json, which says how the weights are stored. loss: how far what is read may be from what was
-    rounded, as a share of it, where the format stores scales otherwise."""
+    """bits: widths of whole numbers that it has. key: of config.json, which says how weights are stored. loss: how far
+    what is read may be from what was rounded, as a share of it, where scales are stored otherwise."""
 
     name: str
+    bits: tuple[int, ...] = ()
     key: str = "quantization_config"
     loss: float = 1e-6
 
@@ -50,16 +51,18 @@ def pack_bits(q: Tensor, bits: int) -> Tensor:
     return q.clone(memory_format=torch.contiguous_format).view(torch.int32)
 
 
-def grouped(module: str, rounded: Rounded, format: str, bits: Sequence[int], *, order: bool = False) -> Grouped:
+def grouped(module: str, rounded: Rounded, format: Format, *, order: bool = False) -> Grouped:
     """The same, if a format of whole numbers in groups can hold it; order: that of GPTQ's columns, too."""
     if not isinstance(rounded, Grouped):
         other = "fp8 or compressed-tensors" if rounded.data.dtype.is_floating_point else "compressed-tensors"
-        raise UsageError(f"{module}: {format} holds whole numbers in groups, not {_kind(rounded)}; take {other}")
-    if rounded.bits not in bits:
-        listed = ", ".join(map(str, bits))
-        raise UsageError(f"{module}: {format} has no {rounded.bits}-bit numbers, only {listed}; take another format")
+        raise UsageError(f"{module}: {format.name} holds whole numbers in groups, not {_kind(rounded)}; take {other}")
+    if rounded.bits not in format.bits:
+        listed = ", ".join(map(str, format.bits))
+        raise UsageError(
+            f"{module}: {format.name} has no {rounded.bits}-bit numbers, only {listed}; take another format"
+        )
     if rounded.order is not None and not order:
-        raise UsageError(f"{module}: {format} cannot store the order of columns; take static groups, or gptq")
+        raise UsageError(f"{module}: {format.name} cannot store the order of columns; take static groups, or gptq")
     return rounded
 
 

@@ -14,7 +14,7 @@ from qwen3.errors import UsageError
 from qwen3.quantize.formats.layout import Format, fill_words, grouped, most, pack_bits
 from qwen3.quantize.types import Grouped, Rounded
 
-BITS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
+GROUPS = (32, 64, 128)
 _EXPERT = re.compile(r"(.*\.mlp)\.experts\.(\d+)\.(.+)")
 
 
@@ -25,11 +25,12 @@ class Mlx(Format):
 
     dtype: torch.dtype = torch.float16
     name = "mlx"
+    bits = (2, 3, 4, 5, 6, 8)
     key = "quantization"
     loss = 0.01
 
     def tensors(self, module: str, rounded: Rounded) -> dict[str, Tensor]:
-        found = grouped(module, rounded, self.name, BITS)
+        found = grouped(module, rounded, self)
         if found.group not in GROUPS:
             raise UsageError(f"{module}: mlx has groups of 32, 64 or 128 columns, not {found.group}; give --group")
         fill_words(module, self.name, columns=found.q.shape[1] * found.bits)

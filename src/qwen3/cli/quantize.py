@@ -1,0 +1,360 @@
+"""`qwen3 quantize`: a model in fewer bits. The work is in `qwen3.quantize`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen3 import family
+from qwen3.checkpoint import Resolved, read_config, resolve
+from qwen3.checkpoint.source import open_source
+from qwen3.cli.console import colours, note, out, out_json, size, table, warn
+from qwen3.config import ModelConfig
+from qwen3.errors import ModelNotFoundError, UsageError
+from qwen3.model.load import best_device
+from qwen3.quantize.folder import Written, check_target, write_folder
+from qwen3.quantize.formats.choose import choose, usual
+from qwen3.quantize.outline import Outline, outline
+from qwen3.quantize.run import Report, quantize_tensors
+from qwen3.quantize.spec import METHODS, Rule, Spec
+from qwen3.quantize.types import Float8, Grouped, Rounded
+
+QUESTION = '"What is 27 * 14?"'
+WORST = 5  # matrices that the summary names
+_RULE: dict[str, Callable[[str], Any]] = {
+    "bits": int, "group": int, "method": str, "symmetric": {"true": True, "false": False}.__getitem__,
+}  # fmt: skip
+_UNITS = {"": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the command line says; None: as usual."""
+
+    model: str
+    method: str
+    out: Path | None = None
+    bits: int | None = None
+    group: int | None = None
+    asym: bool = False
+    sym: bool = False
+    act_order: bool = True
+    static_groups: bool = True
+    fp8_scale: str | None = None
+    format: str | None = None
+    type: str | None = None
+    imatrix: Path | None = None
+    calibration: str | None = None
+    samples: int | None = None
+    sequence_length: int | None = None
+    rules: Sequence[str] = ()
+    target_size: str | None = None
+    target_bits: float | None = None
+    seed: int | None = None
+    device: str | None = None
+    force: bool = False
+    dry_run: bool = False
+    as_json: bool = False
+
+    def spec(self) -> Spec:
+        """Raises UsageError for flags that contradict each other or do not belong to the method."""
+        if self.method not in METHODS:
+            raise UsageError(f"METHOD {self.method!r} is none of {', '.join((*METHODS, 'gguf'))}")
+        if self.asym and self.sym:
+            raise UsageError("--asym and --sym contradict each other; give one")
+        whole = {"--bits": self.bits, "--group": self.group, "--asym": self.asym or None, "--sym": self.sym or None}
+        for name, value in {**whole, "--type": self.type, "--imatrix": self.imatrix}.items():
+            if value is not None and (name not in whole or self.method in ("w8a8", "fp8")):
+                raise UsageError(f"{name} does not go with {self.method}")
+        given: dict[str, Any] = {
+            "bits": self.bits, "group": self.group, "calibration": self.calibration, "samples": self.samples,
+            "length": self.sequence_length, "seed": self.seed, "fp8_scale": self.fp8_scale,
+            "symmetric": not self.asym if self.asym or self.sym else None,
+        }  # fmt: skip
+        if self.fp8_scale is not None and self.method != "fp8":
+            raise UsageError(f"--fp8-scale does not go with {self.method}")
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if self.format == "mlx" and self.group is None:
+            chosen["group"] = 64  # as its own converter has it
+        return Spec(
+            self.method, act_order=self.act_order, static_groups=self.static_groups,
+            rules=tuple(map(parse_rule, self.rules)), **chosen,
+        )  # fmt: skip
+
+
+def parse_rule(text: str) -> Rule:
+    """'PATTERN=bits:8,group:32' or 'PATTERN=keep'. Raises UsageError that shows the form."""
+    pattern, equals, what = text.rpartition("=")
+    if not equals or not pattern or not what:
+        raise UsageError(f"--rule {text!r} must be PATTERN=keep or PATTERN=bits:8,group:32 (also method, symmetric)")
+    if what == "keep":
+        return Rule(pattern, skip=True)
+    changes: dict[str, Any] = {}
+    for part in what.split(","):
+        name, _, value = part.partition(":")
+        try:
+            changes[name.strip()] = _RULE[name.strip()](value.strip())
+        except (KeyError, ValueError):
+            known = ", ".join(f"{name}:…" for name in _RULE)
+            raise UsageError(f"--rule {text!r}: {part!r} is not understood; take keep, or {known}") from None
+    return Rule(pattern, **changes)
+
+
+def parse_size(text: str) -> int:
+    """'300MB', '1.5 GiB' → bytes."""
+    hit = re.fullmatch(r"([0-9.]+)\s*([a-z]*)", text.strip().lower())
+    try:
+        return int(float(hit[1]) * _UNITS[hit[2]])  # type: ignore[index]
+    except (TypeError, ValueError, KeyError):
+        raise UsageError(f"--target-size {text!r} is no size; write it as 300MB or 1.5GB") from None
+
+
+def quantize(wish: Wish) -> int:
+    """Writes the checkpoint and prints what came of it, or the result object."""
+    if wish.method == "gguf":
+        return _gguf(wish)
+    spec = wish.spec()
+    if wish.out is None and not wish.dry_run:
+        raise UsageError("say where to write it: --out FOLDER (or --dry-run)")
+    config, source = _find(wish)
+    if source is not None and wish.out is not None:
+        check_target(wish.out, source, wish.force)
+    format = choose(wish.format or usual(spec), getattr(torch, config.dtype))
+    todo = outline(spec, config, format)
+    report, started, line = Report(), time.monotonic(), Line()
+    if wish.target_size is not None or wish.target_bits is not None:
+        with line:
+            spec, todo = _mixed(wish, spec, todo, source, line)
+    if wish.dry_run:
+        return _show_plan(wish, spec, todo)
+    assert source is not None
+    assert wish.out is not None
+    note(f"{source.describe()} to {wish.out}: {_label(spec)}, in the format {format.name}")
+    line.started = time.monotonic()
+    with line:
+        written = write_folder(
+            wish.out, source, todo,
+            quantize_tensors(
+                source.path, spec, report=report, device=wish.device or best_device(),
+                progress=lambda done, of, module: line.show(f"{done:,} of {of:,} matrices, {module}", 0.9 * done / of),
+            ),
+            force=wish.force,
+            about={"by": "qwen3 quantize", "from": source.describe(), "spec": dataclasses.asdict(spec)},
+            progress=lambda what, share: line.show(what, 0.9 + 0.1 * share),
+        )  # fmt: skip
+    result = _result(wish, spec, source, todo, report, written, time.monotonic() - started)
+    for warning in report.warnings:
+        warn(warning)
+    if wish.as_json:
+        out_json(result)
+    else:
+        _show(result)
+    return 0
+
+
+def _find(wish: Wish) -> tuple[ModelConfig, Resolved | None]:
+    """A published model need not be here to be planned."""
+    member = family.find(wish.model) if wish.dry_run else None
+    try:
+        source = resolve(wish.model, offline=True if member else None)
+    except ModelNotFoundError:
+        if member is None:
+            raise
+        return member.config, None
+    return read_config(source.path), source
+
+
+def _mixed(wish: Wish, spec: Spec, todo: Outline, source: Resolved | None, line: Line) -> tuple[Spec, Outline]:
+    """The spec with a rule for each kind of matrix and width, so that it meets the target."""
+    from qwen3.quantize.mixed import choose as distribute
+    from qwen3.quantize.mixed import measure
+
+    if source is None:
+        raise UsageError(f"{wish.model} is not on this disk: its bits by module can only be planned with its weights")
+    if wish.bits is not None or (wish.target_size is not None and wish.target_bits is not None):
+        raise UsageError("give one of --bits, --target-size and --target-bits")
+    note("measuring what each matrix loses with how many bits")
+    found = measure(
+        source.path, spec, todo.format.bits, device=wish.device or best_device(),
+        progress=lambda done, of, module: line.show(f"measuring {done:,} of {of:,}, {module}", done / of),
+    )  # fmt: skip
+    if wish.target_size is None:
+        mix = distribute(found, average=wish.target_bits)
+        spec = mix.applied(spec)
+        return spec, outline(spec, todo.config, todo.format)
+    wanted = parse_size(wish.target_size)
+    left = wanted - (todo.nbytes - sum(todo.sizes().values()))
+    for _ in range(4):  # what a format has beside numbers and scales depends on the choice
+        mixed = distribute(found, nbytes=left).applied(spec)
+        made = outline(mixed, todo.config, todo.format)
+        if made.nbytes <= wanted:
+            return mixed, made
+        left -= made.nbytes - wanted
+    raise UsageError(f"--target-size {wish.target_size}: no choice of bits meets it; ask for a little more")
+
+
+def _gguf(wish: Wish) -> int:
+    if wish.type is None:
+        raise UsageError("say which type: --type q4_k_m (or q8_0, q6_k, q5_k_m, q4_0 …)")
+    if wish.out is None:
+        raise UsageError("say where to write it: --out FILE.gguf")
+    from qwen3.quantize.gguf.write import write_gguf
+    from qwen3.quantize.imatrix import read_imatrix
+
+    source, line = resolve(wish.model), Line()
+    importance = None if wish.imatrix is None else read_imatrix(wish.imatrix, read_config(source.path))
+    with line:
+        report = write_gguf(
+            source.path, wish.out, wish.type, imatrix=importance, rules=tuple(wish.rules), force=wish.force,
+            progress=line.show,
+        )  # fmt: skip
+    result = report.to_dict()
+    for warning in result["warnings"]:
+        warn(warning)
+    if wish.as_json:
+        out_json(result)
+        return 0
+    kinds = ", ".join(f"{count} {kind}" for kind, count in result["kinds"].items())
+    out(f"size       {size(report.nbytes)}, {report.bits_per_weight:.2f} bits per weight: {kinds}")
+    out(_agreement(result["agreement"]))
+    for name, change in list(result["fallbacks"].items())[:WORST]:
+        out(f"fallback   {name}: {change}")
+    out(f"time       {clock(report.seconds)}")
+    out(f"Run it:    {shlex.join(['qwen3', 'run', str(report.files[0])])} {QUESTION}")
+    return 0
+
+
+class Line:
+    """Progress on stderr: one line that is written over on a terminal, else one every ten seconds."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.monotonic()
+        self.live = sys.stderr.isatty() and colours(sys.stderr)
+        self.every = 0.2 if self.live else 10.0
+
+    def show(self, what: str, share: float) -> None:
+        now = time.monotonic()
+        if now - self.last < self.every:
+            return
+        self.last, passed = now, now - self.started
+        left = f", {clock(passed / share - passed)} left" if share > 0.02 else ""
+        text = f"{100 * share:.0f} %  {clock(passed)}{left}  {what}"
+        if self.live:
+            print(f"\r\x1b[K{text[:110]}", end="", file=sys.stderr, flush=True)
+        else:
+            note(text)
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """0:07, 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _label(spec: Spec) -> str:
+    if spec.method == "fp8":
+        return f"fp8, a scale per {spec.fp8_scale}"
+    if spec.method == "w8a8":
+        return "w8a8"
+    group = "a row" if spec.group == -1 else spec.group
+    return f"{spec.method}, {spec.bits} bits, groups of {group}{'' if spec.symmetric else ', with zero points'}"
+
+
+def _kind(rounded: Rounded) -> str:
+    if isinstance(rounded, Float8):
+        return f"FP8, {rounded.scale.numel():,} scales"
+    if not isinstance(rounded, Grouped):
+        return "int8, a scale per row"
+    zeros, order = "" if rounded.zero is None else ", zero points", "" if rounded.order is None else ", ordered"
+    return f"{rounded.bits} bits, groups of {rounded.group}{zeros}{order}"
+
+
+def _show_plan(wish: Wish, spec: Spec, todo: Outline) -> int:
+    sizes, before = todo.sizes(), todo.config.weight_bytes()
+    kinds = {module: _kind(rounded) for module, rounded in todo.planned.items()}
+    if wish.as_json:
+        modules = {module: {"kind": kinds[module], "bytes": sizes[module]} for module in kinds}
+        out_json({
+            "model": wish.model, "spec": dataclasses.asdict(spec), "format": todo.format.name, "modules": modules,
+            "kept": list(todo.kept), "bytes_before": before, "bytes_after": todo.nbytes,
+            "bits_per_weight": todo.bits_per_weight,
+        })  # fmt: skip
+        return 0
+    rows: dict[tuple[str, str], list[int]] = {}
+    for module, kind in kinds.items():
+        rows.setdefault((re.sub(r"\.\d+\.", ".*.", module), kind), []).append(sizes[module])
+    shown = [[f"{len(each):,}", name, kind, size(sum(each))] for (name, kind), each in rows.items()]
+    kept: dict[str, int] = {}
+    for module in todo.kept:
+        name = re.sub(r"\.\d+\.", ".*.", module)
+        kept[name] = kept.get(name, 0) + 1
+    shown += [[f"{count:,}", name, f"kept in {todo.config.dtype}", ""] for name, count in kept.items()]
+    out(table(shown, ["", "MODULE", "GETS", "SIZE"]))
+    out(_sizes(before, todo.nbytes, todo.bits_per_weight) + f", in the format {todo.format.name}")
+    return 0
+
+
+def _sizes(before: int, after: int, bits: float) -> str:
+    return f"{size(before)} → {size(after)} ({100 * after / before:.0f} %), {bits:.2f} bits per weight"
+
+
+def _result(
+    wish: Wish, spec: Spec, source: Resolved, todo: Outline, report: Report, written: Written, seconds: float
+) -> dict[str, Any]:
+    opened = open_source(source.path, todo.config)
+    opened.close()
+    return {
+        "model": source.name, "out": str(written.folder), "spec": dataclasses.asdict(spec),
+        "format": todo.format.name, "bytes_before": opened.nbytes, "bytes_after": written.nbytes,
+        "bits_per_weight": todo.bits_per_weight, "agreement": dataclasses.asdict(written.agreement),
+        **report.to_dict(), "seconds": seconds,
+        "files": {name: {"bytes": count, "sha256": digest} for name, (count, digest) in sorted(written.files.items())},
+        "run": f"{shlex.join(['qwen3', 'run', str(written.folder)])} {QUESTION}",
+    }  # fmt: skip
+
+
+def _agreement(found: dict[str, Any]) -> str:
+    same = f"the same next token after {100 * found['top1']:.1f} % of {found['tokens']} tokens"
+    return f"agreement  KL {found['kl']:.4f}, {same}"
+
+
+def _show(result: dict[str, Any]) -> None:
+    out(f"size       {_sizes(result['bytes_before'], result['bytes_after'], result['bits_per_weight'])}")
+    out(_agreement(result["agreement"]))
+    if result["calibration"]:
+        told = result["calibration"]
+        out(f"calibrated {told['name']}: {told['tokens']:,} tokens of {told['documents']:,} documents")
+    out(f"worst      {_worst(result['matrices'])}")
+    for block, counts in list(result["experts"].items())[:1]:
+        every = sorted(count for each in result["experts"].values() for count in each)
+        layers = f"{len(result['experts'])} layers × {len(counts)}" if len(result["experts"]) > 1 else block
+        out(f"experts    {layers}: {every[0]:,} to {every[-1]:,} tokens each, median {every[len(every) // 2]:,}")
+    out(f"time       {clock(result['seconds'])}")
+    out(f"Run it:    {result['run']}")
+
+
+def _worst(matrices: list[dict[str, Any]]) -> str:
+    def error(matrix: dict[str, Any]) -> float:
+        return float(matrix["weight_error"] if matrix["error"] is None else matrix["error"])
+
+    found = sorted(matrices, key=error, reverse=True)[:WORST]
+    of = "outputs" if found and found[0]["error"] is not None else "weights"
+    named = ", ".join(f"{m['module'].removeprefix('model.')} {100 * error(m):.1f} %" for m in found)
+    return f"{named} (error of their {of})"
