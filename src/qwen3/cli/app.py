@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qwen3.cli import app_diff, app_quantize
+from qwen3.cli import app_convert, app_diff, app_quantize
 
 MODEL_HELP = "Folder, GGUF file, tag (qwen3:0.6b), hub id (owner/name@REVISION:QUANT) or 'embedded', the default."
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")]
@@ -191,7 +191,7 @@ def show(
     model: Model = None,
     plan: Annotated[bool, typer.Option("--plan", help="What it takes and what fits; no MODEL: all members.")] = False,
     memory: Annotated[
-        str | None, typer.Option("--memory", metavar="SIZE", help="Of --plan: 24GB, 4x96GB; none: this machine's.")
+        str | None, typer.Option("--memory", metavar="SIZE", help="Of --plan: 24GB, 4x96GB, all; none: this machine.")
     ] = None,
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help="Of --plan: cpu or cuda, where that memory is.")
@@ -538,4 +538,7 @@ app.command(help=app_diff.HELP, short_help="What a variant of a model costs, in 
             epilog="Example: qwen3 diff embedded embedded+int4 --html report.html")(app_diff.diff)  # fmt: skip
 app.command(help=app_quantize.HELP, short_help="Write a model in fewer bits.", epilog=app_quantize.EPILOG)(
     app_quantize.quantize
+)
+app.command(help=app_convert.HELP, short_help="Write a model as GGUF, folder or ONNX.", epilog=app_convert.EPILOG)(
+    app_convert.convert
 )
