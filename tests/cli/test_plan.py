@@ -40,6 +40,24 @@ def test_a_card_of_24_gb(qwen3: Command) -> None:
     assert any(line.startswith("qwen3:235b-a22b") and "GiB free instead of 23.0" in line for line in lines)
 
 
+def test_the_announcements(qwen3: Command) -> None:
+    """235B on 4 cards of 96 GB, 32B on one card, 4B on a phone."""
+    ran = qwen3("show", "--plan", "--memory", "all", "--context", "4096", "--kv-dtype", "fp8")
+    head, *rows = ran.out.splitlines()[2:]
+    members = head.split()
+    cells = {row[:22].strip(): dict(zip(members, row[22:].split(), strict=True)) for row in rows}
+    assert list(cells) == [machine.name for machine in MACHINES]
+    assert cells["4 × H20, 96 GB"]["235b-a22b"] == "fp8"
+    assert cells["H20, 96 GB"]["235b-a22b"] == "-"
+    assert cells["RTX A6000, 48 GB"]["32b"] == "fp8"
+    assert cells["phone, 8 GB"]["4b"] == "Q5_K_M"
+    assert cells["phone, 8 GB"]["0.6b"] == "bf16"
+    assert max(map(len, rows)) <= 100
+    told = json.loads(qwen3("show", "--plan", "--memory", "all", "--format", "Q4_K_M", "--json").out)["machines"]
+    assert told["phone, 8 GB"]["qwen3:32b"] is None
+    assert told["laptop, 32 GB"]["qwen3:8b"]["format"] == "Q4_K_M"
+
+
 def test_json_has_every_member_and_format(qwen3: Command) -> None:
     told = json.loads(qwen3("show", "--plan", "--memory", "24GB", "--json").out)
     assert list(told["models"]) == [member.tag for member in family.MODELS.values()]
@@ -87,8 +105,9 @@ def test_published_forms(qwen3: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("--plan", "--memory", "lots"), 2, "--memory lots is no amount of memory; give 24GB, or 4x96GB"),
+        (("--plan", "--memory", "lots"), 2, "--memory lots is no amount of memory; give 24GB, 4x96GB for"),
         (("--plan", "--memory", "0GB"), 2, "no amount of memory"),
+        (("qwen3:8b", "--plan", "--memory", "all"), 2, "without a MODEL all"),
         (("--plan", "--memory", "2x16GB", "--device", "cpu"), 2, "several of them are GPUs"),
         (("--plan", "--memory", "24GB", "--device", "tpu"), 2, "--device tpu is not supported"),
         (("--plan", "--memory", "24GB", "--format", "q9"), 2, "--format q9 is not planned; use one of bf16, fp8"),

@@ -30,9 +30,12 @@ def plan(
     kv_dtype: str | None, format: str | None,
 ) -> int:  # fmt: skip
     """Prints, for one model, each format on this machine and then each machine; for none, all members."""
-    machine = _machine(memory, device)
+    everywhere = name is None and memory == "all"
+    machine = MACHINES[0] if everywhere else _machine(memory, device)
     asked: dict[str, Any] = {"context": context, "batch": 1 if batch is None else batch, "kv": _kv(kv_dtype)}
     only = None if format is None else _format(format)
+    if everywhere:
+        return _everywhere(as_json, only, asked)
     if name is None:
         plans = {m.tag: _plans(m.config, machine, _limit(m), only, asked) for m in family.MODELS.values()}
         if as_json:
@@ -78,7 +81,9 @@ def _machine(memory: str | None, device: str | None) -> Machine:
         return _this(kind)
     match = _MEMORY.fullmatch(memory.strip())
     if match is None or float(match[2]) == 0:
-        raise UsageError(f"--memory {memory} is no amount of memory; give 24GB, or 4x96GB for several GPUs")
+        raise UsageError(
+            f"--memory {memory} is no amount of memory; give 24GB, 4x96GB for several GPUs, or without a MODEL all"
+        )
     gib = float(match[2]) * {"M": 1 / 1024, "G": 1.0, "T": 1024.0}[(match[3] or "G").upper()]
     count = int(match[1] or 1)
     if not count or (kind == "cpu" and count > 1):
@@ -250,6 +255,32 @@ def _print_all(machine: Machine, plans: dict[str, list[Plan]], asked: dict[str, 
     out("Instruct-2507 and Thinking-2507 (4b, 30b-a3b, 235b-a22b) take the same, and go up to 256k tokens.")
     for tag, plan in best:
         _advise(tag, plan, [p.format for p in plans[tag]])
+
+
+def _everywhere(as_json: bool, only: Format | None, asked: dict[str, Any]) -> int:
+    """The usual machines by the family: the format that keeps most of those that fit."""
+    hybrid = [member for member in family.MODELS.values() if member.mode == "hybrid"]
+    found: dict[tuple[str, str], Plan | None] = {}
+    for machine in MACHINES:
+        for member in hybrid:
+            known = _plans(member.config, machine, _limit(member), None, asked)
+            wanted = [p for p in known if (p.format is only if only else p.format.name in _GRID)]
+            fitting = (p for p in wanted if p.fits and (p.held or p.format.name == "bf16"))
+            found[machine.name, member.tag] = next(fitting, None)
+    if as_json:
+        told = {m.name: {n.tag: (p := found[m.name, n.tag]) and _facts(p) for n in hybrid} for m in MACHINES}
+        out_json(
+            {"context": asked["context"] or USUAL, "batch": asked["batch"], "kv_dtype": asked["kv"], "machines": told}
+        )
+        return 0
+    kv = f", KV cache in {asked['kv']}" if asked["kv"] else ""
+    out(f"The format that keeps most, for {_told(asked)}{kv}; - for none:\n")
+    rows = []
+    for machine in MACHINES:
+        cells = (found[machine.name, member.tag] for member in hybrid)
+        rows.append((machine.name, *(plan.format.name if plan else "-" for plan in cells)))
+    out(table(rows, ("", *(member.tag.removeprefix("qwen3:") for member in hybrid))))
+    return 0
 
 
 def _print_one(
