@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qwen3.errors import CorruptFileError, ModelNotFoundError, UsageError
 from qwen3.evaluate import difference as whole
@@ -28,6 +29,7 @@ from qwen3.kernels.packed import PackedWeight
 from qwen3.model import Qwen3
 from qwen3.model.pack import pack_model
 from qwen3.tokenizer import Tokenizer
+from tests.cli.conftest import EMBEDDED
 from tests.fixtures import UNUSED_ROWS, random_checkpoint, random_model, tiny_config
 
 SMALL = Settings(problems=6, tokens=200, max_tokens=12, speed=False)
@@ -301,6 +303,29 @@ def test_what_cannot_be_is_said_first(folders: tuple[Path, Path]) -> None:
         Settings(text=" \n", text_name="book.txt")
     with pytest.raises(UsageError, match="fewer than two tokens"):
         difference(name, name, Settings(problems=0, text="a", text_name="a.txt", speed=False))
+
+
+def test_a_broken_variant_is_refused_before_it_is_asked(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(folders[0], tmp_path / "broken"))
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = torch.inf
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    said: list[str] = []
+    with pytest.raises(CorruptFileError, match="broken: its logits are NaN or infinite"):
+        difference(str(folders[0]), str(broken), SMALL, said.append)
+    assert not [line for line in said if line.startswith(f"{broken}, ")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded model is not in this checkout")
+def test_the_embedded_model_in_eight_and_four_bits() -> None:
+    int8, int4 = difference("embedded", ["embedded+int8", "embedded+int4"], Settings(problems=48, tokens=1024))
+    assert int8.divergence["answers"]["mean"] < 1e-3 < int4.divergence["answers"]["mean"]
+    assert int8.divergence["answers"]["agreement"] > 0.99
+    assert abs(int8.tasks["thinking"]["points"]) < 5
+    assert int8.layers[-1].whole < 0.1 < int4.layers[-1].whole
+    assert int8.reference["tasks"]["thinking"]["percent"] > 85
+    assert "thinking" in verdict(int4)
 
 
 def test_speed_is_of_both_in_turn(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

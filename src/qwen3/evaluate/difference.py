@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -68,21 +68,25 @@ def difference(
 ) -> list[Difference]:
     """Each variant `b` against the reference `a`, names as for LLM and `meant`. Peak memory: the reference and one
     variant. Raises what LLM raises, UsageError, and CorruptFileError for a model whose logits are not finite."""
-    settings, variants = settings or Settings(), [b] if isinstance(b, str) else [*b]
+    variants = [b] if isinstance(b, str) else [*b]
     if not variants:
         raise UsageError("give at least two models: the reference, and a variant")
     for name in (a, *variants):
         read_config(resolve(meant(name)[0]).path)  # what is not there is said before anything is measured
-    found = []
+    return list(differences(a, variants, settings or Settings(), say, command))
+
+
+def differences(
+    a: str, variants: Iterable[str], settings: Settings, say: Say = lambda line: None, command: str = ""
+) -> Iterator[Difference]:
+    """`difference`, one after the other; a variant need not be there before its turn."""
     with loaded(a, settings, say) as reference:
         plain = {name: value for name, value in asdict(settings).items() if name != "text"}
         about = head("quality against a reference", reference.llm, command, **plain)
         reference.ask(settings, say)
         for name in variants:
             with loaded(name, settings, say) as variant:
-                variant.ask(settings, say, like=reference)
-                found.append(replace(_compare(reference, variant, settings, say), head=about))
-    return found
+                yield replace(_compare(reference, variant, settings, say), head=about)
 
 
 def _compare(a: Measured, b: Measured, settings: Settings, say: Say) -> Difference:
@@ -112,6 +116,7 @@ def _compare(a: Measured, b: Measured, settings: Settings, say: Say) -> Differen
         layers = layer_errors(a.llm.model, b.llm.model, layer_ids(texts[0], a.llm.model.device))
     else:
         notes.append("no errors by layer: those need two models of one architecture and tokenizer")
+    b.ask(settings, say, like=a)  # after the above, which refuses a model that is broken
     if missing := [mode for mode in a.answers if mode not in b.answers]:
         notes.append(f"{b.name} has no mode {' or '.join(missing)}: its tasks were not asked there")
     if not a.answers and settings.problems:
