@@ -14,7 +14,7 @@ import qwen3
 from qwen3.checkpoint import read_config, resolve
 from qwen3.checkpoint.journal import staging
 from qwen3.checkpoint.save import measure, put_in_place
-from qwen3.checkpoint.source import open_source
+from qwen3.checkpoint.source import Source, open_source
 from qwen3.errors import UsageError
 from qwen3.quantize.compare import prompts
 from qwen3.quantize.folder import check_target
@@ -23,14 +23,15 @@ from qwen3.quantize.onnx.genai import write_sidecars
 from qwen3.quantize.onnx.graph import DATA, MODEL, OPSETS, Graph, onnx_library
 from qwen3.quantize.onnx.network import Network
 from qwen3.quantize.onnx.operands import Operands
-from qwen3.quantize.onnx.weights import Weights
+from qwen3.quantize.onnx.weights import BITS, Weights
 
 WEIGHTS = ("fp32", "fp16", "int8", "int4")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 _PROMPT = 16  # tokens of the check
-_LOSS = {"fp32": 1e-3, "fp16": 0.05, "int8 activations": 0.3}
-"""How far logits may be from ours, by what is computed in. int8: of a small random network; a trained one has less."""
+_LOSS, _LOSS_INT8 = {torch.float32: 1e-3, torch.float16: 0.05}, 0.3
+"""How far logits may be from ours, by what is computed in; int8 activations: of a random network, a trained one has
+less."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,8 @@ def export(
     if context is not None and not 1 <= context <= config.context_length:
         raise UsageError(f"context must be between 1 and the model's {config.context_length}, not {context}")
     context = context or config.context_length
-    floats = activations or ("fp16" if weights == "fp16" else "fp32")
-    bits = {"int4": 4, "int8": 8}.get(weights)
-    ends = None if bits is None or embedding == "kept" else 8
     with staging(out) as stage, closing(open_source(source.path, config)) as opened:
-        held = Weights(opened, bits, ends, block_size, symmetric, DTYPES[floats])
+        held = weights_of(opened, weights, activations, block_size, symmetric, embedding)
         with open(stage / DATA, "wb") as data:
             operands = Operands(Graph(data, opset), held, fused, accuracy_level)
             steps = lambda done, of: say("writing weights", done / of)  # noqa: E731
@@ -109,20 +107,30 @@ def export(
         onnx.save_model(operands.graph.model(source.name, qwen3.__version__), stage / MODEL)
         onnx.checker.check_model(str(stage / MODEL))
         opened.check_unchanged()
-        written = replace(config, dtype={"fp32": "float32", "fp16": "float16"}[floats], quantization_config=None)
+        written = replace(config, dtype=str(held.dtype).removeprefix("torch."), quantization_config=None)
         tokenizer = write_sidecars(stage, source, written, shared=fused, context=context, level=accuracy_level)
         say("checking in onnxruntime", 0.0)
-        int8 = bits is not None and fused and (accuracy_level == 4 or (config.is_moe and bits == 8))
-        loss = _LOSS["int8 activations" if int8 else floats]
+        rounds = accuracy_level == 4 or (fused and config.is_moe and held.bits == 8)  # activations, to int8
+        loss = _LOSS_INT8 if held.bits is not None and rounds else _LOSS[held.dtype]
         off = check(stage, held, config, prompts(tokenizer, config)[0][:_PROMPT], accuracy_level, loss)
         files = {file.name: measure(file) for file in sorted(stage.iterdir())}
-        put_in_place(out, stage, files, {"onnx": {"weights": weights, "activations": floats, "fused": fused}})
+        put_in_place(out, stage, files, {"onnx": {"weights": weights, "activations": written.dtype, "fused": fused}})
     layouts = [held.layout(name) for name in opened.stored]
     kept = sum(layout.kept for layout in layouts if layout is not None)
     return Report(
         out, files, weights, fused, kept, sum(layout is not None for layout in layouts) - kept, off,
-        config.kv_bytes_per_token(DTYPES[floats].itemsize), context, time.perf_counter() - started,
+        config.kv_bytes_per_token(held.dtype.itemsize), context, time.perf_counter() - started,
     )  # fmt: skip
+
+
+def weights_of(
+    source: Source, weights: str = "fp32", activations: str | None = None, block_size: int = 32,
+    symmetric: bool = True, embedding: str = "int8",
+) -> Weights:  # fmt: skip
+    """What `export` makes of a checkpoint's tensors, given these arguments."""
+    dtype = DTYPES[activations or ("fp16" if weights == "fp16" else "fp32")]
+    bits = BITS.get(weights)
+    return Weights(source, bits, None if bits is None or embedding == "kept" else 8, block_size, symmetric, dtype)
 
 
 def _check_arguments(
