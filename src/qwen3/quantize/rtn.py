@@ -85,9 +85,10 @@ def sizes(bits: int, symmetric: bool, search: bool) -> list[float]:
     """Scales to try, in the one whose numbers span all values; that one first."""
     if not search:
         return [1.0]
-    # a symmetric scale at which the largest positive number is met, too: it has one number less than the negative
-    widest = ((1 << bits) - 1) / ((1 << bits) - 2) if symmetric else 1.0
-    return [1.0, *torch.linspace(widest, LEAST[bits], TRIES).tolist()]
+    top = (1 << bits) - 1
+    # symmetric numbers reach one step further below zero than above: scales at which the largest value meets either end
+    ends = [top / (top + 1), top / (top - 1)] if symmetric else []
+    return [1.0, *ends, *torch.linspace(1.0, LEAST[bits], TRIES + 1)[1:].tolist()]
 
 
 def float16(scale: Tensor) -> Tensor:
