@@ -93,7 +93,7 @@ def plain_copy(plain_model: Path, tmp_path: Path) -> Path:
 def terminal_until(terminal: int, text: str) -> str:
     """What a program writes to its terminal, of which we have the other end, up to the part with `text`."""
     seen = b""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200  # a start under load takes a minute
     while text.encode() not in seen:
         assert time.monotonic() < end, seen
         if select.select([terminal], [], [], 0.1)[0]:
