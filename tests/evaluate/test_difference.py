@@ -156,7 +156,7 @@ def test_bootstrap_covers_what_it_should() -> None:
 
 def answers(right: list[int], tokens: list[int]) -> Answers:
     numbers = [np.array(column, np.float64) for column in (right, tokens, [0] * len(right))]
-    return Answers(*numbers, cut=0, texts=[], families={})
+    return Answers(*numbers, cut=0, looped=0, texts=[], families={})
 
 
 def test_pairs_are_compared_question_by_question() -> None:

@@ -60,6 +60,7 @@ def _mode_rows(found: Sequence[Difference], mode: str) -> Iterator[list[str]]:
     yield ["  tokens an answer", *(_of(a, lambda a: f"{a['tokens']:.0f}") for a in alone)]
     if mode == "thinking":
         yield ["  of them thinking", *(_of(a, lambda a: f"{a['thinking_tokens']:.0f}") for a in alone)]
+    yield ["  cut off, in a loop", *(_of(a, lambda a: f"{a['cut']}, {a['looped']}") for a in alone)]
     yield ["  length", "", *(_of(p, lambda p: _times(p["length_ratio"], p["length_interval"])) for p in pairs)]
     yield ["  longer, shorter", "", *(_of(p, _drift) for p in pairs)]
     yield ["  tokens a right answer", *(_of(a, _per_right) for a in alone)]

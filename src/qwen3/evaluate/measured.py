@@ -77,12 +77,14 @@ def meant(name: str) -> tuple[str, str | None, str | None]:
 @dataclass(frozen=True)
 class Answers:
     """Of one mode, by problem. right, tokens (all that were generated), thought (inside the tags): float64 [problems].
-    cut: how many `max_tokens` ended. texts: prompt and answer as the other model is to see them."""
+    cut: how many `max_tokens` ended, looped: how many repeated themselves without end. texts: prompt and answer as the
+    other model is to see them."""
 
     right: Numbers
     tokens: Numbers
     thought: Numbers
     cut: int
+    looped: int
     texts: list[Text]
     families: dict[str, tuple[int, int]]
 
@@ -121,6 +123,7 @@ class Measured:
                 tokens=np.array([len(request.output) for request, _ in pairs], np.float64),
                 thought=np.array([r.thinking.used if r.thinking else 0 for r in results], np.float64),
                 cut=sum(r.finish_reason == "length" for r in results),
+                looped=sum(r.finish_reason == "loop" or r.thinking.ended_by == "loop" for r in results if r.thinking),
                 texts=[Text([*q.ids, *q.output], len(q.ids)) for q, _ in pairs if q.output],
                 families=families,
             )
@@ -188,6 +191,7 @@ def _alone(answers: Answers, seed: int) -> Result:
         "tokens": float(answers.tokens.mean()),
         "thinking_tokens": float(answers.thought.mean()),
         "cut": answers.cut,
+        "looped": answers.looped,
         "tokens_per_right": float(answers.tokens.sum() / right) if right else None,
         "tokens_per_right_interval": [finite(bound) for bound in each],
         "families": {name: {"right": good, "of": of} for name, (good, of) in answers.families.items()},
