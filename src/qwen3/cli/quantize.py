@@ -193,7 +193,7 @@ def _mixed(wish: Wish, spec: Spec, todo: Outline, source: Resolved | None, line:
         return spec, outline(spec, todo.config, todo.format)
     wanted = parse_size(wish.target_size)
     left = wanted - (todo.nbytes - sum(todo.sizes().values()))
-    for _ in range(4):  # what a format has beside numbers and scales depends on the choice
+    for _ in range(16):  # what a format has beside numbers and scales depends on the choice
         mixed = distribute(found, nbytes=left).applied(spec)
         made = outline(mixed, todo.config, todo.format)
         if made.nbytes <= wanted:
