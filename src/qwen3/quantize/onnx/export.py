@@ -29,9 +29,10 @@ WEIGHTS = ("fp32", "fp16", "int8", "int4")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 _PROMPT = 16  # tokens of the check
-_LOSS, _LOSS_INT8 = {torch.float32: 1e-3, torch.float16: 0.05}, 0.3
-"""How far logits may be from ours, by what is computed in; int8 activations: of a random network, a trained one has
-less."""
+_LOSS = {torch.float32: 1e-3, torch.float16: 0.05}
+_LOSS_INT8 = 0.7
+"""How far logits may be from ours, by what is computed in (unrelated ones are 1.4 away). With int8 activations a token
+near a router's border may take another expert."""
 
 
 @dataclass(frozen=True)
