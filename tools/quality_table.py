@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """The embedded model in many formats: what each weighs, how far it is from the original, what it still answers.
 
-python tools/quality_table.py measure OUT.json      # those that OUT.json lacks; --only NAME, --again for some
-python tools/quality_table.py page                  # the newest file in benchmarks/ as a table into the page
-python tools/quality_table.py page --check          # changes nothing; exit code 1 if the page is not what it would be
+python tools/quality_table.py measure OUT.json --work FOLDER   # what OUT.json lacks; --only NAME, --again for some
+python tools/quality_table.py speed OUT.json --work FOLDER     # all that were measured, in turn
+python tools/quality_table.py page                   # the newest file in benchmarks/ as a table into the page
+python tools/quality_table.py page --check           # changes nothing; exit code 1 if it would not stay as it is
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+from qwen3 import LLM  # noqa: E402 (the path is set above)
 from qwen3.checkpoint.journal import write_atomic  # noqa: E402 (the path is set above)
 from qwen3.errors import Qwen3Error  # noqa: E402
 
@@ -64,42 +65,40 @@ FORMATS = (
 )
 
 
-def measure(out: Path, formats: Sequence[Format], again: bool, command: str) -> int:
-    """Writes `out` after each format, so that what was measured stays."""
+def measure(out: Path, folder: Path, formats: Sequence[Format], again: bool, command: str) -> int:
+    """Writes the models into `folder`, and `out` after each of them, so that what was measured stays."""
     from qwen3.evaluate.difference import differences
     from qwen3.evaluate.measured import Settings
 
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"formats": {}}
     todo = [one for one in formats if again or "error" in found["formats"].get(one.name, {"error": ""})]
-    settings = Settings(problems=96, tokens=4096, max_tokens=640)
+    settings = Settings(problems=96, tokens=4096, max_tokens=640, speed=False)
     started = time.monotonic()
 
     def say(line: str) -> None:
         print(f"{time.monotonic() - started:6.0f} s  {line}", file=sys.stderr, flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="quality-") as folder:
-        made: list[tuple[Format, float]] = []
+    made: list[Format] = []
 
-        def names() -> Iterator[str]:
-            for one in todo:
-                say(one.name)
-                begun = time.monotonic()
-                try:
-                    place = (one.load and f"{REFERENCE}+{one.load}") or _write(one, Path(folder))
-                except Qwen3Error as error:
-                    say(f"{one.name}: {error}")
-                    _keep(found, one.name, {"error": str(error)}, out)
-                    continue
-                made.append((one, time.monotonic() - begun))
-                yield place
+    def names() -> Iterator[str]:
+        for one in todo:
+            say(one.name)
+            try:
+                place = _place(one, folder)
+                if not one.load:
+                    _write(one, place)
+            except Qwen3Error as error:
+                say(f"{one.name}: {error}")
+                _keep(found, one.name, {"error": str(error)}, out)
+                continue
+            made.append(one)
+            yield place
 
-        for result in differences(REFERENCE, names(), settings, say, command) if todo else ():
-            one, seconds = made[-1]
-            row = result.to_dict()
-            found.update(row.pop("head"), reference=row.pop("reference"))
-            row["variant"]["name"] = one.name
-            row |= {"load": one.load, "command": _command(one), "seconds_to_write": None if one.load else seconds}
-            _keep(found, one.name, row, out)
+    for result in differences(REFERENCE, names(), settings, say, command) if todo else ():
+        row = result.to_dict()
+        found.update(row.pop("head"), reference=found.get("reference", {}) | row.pop("reference"))
+        row["variant"]["name"] = made[-1].name
+        _keep(found, made[-1].name, row | {"load": made[-1].load, "command": _command(made[-1])}, out)
     return 1 if any("error" in row for row in found["formats"].values()) else 0
 
 
@@ -112,14 +111,47 @@ def _command(one: Format) -> str:
     return "" if one.load else shlex.join(["qwen3", "quantize", REFERENCE, *one.words])
 
 
-def _write(one: Format, folder: Path) -> str:
-    place = folder / ("-".join(word.strip("-") for word in one.words) + (".gguf" if one.words[0] == "gguf" else ""))
-    words = [sys.executable, "-m", "qwen3", "quantize", REFERENCE, *one.words, "--out", str(place), "--json"]
+def _place(one: Format, folder: Path) -> str:
+    """What the model is called for `LLM`, or rather for `qwen3 diff`."""
+    if one.load:
+        return f"{REFERENCE}+{one.load}"
+    return str(folder / ("-".join(word.strip("-") for word in one.words) + ".gguf" * (one.words[0] == "gguf")))
+
+
+def _write(one: Format, place: str) -> None:
+    words = [sys.executable, "-m", "qwen3", "quantize", REFERENCE, *one.words, "--out", place, "--force", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT / "src")
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")] or [f"code {done.returncode}"]
         raise Qwen3Error(lines[-1].removeprefix("error: "))
-    return str(place)
+
+
+def speed(out: Path, folder: Path, rounds: int) -> int:
+    """Tokens a second of all that `out` has: all are loaded and take turns; of each the best round counts, since what
+    else the machine does only slows."""
+    from qwen3.evaluate.measured import meant
+    from qwen3.evaluate.workloads import Subject, decode
+
+    found = json.loads(out.read_text(encoding="utf-8"))
+    formats = [one for one in FORMATS if "error" not in found["formats"].get(one.name, {"error": ""})]
+    subjects, best = [], [{"1": 0.0, "8": 0.0} for _ in range(len(formats) + 1)]
+    for place in (REFERENCE, *(_place(one, folder) for one in formats)):
+        model, weights, dtype = meant(place)
+        llm = LLM(
+            model, "cpu", dtype, context=512, weights=weights, max_batch=8, prefix_cache=False, prefill_ahead=False
+        )
+        subjects.append(Subject.of(llm))
+    for turn in range(rounds):
+        print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
+        for rates, subject in zip(best, subjects, strict=True):
+            for streams, tokens in ((1, 64), (8, 24)):
+                rates[str(streams)] = max(rates[str(streams)], *decode(subject, streams, tokens, 1)[0])
+    found["reference"]["speed"] = best[0]
+    for one, rates in zip(formats, best[1:], strict=True):
+        found["formats"][one.name]["variant"]["speed"] = rates
+        found["formats"][one.name]["speed"] = {streams: rate / best[0][streams] for streams, rate in rates.items()}
+    write_atomic(out, [json.dumps(found, indent=1).encode(), b"\n"])
+    return 0
 
 
 # The page
@@ -132,9 +164,9 @@ def table(data: dict[str, Any], name: str) -> Iterator[str]:
         f"The embedded model ({reference['parameters'] / 1e6:.1f} M weights, computed in float32 from its bfloat16 "
         f"file), {settings['problems']} held-out problems in each mode, the same seeds for all, at most "
         f"{settings['max_tokens']} tokens; KL over {settings['tokens']:,} tokens of its own answers. In brackets: 95 % "
-        "intervals; *: apart from the reference by McNemar's test at 95 %. Speed: one stream, against the reference "
-        f"in turn, on a machine that others used ({data['machine'].get('cpu', '?')}, {data['machine'].get('cores')} "
-        f"cores). File: [{name}](../benchmarks/{name})."
+        "intervals; *: apart from the reference by McNemar's test at 95 %. Speed: one stream, best of several rounds "
+        f"in which all took turns, on a machine that others used ({data['machine'].get('cpu', '?')}, "
+        f"{data['machine'].get('cores')} cores, one thread). File: [{name}](../benchmarks/{name})."
     )
     yield ""
     yield (
@@ -158,7 +190,7 @@ def _bits(model: dict[str, Any], load: str = "") -> float:
 
 
 def _row(name: str, model: dict[str, Any], row: dict[str, Any]) -> str:
-    load, tasks, speed = row.get("load", ""), model["tasks"], model["speed"]["1"]
+    load, tasks = row.get("load", ""), model["tasks"]
     spread = row.get("divergence", {}).get("answers")
     cells = [
         name,
@@ -171,7 +203,7 @@ def _row(name: str, model: dict[str, Any], row: dict[str, Any]) -> str:
         *(_right(tasks[mode], row.get("tasks", {}).get(mode)) for mode in ("thinking", "direct")),
         f"{tasks['thinking']['thinking_tokens']:.0f}",
         _each(tasks["thinking"]),
-        f"{row['speed']['1']:.2f}×" if row else f"{speed:.0f}",
+        f"{model['speed']['1']:.0f}" if "speed" in model else "–",
         "" if load else ", ".join(f"{kind} {_share(size, model)}" for kind, size in model["stored"].items()),
     ]
     return f"| {' | '.join(cells)} |"
@@ -224,19 +256,25 @@ def page(check: bool) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    one = verbs.add_parser("measure")
-    one.add_argument("out", type=Path)
+    for verb in ("measure", "speed"):
+        one = verbs.add_parser(verb)
+        one.add_argument("out", type=Path)
+        one.add_argument("--work", type=Path, required=True, help="folder of the models that are written")
+    one.add_argument("--rounds", type=int, default=5)
+    one = verbs.choices["measure"]
     one.add_argument("--only", action="append", help="a format's name; may be repeated")
     one.add_argument("--again", action="store_true", help="also what OUT has")
     verbs.add_parser("page").add_argument("--check", action="store_true")
     options = parser.parse_args()
     if options.verb == "page":
         return page(options.check)
+    if options.verb == "speed":
+        return speed(options.out, options.work, options.rounds)
     unknown = {*(options.only or ())} - {format.name for format in FORMATS}
     if unknown:
         parser.error(f"no format {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in FORMATS)}")
     chosen = [format for format in FORMATS if not options.only or format.name in options.only]
-    return measure(options.out, chosen, options.again, shlex.join(["python", *sys.argv]))
+    return measure(options.out, options.work, chosen, options.again, shlex.join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":

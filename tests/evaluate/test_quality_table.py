@@ -10,6 +10,7 @@ import pytest
 
 from qwen3.errors import UsageError
 from qwen3.evaluate import difference as whole
+from qwen3.evaluate import workloads
 from qwen3.evaluate.measured import Settings
 from tests.evaluate.test_page import tool
 from tests.fixtures import random_checkpoint, tiny_config
@@ -38,7 +39,6 @@ def test_measured_once_and_written_as_a_table(
         return measured(a, variants, Settings(problems=2, tokens=16, max_tokens=4, speed=False), *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(whole, "differences", small)
-    monkeypatch.setattr(whole, "_speeds", lambda a, b, say: {})
     formats = [
         table.Format("int8", "int8"),
         table.Format("nearest", words=("rtn", "--bits", "4", "--group", "32")),
@@ -46,14 +46,14 @@ def test_measured_once_and_written_as_a_table(
     ]
     write = table._write
 
-    def refused(one: object, folder: Path) -> str:
+    def refused(one: object, place: str) -> None:
         if one is formats[2]:
             raise UsageError("bits must be one of some")
-        return str(write(one, folder))
+        write(one, place)
 
     monkeypatch.setattr(table, "_write", refused)
     out = tmp_path / "2026-01-01-quality-embedded.json"
-    assert table.measure(out, formats, False, "a command") == 1
+    assert table.measure(out, tmp_path, formats, False, "a command") == 1
     data = json.loads(out.read_text(encoding="utf-8"))
     assert data["command"] == "a command"
     assert "bits must be" in data["formats"]["impossible"]["error"]
@@ -61,18 +61,24 @@ def test_measured_once_and_written_as_a_table(
     assert 0 < data["formats"]["int8"]["divergence"]["text"]["mean"] < 0.1
     assert data["formats"]["nearest"]["command"].startswith("qwen3 quantize ")
 
-    for row in (data["reference"], *(data["formats"][name]["variant"] for name in ("int8", "nearest"))):
-        row["speed"] = {"1": 100.0}
-    for name in ("int8", "nearest"):
-        data["formats"][name]["speed"] = {"1": 1.25}
-    out.write_text(json.dumps(data), encoding="utf-8")
+    monkeypatch.setattr(table, "FORMATS", formats)
+    monkeypatch.setattr(workloads, "decode", lambda subject, streams, *rest: ([float(next(rates))], []))
+    rates = iter(range(1, 100))
+    assert table.speed(out, tmp_path, 2) == 0
+    data = json.loads(out.read_text(encoding="utf-8"))
+    assert [data["formats"][name]["variant"]["speed"] for name in ("int8", "nearest")] == [
+        {"1": 9, "8": 10},
+        {"1": 11, "8": 12},
+    ]
+    assert data["formats"]["nearest"]["speed"] == {"1": 11 / 7, "8": 12 / 8}
+
     monkeypatch.setattr(table, "BENCHMARKS", tmp_path)
     page = table.made(f"Before.\n{table.BEGIN}old\n{table.END}After.\n")
     assert page.startswith("Before.\n<!-- quality table -->\nThe embedded model")
     assert page.endswith(f"{table.END}After.\n")
     assert "old" not in page
     assert "| nearest | " in page
-    assert "1.25×" in page
+    assert " | 11 | " in page
     assert "Not measured: impossible (bits must be" in page
     lines = [line for line in page.splitlines() if line.startswith("|")]
     assert len(lines) == 5
@@ -81,5 +87,6 @@ def test_measured_once_and_written_as_a_table(
     with pytest.raises(ValueError, match="must have the lines"):
         table.made("no marks")
 
-    assert table.measure(out, formats[:1], False, "again") == 1  # the failure is still known, nothing is measured
+    assert table.measure(out, tmp_path, formats[:1], False, "again") == 1  # a failure is known, nothing is measured
+    assert len(begun) == 1
     assert json.loads(out.read_text(encoding="utf-8"))["command"] == "a command"
