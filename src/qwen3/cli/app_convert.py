@@ -27,8 +27,37 @@ def convert(
         str | None, typer.Option("--split-size", metavar="SIZE", help="Most bytes of weights in a file, as 4GB.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    activations: Annotated[
+        str | None, typer.Option("--activations", metavar="TYPE", help="onnx: fp32 or fp16, to compute in.")
+    ] = None,
+    block_size: Annotated[
+        int | None, typer.Option("--block-size", metavar="N", help="onnx: columns to a scale of int8, int4 [32].")
+    ] = None,
+    symmetric: Annotated[
+        bool | None, typer.Option("--symmetric/--zero-points", help="onnx: int8, int4 around the middle, or not.")
+    ] = None,
+    embedding: Annotated[
+        str | None, typer.Option("--embedding", metavar="TYPE", help="onnx: int8 or kept, beside int8, int4.")
+    ] = None,
+    accuracy_level: Annotated[
+        int | None, typer.Option("--accuracy-level", metavar="N", help="onnx: 4 is activations in int8, faster [0].")
+    ] = None,
+    opset: Annotated[int | None, typer.Option("--opset", metavar="N", help="onnx: 18 to 23 [21].")] = None,
+    fused: Annotated[
+        bool | None, typer.Option("--fused/--plain", help="onnx: onnxruntime's operators, or standard ones.")
+    ] = None,
+    last_only: Annotated[
+        bool | None, typer.Option("--last-only", help="onnx: logits of the last token only: less memory.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option("--context", metavar="TOKENS", help="onnx: longest sequence [the model's].")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")] = False,
 ) -> int:
     from qwen3.cli import convert as verb
 
-    return verb.convert(model, to, out, type, split_size, force, as_json)
+    options = {
+        "activations": activations, "block_size": block_size, "symmetric": symmetric, "embedding": embedding,
+        "accuracy_level": accuracy_level, "opset": opset, "fused": fused, "last_only": last_only, "context": context,
+    }  # fmt: skip
+    return verb.convert(model, to, out, type, split_size, force, as_json, options)

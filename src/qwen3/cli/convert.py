@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,27 @@ _TYPES = {"gguf": tuple(_LONG), "hf": tuple(_LONG), "onnx": tuple(_ONNX)}
 
 
 def convert(
-    model: str, to: str, out: Path, type: str | None, split_size: str | None, force: bool, as_json: bool
-) -> int:
+    model: str, to: str, out: Path, type: str | None, split_size: str | None, force: bool, as_json: bool,
+    onnx: Mapping[str, Any] | None = None,
+) -> int:  # fmt: skip
+    """onnx: keywords of its export that were given, None for the others."""
+    given = {name: value for name, value in (onnx or {}).items() if value is not None}
     if to not in TARGETS:
         raise UsageError(f"--to {to} is none of {', '.join(TARGETS)}")
     kind = None if type is None else type.lower()
     if kind is not None and kind not in _TYPES[to]:
         fewer = "" if to == "onnx" else f"; for fewer bits: qwen3 quantize {model} …"
         raise UsageError(f"--type {type} is none of {', '.join(_TYPES[to])}{fewer}")
+    if given and to != "onnx":
+        raise UsageError(f"{next(iter(given)).replace('_', '-')}: an option of --to onnx, not of {to}; leave it out")
     limit = _limit(split_size)
     source = resolve(model)
     note(f"{source.describe()} to {out}")
     with Line() as line:
-        result = {"gguf": _gguf, "hf": _hf, "onnx": _onnx}[to](source.path, out, kind, limit, force, line)
+        if to == "onnx":
+            result = _onnx(source.path, out, kind, limit, force, line, given)
+        else:
+            result = {"gguf": _gguf, "hf": _hf}[to](source.path, out, kind, limit, force, line)
     result = {"model": model, "to": to, **result}
     for warning in result["warnings"]:
         warn(warning)
@@ -43,7 +52,12 @@ def convert(
     if "agreement" in result:
         found = result["agreement"]
         say(f"agreement  KL {found['kl']:.2g}, same next token {100 * found['top1']:.1f} % of {found['tokens']}")
-    if to != "onnx":
+    if to == "onnx":
+        if (off := result["logits_off"]) is not None:
+            say(f"checked    onnxruntime's logits on a prompt are {off:.1g} of their spread from ours")
+        say(f"memory     {size(result['kv_bytes'])} of cache per token, up to {result['context']} tokens")
+        say("Run it:    see docs/onnx.md, for onnxruntime and onnxruntime-genai")
+    else:
         say(f"Run it:    {shlex.join(['qwen3', 'run', result['files'][0]])}")
     return 0
 
@@ -77,11 +91,19 @@ def _hf(path: Path, out: Path, kind: str | None, limit: int | None, force: bool,
     }  # fmt: skip
 
 
-def _onnx(path: Path, out: Path, kind: str | None, limit: int | None, force: bool, line: Line) -> dict[str, Any]:
+def _onnx(
+    path: Path, out: Path, kind: str | None, limit: int | None, force: bool, line: Line, given: Mapping[str, Any]
+) -> dict[str, Any]:
     from qwen3.quantize.onnx.export import export
 
     if limit is not None:
         raise UsageError("--split-size: an ONNX model keeps its weights in one file; leave it out")
-    report = export(path, out, weights=_ONNX[kind or "f32"], force=force, progress=line.show)
-    nbytes = sum(count for count, _ in report.files.values())
-    return {"files": [str(report.folder)], "type": report.weights, "bytes": nbytes, "warnings": []}
+    report = export(path, out, weights=_ONNX[kind or "f32"], force=force, progress=line.show, **given)
+    warnings = []
+    if report.logits_off is None:
+        warnings.append("not checked: onnxruntime is not installed, or memory is too small to load the model in it")
+    return {
+        "files": [str(report.folder)], "type": report.weights, "warnings": warnings,
+        "bytes": sum(count for count, _ in report.files.values()), "logits_off": report.logits_off,
+        "kept": report.kept, "rounded": report.rounded, "kv_bytes": report.kv_bytes, "context": report.context,
+    }  # fmt: skip
