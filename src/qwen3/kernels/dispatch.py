@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwen3.errors import UsageError
-from qwen3.kernels import cpu, fp8, fused, packed, reference, reference_engine
+from qwen3.kernels import cpu, fp8, fused, grouped, packed, reference, reference_engine
 from qwen3.kernels.plan import StepPlan
 
 Kernel = Callable[..., Any]
@@ -147,10 +147,15 @@ def experts(x: Tensor, gate_up: Any, down: Any, weights: Tensor, chosen: Tensor,
 
 
 def fused_linear(x: Tensor, weight: Any, *, overwrite: bool = False, **how: Any) -> Tensor:
-    """See `reference_engine.fused_linear`; weight may be an Fp8Weight or a PackedWeight."""
+    """See `reference_engine.fused_linear`; weight may be an Fp8Weight, a PackedWeight or a GroupWeight."""
     if isinstance(weight, Tensor):
         return _pick("fused_linear", x.device.type)[1](x, weight, overwrite=overwrite, **how)
     return _pick(weight.operation, x.device.type)[1](x, weight, **how)
+
+
+def group_rows(weight: Any, ids: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
+    """See `grouped.group_rows`."""
+    return _pick("group_rows", weight.device.type)[1](weight, ids, dtype)
 
 
 def attend(
@@ -181,6 +186,8 @@ for _name in ("fused_linear", "attend", "decode_inputs", "uniform_logits"):
     register(_name, "reference", getattr(reference_engine, _name), _ANYWHERE)
 register("compiled_attend", "reference", reference_engine.attend, _ANYWHERE)
 register("fp8_linear", "reference", fp8.fp8_linear, _ANYWHERE)
+register("group_linear", "reference", grouped.group_linear, _ANYWHERE)
+register("group_rows", "reference", grouped.group_rows, _ANYWHERE)
 register("packed_linear", "reference", packed.linear, _ANYWHERE)
 register("packed_linear", "cpu", packed.compiled_linear, ("cpu",))
 for _name, _function in cpu.OPERATIONS.items():

@@ -8,6 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from qwen3.kernels.gpu.launch import PDL, launch
+from qwen3.kernels.gpu.weight_only import group_rows
+from qwen3.kernels.grouped import GroupWeight
 from qwen3.kernels.plan import BLOCK
 
 
@@ -24,10 +26,11 @@ def _inputs(
     token = tl.load(last_token + slot)
     here = tl.load(position + slot)
     span = tl.arange(0, TILE)
-    for start in range(0, HIDDEN, TILE):
-        at = start + span
-        part = tl.load(embedding + token.to(tl.int64) * HIDDEN + at, mask=at < HIDDEN)
-        tl.store(x + row.to(tl.int64) * HIDDEN + at, part, mask=at < HIDDEN)
+    if embedding is not None:
+        for start in range(0, HIDDEN, TILE):
+            at = start + span
+            part = tl.load(embedding + token.to(tl.int64) * HIDDEN + at, mask=at < HIDDEN)
+            tl.store(x + row.to(tl.int64) * HIDDEN + at, part, mask=at < HIDDEN)
     for start in range(0, WIDTH, TILE):
         at = start + span
         part = tl.load(tables + slot.to(tl.int64) * WIDTH + at, mask=at <= here // BLOCK, other=0)
@@ -40,15 +43,19 @@ def _inputs(
 
 
 def decode_inputs(
-    rows: Tensor, last_token: Tensor, position: Tensor, tables: Tensor, embedding: Tensor
+    rows: Tensor, last_token: Tensor, position: Tensor, tables: Tensor, embedding: Tensor | GroupWeight
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `reference_engine.decode_inputs`; entries of the tables that a row's length does not cover become 0."""
     count, width, hidden = len(rows), tables.shape[1], embedding.shape[1]
-    x = embedding.new_empty(count, hidden)
+    plain = embedding if isinstance(embedding, Tensor) else None
+    x = None if plain is None else plain.new_empty(count, hidden)
     small = torch.empty(4, count, dtype=torch.int32, device=rows.device)
     own = torch.empty(count, width, dtype=torch.int32, device=rows.device)
-    args = (rows, last_token, position, tables, embedding, x, *small, own)
+    args = (rows, last_token, position, tables, plain, x, *small, own)
     shape = {"WIDTH": width, "HIDDEN": hidden, "BLOCK": BLOCK, "TILE": 1024}
     launch(_inputs, (count,), *args, **shape, PDL=PDL, num_warps=4, launch_pdl=PDL)
     ids, positions, slots, lengths = small
+    if not isinstance(embedding, Tensor):
+        x = group_rows(embedding, ids)
+    assert x is not None
     return x, ids, positions, slots, lengths, own

@@ -301,6 +301,42 @@ def _finish(
     tl.store(y + at, acc.to(y.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _meet(
+    acc, total, scale, x_scale, norm, residual, y, parts, arrived, group, tile, split, first, m, M, eps,
+    N: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr, PIECE: tl.constexpr, SILU: tl.constexpr,
+    SQUARE: tl.constexpr,
+):  # fmt: skip
+    """Leave the sums of a slice of K in `parts`; the last program of a tile adds all of them and finishes."""
+    BLOCK_N: tl.constexpr = acc.shape[0]
+    BLOCK_M: tl.constexpr = acc.shape[1]
+    SIZE: tl.constexpr = BLOCK_N * BLOCK_M + BLOCK_M
+    HALF: tl.constexpr = 2 if SILU else 1
+    column = tl.arange(0, BLOCK_M)
+    meeting = group * (tl.num_programs(1) // SPLIT) + tile
+    part = parts + (meeting * SPLIT + split) * SIZE
+    tl.store(part + tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + column[None, :], acc)
+    if norm is not None:
+        tl.store(part + BLOCK_N * BLOCK_M + column, total)
+    tl.debug_barrier()  # all threads have stored before one of them says so
+    if tl.atomic_add(arrived + meeting, 1, sem="acq_rel", scope="gpu") == SPLIT - 1:
+        tl.store(arrived + meeting, 0)
+        parts += meeting * SPLIT * SIZE
+        squares = tl.zeros((BLOCK_M,), tl.float32)
+        if norm is not None:
+            for i in tl.static_range(SPLIT):
+                squares += tl.load(parts + i * SIZE + BLOCK_N * BLOCK_M + column, cache_modifier=".cg")
+        # A piece of the tile at a time, so that all its parts are on their way at once.
+        for i in tl.static_range(BLOCK_N // PIECE):
+            at = _weight_rows(i * (PIECE // HALF), tl.arange(0, PIECE), BLOCK_N, PIECE, SILU)
+            inside = parts + at[:, None] * BLOCK_M + column[None, :]
+            whole = tl.load(inside, cache_modifier=".cg")
+            for j in tl.static_range(1, SPLIT):
+                whole += tl.load(inside + j * SIZE, cache_modifier=".cg")
+            after = first + i * (PIECE // HALF)
+            _finish(whole, squares, scale, x_scale, norm, residual, y, after, m, M, eps, N, K, SILU, SQUARE)
+
+
 @triton.jit(do_not_specialize=["M"])
 def _gemm(
     x, weight, scale, x_scale, norm, residual, y, parts, arrived, M, stride, eps,
@@ -367,31 +403,8 @@ def _gemm(
             first += BLOCK_N // HALF
             _finish(more, total, scale, x_scale, norm, residual, y, first, m, M, eps, N, K, SILU, SQUARE)
     else:
-        SIZE: tl.constexpr = BLOCK_N * BLOCK_M + BLOCK_M
-        column = tl.arange(0, BLOCK_M)
-        meeting = group * (tl.num_programs(1) // SPLIT) + tile
-        part = parts + (meeting * SPLIT + split) * SIZE
-        tl.store(part + tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + column[None, :], acc)
-        if norm is not None:
-            tl.store(part + BLOCK_N * BLOCK_M + column, total)
-        tl.debug_barrier()  # all threads have stored before one of them says so
-        if tl.atomic_add(arrived + meeting, 1, sem="acq_rel", scope="gpu") != SPLIT - 1:
-            return
-        tl.store(arrived + meeting, 0)
-        parts += meeting * SPLIT * SIZE
-        total = tl.zeros((BLOCK_M,), tl.float32)
-        if norm is not None:
-            for i in tl.static_range(SPLIT):
-                total += tl.load(parts + i * SIZE + BLOCK_N * BLOCK_M + column, cache_modifier=".cg")
-        # A piece of the tile at a time, so that all its parts are on their way at once.
-        for i in tl.static_range(BLOCK_N // PIECE):
-            at = _weight_rows(i * (PIECE // HALF), tl.arange(0, PIECE), BLOCK_N, PIECE, SILU)
-            inside = parts + at[:, None] * BLOCK_M + column[None, :]
-            acc = tl.load(inside, cache_modifier=".cg")
-            for j in tl.static_range(1, SPLIT):
-                acc += tl.load(inside + j * SIZE, cache_modifier=".cg")
-            after = first + i * (PIECE // HALF)
-            _finish(acc, total, scale, x_scale, norm, residual, y, after, m, M, eps, N, K, SILU, SQUARE)
+        _meet(acc, total, scale, x_scale, norm, residual, y, parts, arrived, group, tile, split, first, m, M, eps,
+              N, K, SPLIT, PIECE, SILU, SQUARE)  # fmt: skip
 
 
 class Tile(NamedTuple):

@@ -21,11 +21,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from qwen3.errors import UsageError
 from qwen3.kernels.fp8 import Fp8Weight
-from qwen3.kernels.gpu.launch import EARLY, launch, next_power_of_2, wait
+from qwen3.kernels.gpu.launch import EARLY, cdiv, launch, next_power_of_2, wait
 from qwen3.kernels.gpu.linear import _silu_mul
 from qwen3.kernels.gpu.routing import list_pairs
+from qwen3.kernels.gpu.weight_only import columns, marks, widened
+from qwen3.kernels.grouped import SLAB, GroupWeight
 
-Weight = Tensor | Fp8Weight
+Weight = Tensor | Fp8Weight | GroupWeight
 
 
 class Tile(NamedTuple):
@@ -61,15 +63,18 @@ def choose(kind: str, tokens: int) -> Pair:
 
 @triton.jit(do_not_specialize=["tokens"])
 def _gemm(
-    x, w, scale, weights, chosen, order, tiles, out, tokens, GATED: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-    TOP: tl.constexpr, SLOTS: tl.constexpr, LISTED: tl.constexpr, BY_PAIR: tl.constexpr, SWAP: tl.constexpr,
+    x, w, scale, mins, weights, chosen, order, tiles, out, tokens,
+    GATED: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr,
+    SLOTS: tl.constexpr, LISTED: tl.constexpr, BY_PAIR: tl.constexpr, SWAP: tl.constexpr,
     FP8: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
+    BITS: tl.constexpr = 0, GROUP: tl.constexpr = 0,
 ):  # fmt: skip
     """BM pairs × BN rows of one expert. w [E, N, K]; rows of x and out are pairs (x's with GATED: tokens).
 
     GATED: w is gate rows, then up rows; out is silu(gate) · up. Otherwise out is the product × the pair's weight.
     LISTED: tiles of `list_pairs`; else all tokens, masked; BY_PAIR: program per pair, run by the first of its expert.
     SWAP: weights are the left operand, so that a few pairs fill a narrow right one. FP8: 0, 1 (scale per row), 128.
+    BITS: of a GroupWeight, 0: it is none.
     """
     slot, tile = tl.program_id(0) // (N // BN), tl.program_id(0) % (N // BN)
     lane, column = tl.arange(0, BM), tile * BN + tl.arange(0, BN)
@@ -107,14 +112,25 @@ def _gemm(
             return
     used = pair >= 0
     source = x + (pair // TOP if GATED else pair).to(tl.int64) * K
-    base = w + expert.to(tl.int64) * N * K + row * K
+    LENGTH: tl.constexpr = (K + 512 // BITS - 1) // (512 // BITS) * 16 if BITS else K  # elements of a row
+    base = w + expert.to(tl.int64) * N * LENGTH + row * LENGTH
+    if BITS:
+        own = expert * (N * ((K + GROUP - 1) // GROUP))
+        s, low = marks(scale + own, None if mins is None else mins + own, row, 0, N, K, GROUP, BITS, BK)
     if PDL and not GATED:
         gdc_wait()
     acc = tl.zeros((BN, BM) if SWAP else (BM, BN), tl.float32)
     for start in range(0, K, BK):
-        k = start + tl.arange(0, BK)
-        a = tl.load(source[:, None] + k[None, :], mask=used[:, None], other=0.0)
-        b = tl.load(base[:, None] + k[None, :])
+        if BITS:
+            k = start + columns(tl.arange(0, BK), BITS, GROUP)
+            a = tl.load(source[:, None] + k[None, :], mask=used[:, None] & (k < K)[None, :], other=0.0)
+            words = tl.load(base[:, None] + (start * BITS // 32 + tl.arange(0, BK * BITS // 32))[None, :])
+            b = widened(words, s, low, mins is not None, GROUP, BITS).to(a.dtype)
+            s, low = marks(scale + own, None if mins is None else mins + own, row, start + BK, N, K, GROUP, BITS, BK)
+        else:
+            k = start + tl.arange(0, BK)
+            a = tl.load(source[:, None] + k[None, :], mask=used[:, None], other=0.0)
+            b = tl.load(base[:, None] + k[None, :])
         if FP8:
             b = b.to(tl.float32).to(a.dtype)  # by way of float32: Hopper turns float16 into bfloat16 slowly
         if FP8 == 128:
@@ -156,14 +172,17 @@ def experts(
     x: Tensor, gate_up: Weight, down: Weight, weights: Tensor, chosen: Tensor, *,
     residual: Tensor | None = None, invariant: bool = False,
 ) -> Tensor:  # fmt: skip
-    """As `reference.experts`: x [N, h], gate_up [E, 2m, h], down [E, h, m], both plain or both FP8 -> [N, h].
+    """As `reference.experts`: x [N, h], gate_up [E, 2m, h], down [E, h, m], both plain, FP8 or GroupWeights -> [N, h].
 
     weights and chosen [N, k] as `route` gives them (-1: none). Deterministic; invariant: a token's result is the same
     bits whatever else is in the batch. Raises UsageError if h or m is not a multiple of 16.
     """
     if not len(x):
         return torch.empty_like(x) if residual is None else residual.clone()
-    kind = "bf16" if isinstance(gate_up, Tensor) else "fp8-128" if gate_up.block else "fp8"
+    if isinstance(gate_up, GroupWeight):
+        kind = f"int{gate_up.bits}"
+    else:
+        kind = "bf16" if isinstance(gate_up, Tensor) else "fp8-128" if gate_up.block else "fp8"
     tiles = INVARIANT if invariant else choose(kind, len(x))
     residual = None if residual is None else residual.contiguous()
     return run(x.contiguous(), gate_up, down, weights.contiguous(), chosen.contiguous(), residual, *tiles)
@@ -177,19 +196,24 @@ def run(
     (tokens, h), (E, _, m), top = x.shape, down.shape, chosen.shape[1]
     if h % 16 or m % 16:
         raise UsageError(f"hidden_size {h}, moe_intermediate_size {m}: the GPU's experts take multiples of 16")
-    fp8 = 0 if isinstance(gate_up, Tensor) else gate_up.block or 1
+    fp8 = gate_up.block or 1 if isinstance(gate_up, Fp8Weight) else 0
     pairs, bm = tokens * top, gate.bm or max(16, next_power_of_2(tokens))
     order, tiles = list_pairs(chosen, E, bm) if gate.bm else (None, None)
     slots = min(pairs, E) if tiles is None else len(tiles)
     out, act, parts = torch.empty_like(x), x.new_empty(pairs, m), x.new_empty(pairs, h)
     for a, weight, to, tile in ((x, gate_up, act, gate), (act, down, parts, low)):
         w, scale = (weight, None) if isinstance(weight, Tensor) else (weight.data, weight.scale)
-        N, K = w.shape[1:]
+        (N, K), mins, packed = weight.shape[1:], None, {}
         bn, bk = _fit(tile.bn, N), _fit(min(tile.bk, 128) if fp8 == 128 else tile.bk, K)
-        launch(_gemm, (slots * (N // bn),), a, w, scale, weights, chosen, order, tiles, to, tokens, GATED=a is x, N=N,
-               K=K, TOP=top, SLOTS=next_power_of_2(top), LISTED=gate.bm > 0, BY_PAIR=gate.bm == 0 and pairs < E,
+        if isinstance(weight, GroupWeight):
+            mins, packed = weight.mins, {"BITS": weight.bits, "GROUP": weight.group}
+            slab = SLAB[weight.bits]
+            bk = slab * _fit(max(tile.bk // slab, 1), cdiv(K, slab))
+        launch(_gemm, (slots * (N // bn),), a, w, scale, mins, weights, chosen, order, tiles, to, tokens,
+               GATED=a is x, N=N, K=K, TOP=top, SLOTS=next_power_of_2(top), LISTED=gate.bm > 0,
+               BY_PAIR=gate.bm == 0 and pairs < E,
                SWAP=tile.swap, FP8=fp8, BM=bm, BN=bn, BK=bk, num_warps=tile.warps,
-               num_stages=tile.stages, **EARLY)  # fmt: skip
+               num_stages=tile.stages, **packed, **EARLY)  # fmt: skip
     block = _fit(1024, h)
     launch(_combine, (tokens, h // block), parts, chosen, residual, out, H=h, TOP=top, BLOCK=block, num_warps=4,
            **EARLY)  # fmt: skip
