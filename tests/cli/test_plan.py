@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +125,14 @@ def test_refused(qwen3: Command, words: tuple[str, ...], code: int, message: str
     ran = qwen3("show", *words)
     assert ran.code == code
     assert message in ran.error
+
+
+def test_the_page_shows_what_is_printed(qwen3: Command) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "quantization.md").read_text(encoding="utf-8")
+    shown = re.findall(r"<!-- plan -->\n```console\n\$ qwen3 (.*)\n((?:.*\n)*?)```\n", page)
+    assert len(shown) == 2
+    for words, printed in shown:
+        assert qwen3(*shlex.split(words)).out.rstrip("\n") + "\n" == printed
 
 
 def test_without_torch() -> None:
