@@ -79,9 +79,7 @@ class Imatrix:
         unreached = {name: int((self.counts[name] == 0).sum()) for name in self.means if len(self.means[name]) > 1}
         total = sum(len(self.means[name]) for name in unreached)
         if lost := sum(unreached.values()):
-            out.append(
-                f"{lost} of {total} matrices of experts were reached by no token: they are rounded without weights"
-            )
+            out.append(f"{lost} of {total} experts' matrices were reached by no token: rounded without importance")
         return out
 
     def metadata(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _mxfp4(x: Tensor) -> Tensor:
     found = torch.zeros(0)
     for e in (exponent + 127, exponent + 126):
         e = e.clamp(1, 254)
-        scale = torch.ldexp(torch.ones(()), e - 127)
+        scale = (e.int() << 23).view(torch.float32)
         value = x / scale
         q = torch.bucketize(value.abs(), (_FP4[1:] + _FP4[:-1]) / 2)
         error = (_FP4[q].copysign(value) - value).mul_(scale).square().sum(1, keepdim=True)

@@ -103,10 +103,11 @@ RECIPES = {
         "ffn_down": _where(lambda at: at.early and not at.guided, "Q5_K", "IQ4_XS")}),
     "tq1_0": Recipe("TQ1_0", 36, embedding="Q4_K"),
     "tq2_0": Recipe("TQ2_0", 37, embedding="Q4_K"),
-    "mxfp4": Recipe("MXFP4", 38, "Q8_0", embedding="Q8_0"),
+    "mxfp4_moe": Recipe("Q8_0", 38, "Q8_0", special={
+        f"ffn_{name}_exps": _always("MXFP4") for name in ("gate", "up", "down")}),
 }  # fmt: skip
 """By the name that is asked for."""
-_LAYER = re.compile(r"blk\.(\d+)\.(\w+?)(?:_exps)?\.weight")
+_LAYER = re.compile(r"blk\.(\d+)\.((\w+?)(?:_exps)?)\.weight")
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,10 @@ def choose(
     """GGUF name -> its type. `shapes`: of all tensors, outermost dimension first. Of several rules that match a tensor
     (with * and ?), the last counts; vectors and routers follow no rule.
 
-    Raises UsageError for a rule that matches no matrix.
+    Raises UsageError for a rule that matches no matrix, and for a recipe of experts where there are none.
     """
+    if recipe.special and all(name.endswith("_exps") for name in recipe.special) and not config.is_moe:
+        raise UsageError("--type mxfp4_moe is for experts, which this model lacks: take q8_0, or --rule '*=mxfp4'")
     parsed = parse_rules(rules)
     used: set[str] = set()
     out = {}
@@ -171,7 +174,7 @@ def _wanted(recipe: Recipe, name: str, config: ModelConfig, guided: bool) -> str
     match = _LAYER.fullmatch(name)
     assert match is not None, name
     groups = config.num_attention_heads // config.num_key_value_heads
-    rule = recipe.special.get(match[2])
+    rule = recipe.special.get(match[2]) or recipe.special.get(match[3])
     return recipe.base if rule is None else rule(Layer(int(match[1]), config.num_hidden_layers, groups, guided))
 
 

@@ -65,7 +65,7 @@ PLANS = {
     "Q2_K": Plan(256, 16, Levels(0, 3), steps=_spread(-0.5, 1.0, 8), marks=(0, 15), rounds=3),
     "Q4_K": Plan(256, 32, Levels(0, 15), steps=_spread(-1, 0.8, 7), marks=(0, 63)),
     "Q5_K": Plan(256, 32, Levels(0, 31), steps=_spread(-1, 0.8, 7), marks=(0, 63)),
-    "Q3_K": Plan(256, 16, Levels(-4, 3), _both(3.1, 4.9, 8, 3), marks=(-32, 31)),
+    "Q3_K": Plan(256, 16, Levels(-4, 3), (*_both(3.2, 5.0, 8, 3), -6.0), marks=(-32, 31)),
     "Q6_K": Plan(256, 16, Levels(-32, 31), _both(31.1, 32.9, 7, 31), marks=(-128, 127)),
     "IQ4_XS": Plan(256, 32, Levels(-127, 113, True), (*_spread(-136, -118, 7), *_spread(107, 121, 4)), marks=(-32, 31)),
 }
