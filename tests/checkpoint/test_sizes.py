@@ -25,6 +25,7 @@ from qwen3.kernels import native
 from qwen3.kernels.packed import LANES, PackedWeight
 from qwen3.model import Qwen3, load_model
 from qwen3.model.load import SMALL_MODEL
+from qwen3.quantize.gguf.recipe import choose, recipe_named
 from tests.checkpoint.formats import build
 from tests.checkpoint.formats.test_models import ANY, W4, W8
 from tests.checkpoint.gguf import build as gguf_build
@@ -136,6 +137,16 @@ def _gguf_name(name: str, layer: int | None) -> str:
     official = f"model.layers.{layer}.{name}.weight" if layer is not None else f"model.{name}.weight"
     official = official.replace("model.lm_head", "lm_head").replace("experts.", "experts.0.")
     return gguf_build.place(official)[0]
+
+
+@pytest.mark.parametrize("mix", ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K"])
+def test_mixes_are_those_that_are_written(mix: str) -> None:
+    for config in MEMBERS:
+        some = [m for m in matrices(config) if len(m.shape) == 2 and m.name != "mlp.gate"]
+        named = {_gguf_name(m.name, m.layer): m for m in some}
+        chosen = choose(recipe_named(mix), {name: m.shape for name, m in named.items()}, config, (), False)
+        rule = mixed(mix)
+        assert {name: kind.kind for name, kind in chosen.items()} == {n: rule(m, config) for n, m in named.items()}
 
 
 def test_layers_with_more_bits() -> None:
