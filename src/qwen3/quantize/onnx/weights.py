@@ -19,7 +19,7 @@ from qwen3.quantize.types import Grouped
 
 BITS = {"int4": 4, "int8": 8}
 KINDS = {torch.float32: "FLOAT", torch.float16: "FLOAT16"}
-_AT_ONCE = 4 << 20  # bytes of float32 that are converted at a time
+_AT_ONCE = 8 << 20  # bytes of float32 that are converted at a time
 
 
 class Layout(NamedTuple):
@@ -53,10 +53,8 @@ class Weights:
 
     def floats(self, name: str) -> Iterator[Tensor]:
         """The tensor in `dtype`, some rows at a time. Raises CorruptFileError naming it for values not finite."""
-        shape = self.shape(name)
-        step = shape[0] if len(shape) == 1 else max(1, _AT_ONCE // (shape[1] * 4))
-        for first in range(0, shape[0], step):
-            narrow = self._read(name, slice(first, min(first + step, shape[0]))).to(self.dtype)
+        for wide in self._wide(name):
+            narrow = wide.to(self.dtype)
             if any(count_nan_inf(narrow)):
                 raise UsageError(f"{name} holds values beyond float16's 65504: export it with fp32 activations")
             yield narrow
@@ -86,10 +84,7 @@ class Weights:
             found = self._stored(name, layout.bits)
             assert found is not None
         else:
-            try:
-                found = round_rtn(self._read(name, slice(None)), layout.bits, layout.group, not layout.zeros)
-            except UsageError as error:
-                raise UsageError(f"{name}: {error}") from None
+            found = self._rounded(name, layout)
         if layout.zeros and found.zero is None:
             return replace(found, zero=torch.full(found.scale.shape, 1 << (layout.bits - 1), dtype=torch.uint8))
         return found
@@ -134,13 +129,26 @@ class Weights:
         own = None if centred else zero.to(torch.uint8)
         return Grouped(signed.to(torch.uint8).flatten(1), scale, own, bits, form.group)
 
-    def _read(self, name: str, rows: slice) -> Tensor:
-        wide = self.source.stored[name].read(rows, torch.float32)
-        nan, infinite = count_nan_inf(wide)
-        if nan or infinite:
-            found = f"{nan} NaN and {infinite} infinite values"
-            raise CorruptFileError(f"{self.source.path}: tensor {name} holds {found}; nothing was exported")
-        return wide
+    def _rounded(self, name: str, layout: Layout) -> Grouped:
+        try:
+            parts = [round_rtn(wide, layout.bits, layout.group, not layout.zeros) for wide in self._wide(name)]
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
+        zeros = [part.zero for part in parts if part.zero is not None]
+        q, scale = (torch.cat(tensors) for tensors in zip(*((part.q, part.scale) for part in parts), strict=True))
+        return Grouped(q, scale, torch.cat(zeros) if zeros else None, layout.bits, layout.group)
+
+    def _wide(self, name: str) -> Iterator[Tensor]:
+        """float32, some rows at a time."""
+        stored = self.source.stored[name]
+        step = _AT_ONCE // (4 * stored.shape[1]) or 1 if len(stored.shape) == 2 else stored.shape[0]
+        for first in range(0, stored.shape[0], step):
+            wide = stored.read(slice(first, min(first + step, stored.shape[0])), torch.float32)
+            nan, infinite = count_nan_inf(wide)
+            if nan or infinite:
+                found = f"{nan} NaN and {infinite} infinite values"
+                raise CorruptFileError(f"{self.source.path}: tensor {name} holds {found}; nothing was exported")
+            yield wide
 
 
 def _family(name: str) -> str:
