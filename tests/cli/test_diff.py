@@ -47,7 +47,8 @@ def test_what_it_refuses(qwen3: Command, model: Path, tmp_path: Path) -> None:
         ((model, f"{model}+q4"), 2, "behind the + must be one of"),
         ((model, tmp_path / "missing"), 3, "no such file or folder"),
         ((model, model, "--suite", "cooking"), 2, "no suite or family"),
-        ((model, model, "--html", tmp_path / "no" / "page.html"), 2, "there is no folder"),
+        ((model, model, "--html", tmp_path / "no" / "page.html"), 2, "there is no such folder"),
+        ((model, model, "--html", tmp_path), 2, "it is a folder"),
         ((model, model, "--device", "tpu"), 2, "tpu"),
     ):
         ran = qwen3("diff", *words, *QUICK)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qwen3.errors import UsageError
+
+if TYPE_CHECKING:
+    from qwen3.evaluate.difference import Difference
 
 HELP = (
     "What variants of a model cost: size, perplexity, divergence of next-token distributions, error by layer, right "
@@ -45,14 +48,12 @@ def diff(
 ) -> int:
     if len(models) < 2:
         raise UsageError("give two models or more: the reference first, then its variants")
-    if html is not None and not html.resolve().parent.is_dir():
-        raise UsageError(f"--html {html}: there is no folder {html.resolve().parent}")
+    check_place("--html", html)
     words = read_text(text)
 
-    from qwen3.checkpoint.journal import write_atomic
     from qwen3.cli.console import note, out, out_json, table
     from qwen3.evaluate.difference import difference
-    from qwen3.evaluate.difference_page import page, rows, verdict
+    from qwen3.evaluate.difference_page import rows, verdict
     from qwen3.evaluate.measured import Settings
 
     settings = Settings(
@@ -60,8 +61,7 @@ def diff(
     )
     found = difference(models[0], models[1:], settings, note, shlex.join(["qwen3", *sys.argv[1:]]))
     if html is not None:
-        write_atomic(html, [page(found).encode()])
-        note(f"written: {html}")
+        write_page(found, html)
     if as_json:
         out_json({"differences": [one.to_dict() for one in found]})
         return 0
@@ -71,6 +71,31 @@ def diff(
             out(f"Note: {line}")
         out(verdict(one))
     return 0
+
+
+def check_place(flag: str, file: Path | None) -> None:
+    """Raises UsageError for a file that could not be written, before anything is measured."""
+    if file is not None and (file.is_dir() or not file.resolve().parent.is_dir()):
+        raise UsageError(f"{flag} {file}: {'it is a folder' if file.is_dir() else 'there is no such folder'}")
+
+
+def write_page(found: list[Difference], file: Path) -> None:
+    from qwen3.checkpoint.journal import write_atomic
+    from qwen3.cli.console import note
+    from qwen3.evaluate.difference_page import page
+
+    write_atomic(file, [page(found).encode()])
+    note(f"written: {file}")
+
+
+def report(model: str, made: Path, file: Path) -> None:
+    """The page about `made`, a folder or GGUF file (or the folder it was put into) that was quantized from `model`."""
+    from qwen3.cli.console import note
+    from qwen3.evaluate.difference import difference
+
+    if made.is_dir() and not (made / "config.json").is_file():
+        made = max(made.glob("*.gguf"), key=lambda path: path.stat().st_mtime)
+    write_page(difference(model, str(made), say=note, command=shlex.join(["qwen3", *sys.argv[1:]])), file)
 
 
 def read_text(file: Path | None) -> str | None:

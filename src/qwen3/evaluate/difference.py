@@ -34,6 +34,7 @@ from qwen3.evaluate.measured import (
 )  # fmt: skip
 from qwen3.evaluate.paired import Numbers, bootstrap, share, sign_test
 from qwen3.evaluate.thinking import Result, head
+from qwen3.model.load import SMALL_MODEL
 
 _SPEED_RUNS = 3
 
@@ -82,6 +83,8 @@ def differences(
     with loaded(a, settings, say) as reference:
         plain = {name: value for name, value in asdict(settings).items() if name != "text"}
         about = head("quality against a reference", reference.llm, command, **plain)
+        if settings.problems and reference.llm.device.type == "cpu" and reference.facts["parameters"] >= SMALL_MODEL:
+            say(f"{settings.problems} problems take long on a CPU: with fewer it is faster, with 0 no tasks are asked")
         reference.ask(settings, say)
         for name in variants:
             with loaded(name, settings, say) as variant:
