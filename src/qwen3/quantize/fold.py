@@ -39,7 +39,8 @@ def fold(
         methods = {plan[module].method if module in plan else None for module in modules}
         if methods not in ({"awq"}, {"w8a8"}):
             continue
-        seen = [found for stage in own if stage.inputs and (found := moments(stage.inputs(), hessian=False))]
+        whole = methods == {"awq"} and len(own) == 1  # the Hessians of many experts are made one by one
+        seen = [found for stage in own if stage.inputs and (found := moments(stage.inputs(), hessian=whole))]
         if seen:
             _fold_site(opened, before, own, seen, plan, config, dtype)
 
@@ -85,7 +86,7 @@ def _fold_site(
 
     def parts() -> Iterator[Part]:
         for stage in stages:
-            found = moments(stage.inputs()) if stage.inputs else None
+            found = seen[0] if seen[0].hessian is not None else moments(stage.inputs()) if stage.inputs else None
             if found is not None and found.hessian is not None:
                 weighted = found.hessian * (found.tokens / tokens)
                 yield from (Part(opened.weight(module), weighted, plan[module]) for module in stage.modules)

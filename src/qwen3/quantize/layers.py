@@ -48,6 +48,10 @@ class OpenLayer:
     def weight(self, module: str) -> Tensor:
         return self.views[module + ".weight"]
 
+    def close(self) -> None:
+        """Lets go of the weights."""
+        del self.layer, self.views
+
 
 class Walk:
     """Raises as `open_source`; CorruptFileError naming a tensor that is not finite."""
@@ -64,9 +68,10 @@ class Walk:
     def __enter__(self) -> Walk:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with closing(self.source):
-            self.source.check_unchanged()
+            if kind is None:
+                self.source.check_unchanged()
 
     def ends(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors before and behind the layers, those before first; from the embedding, activations begin."""
@@ -96,7 +101,10 @@ class Walk:
             for name, view in views.items():
                 self.source.stored[name].fill(view)
                 self._finite(name, view)
-            yield OpenLayer(layer, views)
+            opened = OpenLayer(layer, views)
+            del layer, params, views, view
+            yield opened
+            opened.close()  # before the next one takes as much memory
 
     def stages(self, opened: OpenLayer, *, advance: bool) -> Iterator[Stage]:
         """A layer's stages in the order in which they run. advance: afterwards, its outputs are the next's inputs."""

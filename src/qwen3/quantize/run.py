@@ -88,30 +88,18 @@ def quantize_tensors(
         if walk.source.compressed:
             kinds = ", ".join(walk.source.compressed)
             report.warnings.append(f"{path} is quantized already ({kinds}): rounding twice costs quality twice")
-        rounder = _Rounder(wanted, report, progress)
+        rounder = _Rounder(wanted, report, progress, spec.expert_tokens)
         ends = walk.ends()
         yield next(rounder.ends(ends))
         for opened in walk.layers():
-            if data is not None and any(wanted[m].method in ("awq", "w8a8") for m in rounder.of(opened)):
-                fold(opened, list(walk.stages(opened, advance=False)), wanted, walk.config, walk.dtype)
-            left = dict(opened.views)
-            for stage in walk.stages(opened, advance=True):
-                for module, made in rounder.stage(opened, stage):
-                    del left[f"{module}.weight"]
-                    yield f"{module}.weight", made
-            rounder.coverage(opened, spec.expert_tokens)
-            yield from ((name, view.to("cpu", walk.dtype, copy=True)) for name, view in left.items())
+            yield from rounder.layer(walk, opened)
         yield from rounder.ends(ends)
     report.seconds = time.monotonic() - begun
 
 
 class _Rounder:
-    def __init__(self, wanted: Mapping[str, Spec], report: Report, progress: Progress | None) -> None:
-        self.wanted, self.report, self.progress = wanted, report, progress
-
-    def of(self, opened: OpenLayer) -> list[str]:
-        """The layer's matrices that are to be rounded."""
-        return [module for name in opened.views if (module := name.removesuffix(".weight")) in self.wanted]
+    def __init__(self, wanted: Mapping[str, Spec], report: Report, progress: Progress | None, least: int) -> None:
+        self.wanted, self.report, self.progress, self.least = wanted, report, progress, least
 
     def ends(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Rounded | Tensor]]:
         """Embedding and head, where a rule names them: rounded to nearest whatever the method, since no Hessian of
@@ -123,6 +111,21 @@ class _Rounder:
             else:
                 yield name, tensor
 
+    def layer(self, walk: Walk, opened: OpenLayer) -> Iterator[tuple[str, Rounded | Tensor]]:
+        """All its tensors, matrices first."""
+        left = dict(opened.views)
+        methods = {
+            self.wanted[module].method for name in left if (module := name.removesuffix(".weight")) in self.wanted
+        }
+        if methods & {"awq", "w8a8"}:
+            fold(opened, list(walk.stages(opened, advance=False)), self.wanted, walk.config, walk.dtype)
+        for stage in walk.stages(opened, advance=True):
+            for module, made in self.stage(opened, stage):
+                del left[f"{module}.weight"]
+                yield f"{module}.weight", made
+        self.coverage(opened)
+        yield from ((name, view.to("cpu", walk.dtype, copy=True)) for name, view in left.items())
+
     def stage(self, opened: OpenLayer, stage: Stage) -> Iterator[tuple[str, Rounded]]:
         """Rounds the stage's matrices and writes them into the layer."""
         modules = [module for module in stage.modules if module in self.wanted]
@@ -131,7 +134,7 @@ class _Rounder:
             self.report.experts.setdefault(f"{opened.prefix}mlp", []).append(seen.tokens if seen else 0)
         factors: dict[Any, Factor] = {}
         for module in modules:
-            few = stage.expert is not None and (seen.tokens if seen else 0) < self.wanted[module].expert_tokens
+            few = stage.expert is not None and (seen.tokens if seen else 0) < self.least
             weight = opened.weight(module)
             made = self.matrix(module, weight, seen, factors, few=few)
             weight.copy_(made.dequantize())
@@ -159,9 +162,9 @@ class _Rounder:
         self.report.matrices.append(Matrix(module, method, stored_bits(made), relative, error, loss, tokens))
         return made
 
-    def coverage(self, opened: OpenLayer, least: int) -> None:
+    def coverage(self, opened: OpenLayer) -> None:
         """A warning for experts that few tokens reached."""
-        block = f"{opened.prefix}mlp"
+        least, block = self.least, f"{opened.prefix}mlp"
         counts = self.report.experts.get(block, [])
         few = [count for count in counts if count < least]
         if few:
