@@ -1,10 +1,11 @@
 """Damages the headers of GGUF and safetensors files, again and again: each must be read, or refused in our own words.
 
-    python tools/mutate_headers.py [--count 1000000] [--seed 0] [--json FILE]
+    python tools/mutate_headers.py [--count 1000000] [--seed 0] [--kinds gguf,gptq] [--json FILE]
 
 Every mutation of a small valid file flips bits, overwrites a number with a hostile one (2^60, -1, …), cuts, repeats,
 swaps or inserts bytes. Reading it must end in a header or in a Qwen3Error, and may never take more than LIMIT bytes
 beyond the process's size at the start; anything else is printed with the seed that makes it, and the exit code is 1.
+Of the kinds in FOLDERS, quantized folders, config.json or the header is damaged, and all numbers are read.
 """
 
 from __future__ import annotations
@@ -14,19 +15,26 @@ import json
 import platform
 import random
 import resource
+import shlex
+import shutil
 import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
-from qwen3.checkpoint.gguf.config import gguf_config
+import torch
+
+from qwen3.checkpoint.gguf.config import gguf_config, read_config
 from qwen3.checkpoint.gguf.files import Gguf
 from qwen3.checkpoint.gguf.names import find_parts
 from qwen3.checkpoint.gguf.reader import Strings, read_gguf
 from qwen3.checkpoint.header import read_header
+from qwen3.checkpoint.source import open_source
 from qwen3.errors import Qwen3Error
+from qwen3.evaluate.machine import commit
 
 LIMIT = 64 << 20
 HOSTILE = (0, 1, 2**60, 2**63 - 1, 2**63, 2**64 - 1, 2**31 - 1, 2**32 - 1, 255, 65535, 1 << 40, 32, 10**9)
@@ -115,6 +123,47 @@ CASES: dict[str, tuple[Callable[[], tuple[bytes, int]], Callable[[Path], object]
     "gguf": (small_gguf, read_whole_gguf),
     "safetensors": (small_safetensors, read_header),
 }
+FOLDERS = ("gptq", "gptq-desc-act", "awq", "w4a16-zero", "w8a8", "fp8", "nf4", "mlx")
+
+
+def read_folder(folder: Path) -> None:
+    """All that loading reads: settings, headers, then the numbers of every matrix."""
+    with closing(open_source(folder, read_config(folder))) as source:
+        for stored in source.stored.values():
+            assert stored.read(slice(None), torch.float32).shape == stored.shape
+            if stored.form is not None:
+                stored.packed(slice(0, 16))
+
+
+def damaged_folder(kind: str, count: int, seed: int, folder: Path) -> Iterator[str]:
+    """Damages a folder in place, `count` times; what was damaged."""
+    file, config = folder / "model.safetensors", folder / "config.json"
+    weights, settings = file.read_bytes(), config.read_bytes()
+    header = 8 + int.from_bytes(weights[:8], "little")
+    for i in range(count):
+        chance = random.Random(f"{seed}-{kind}-{i}")
+        of_file = chance.random() < 0.5
+        file.write_bytes(mutate(weights, header, chance) if of_file else weights)
+        config.write_bytes(settings if of_file else mutate(settings, len(settings), chance))
+        yield f"{kind}, seed {seed}, mutation {i} ({'header' if of_file else 'config.json'})"
+
+
+def campaign_of_folder(kind: str, count: int, seed: int, folder: Path) -> dict[str, int]:
+    """As `campaign`, of a quantized folder, a copy of which is damaged."""
+    read_folder(folder)
+    start, outcome = peak(), {"read": 0, "refused": 0}
+    for what in damaged_folder(kind, count, seed, folder):
+        try:
+            read_folder(folder)
+            outcome["read"] += 1
+        except Qwen3Error as error:
+            outcome["refused"] += 1
+            message = str(error)
+            assert str(folder) in message or "model." in message, f"{what}: {message} names nothing"
+        except Exception as error:
+            raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
+        assert peak() - start < LIMIT, f"{what}: memory grew by {peak() - start} bytes"
+    return {**outcome, "grown_bytes": peak() - start}
 
 
 def peak() -> int:
@@ -147,18 +196,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1_000_000, help="mutations of each format")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", help="of these alone, with commas; else gguf and safetensors")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     memory = Path("/dev/shm")
     started, results = time.perf_counter(), {}
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        for kind in CASES:
-            results[kind] = campaign(kind, args.count, args.seed, Path(folder))
+        for kind in args.kinds.split(",") if args.kinds else CASES:
+            if kind in CASES:
+                results[kind] = campaign(kind, args.count, args.seed, Path(folder))
+            else:
+                sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+                from tests.checkpoint.formats.test_models import small
+
+                made, _ = small(Path(folder), kind, "dense")
+                results[kind] = campaign_of_folder(kind, args.count, args.seed, made)
+                shutil.rmtree(made.parent / "wide")
+                shutil.rmtree(made)
             print(kind, results[kind], flush=True)
     if args.json:
         report = {
             "what": "mutated headers",
-            "command": f"python tools/mutate_headers.py --count {args.count} --seed {args.seed}",
+            "command": shlex.join(["python", "tools/mutate_headers.py", *sys.argv[1:]]),
+            "commit": commit(),
             "machine": "2 shared EPYC cores",
             "python": platform.python_version(),
             "mutations_of_each": args.count,
