@@ -1,9 +1,9 @@
 """Bits where they count: each module's loss at a few widths is measured, then the bits go where they save the most.
 
-What is chosen for is a unit: matrices that inference keeps as one (q, k and v; gate and up; all experts of a layer), so
-that they must be alike. Of each unit's (bytes, loss) the lower convex hull is kept; its steps, over all units, are taken
-by loss saved per byte. That is what bisecting a Lagrangian finds (Shoham and Gersho 1988): no other choice of as many
-bytes has a smaller sum of losses, but for what one step's bytes would buy.
+What is chosen for is a unit: matrices that inference keeps as one (q, k and v; gate and up; all experts of a layer),
+so that they must be alike. Of each unit's (bytes, loss) the lower convex hull is kept; its steps, over all units, are
+taken by loss saved per byte. That is what bisecting a Lagrangian finds (Shoham and Gersho 1988): no other choice of as
+many bytes has a smaller sum of losses, but for what one step's bytes would buy.
 """
 
 from __future__ import annotations
