@@ -100,7 +100,6 @@ GROUPED: dict[str, tuple[Format, dict[str, Any]]] = {
     "ct2": (Compressed(), {"bits": 2}),
     "ct8-zeros": (Compressed(), {"bits": 8, "zeros": True}),
     "ct4-zeros": (Compressed(), {"zeros": True}),
-    "ct4-order": (Compressed(), {"zeros": True, "order": True}),
     "ct8-row": (Compressed(), {"bits": 8, "group": -1}),
     "ct4-narrow": (Compressed(), {"group": -1, "columns": 100}),
 }
@@ -198,6 +197,7 @@ REFUSED: list[tuple[Format, Rounded, str, str]] = [
     (Awq(), random_grouped(8), MODULE, "awq has no 8-bit numbers, only 4"),
     (Awq(), random_grouped(order=True), MODULE, "awq cannot store the order of columns; take static groups, or gptq"),
     (Mlx(), random_grouped(group=-1), MODULE, "mlx has groups of 32, 64 or 128 columns, not 96; give --group"),
+    (Compressed(), random_grouped(order=True), MODULE, "compressed-tensors cannot store the order of columns"),
     (Compressed(), random_grouped(3), MODULE, "compressed-tensors has no 3-bit numbers"),
     (Gptq(), random_grouped(rows=20), MODULE, "gptq packs rows in 32-bit words, but they have 80 bits; keep it"),
     (Gptq(), random_grouped(), "model.embed_tokens", "gptq leaves the embedding as it is"),
@@ -228,8 +228,8 @@ def test_rules_in_the_settings() -> None:
     told = Compressed().config(planned, kept)
     assert told["ignore"] == ["lm_head", "model.layers.11.mlp.down_proj", "model.layers.0.mlp.gate"]
     assert [group["targets"] for group in told["config_groups"].values()] == [
-        ["model.layers.1.mlp.down_proj"],
         ["Linear"],
+        ["model.layers.1.mlp.down_proj"],
     ]
     assert told["format"] == "pack-quantized"
     mixed = Compressed().config({**planned, "x": Float8(torch.zeros(4, 4), torch.ones(4, 1))}, kept)

@@ -24,6 +24,8 @@ from qwen3.checkpoint.source import CHUNK_BYTES
 from qwen3.errors import ConfigError
 from qwen3.kernels.fp8 import Fp8Weight
 
+# how closely it names modules (0: by name, 1: by pattern, 2: by kind), and which
+Target = tuple[int, Callable[[str], bool]]
 _PACKED = "pack-quantized"
 _INT, _FLOAT = (_PACKED, "int-quantized", "naive-quantized"), ("float-quantized", "naive-quantized")
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision")
@@ -34,7 +36,7 @@ class Scheme:
     """One of the `config_groups`. strategy: "tensor", "channel", "group" or "block"; group: -1 without groups."""
 
     where: str
-    targets: tuple[Callable[[str], bool], ...]
+    targets: tuple[Target, ...]
     format: str
     bits: int
     type: str
@@ -61,7 +63,7 @@ class Compressed:
 
     where: str
     schemes: tuple[Scheme, ...]
-    ignore: tuple[Callable[[str], bool], ...]
+    ignore: tuple[Target, ...]
 
     @classmethod
     def parse(cls, where: str, data: Any) -> Compressed:
@@ -79,9 +81,11 @@ class Compressed:
         return cls(where, schemes, ignore)
 
     def of(self, module: str) -> Scheme | None:
-        if any(match(module) for match in self.ignore):
+        """The scheme that names the module most closely; of several, the first."""
+        if any(match(module) for _, match in self.ignore):
             return None
-        return next((scheme for scheme in self.schemes if any(match(module) for match in scheme.targets)), None)
+        found = [(rank, i) for i, s in enumerate(self.schemes) for rank, match in s.targets if match(module)]
+        return self.schemes[min(found)[1]] if found else None
 
     def wants(
         self, module: str, shape: tuple[int, ...], entries: Mapping[str, TensorEntry]
@@ -119,13 +123,13 @@ class Compressed:
         return FloatTensor(shape, pieces) if scheme.type == "float" else IntTensor(module, shape, scheme, pieces)
 
 
-def _matcher(where: str, target: str) -> Callable[[str], bool]:
+def _matcher(where: str, target: str) -> Target:
     if target.startswith("re:"):
         found = pattern(where, target.removeprefix("re:"))
-        return lambda module: found.match(module) is not None
+        return 1, lambda module: found.match(module) is not None
     if target in ("Linear", "Embedding"):
-        return lambda module: ("embed_tokens" in module) == (target == "Embedding")
-    return lambda module: module == target
+        return 2, lambda module: ("embed_tokens" in module) == (target == "Embedding")
+    return 0, lambda module: module == target
 
 
 def _scheme(where: str, data: Any, format: str) -> Scheme:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qwen3.checkpoint.names import EMBED
 from qwen3.errors import UsageError
-from qwen3.quantize.formats.layout import Format, columns_groups, fill_words, grouped, most, pack_bits
+from qwen3.quantize.formats.layout import Format, fill_words, grouped, most, pack_bits
 from qwen3.quantize.types import Float8, Grouped, Int8, Rounded
 
 
@@ -23,7 +23,7 @@ class Compressed(Format):
             raise UsageError(f"{module}: {self.name} leaves the embedding as it is; take mlx, or drop the rule")
         if not isinstance(rounded, Grouped):
             return {".weight": rounded.data, ".weight_scale": rounded.scale}
-        found = grouped(module, rounded, self, order=True)
+        found = grouped(module, rounded, self)  # an order of columns was dropped from the format
         rows, columns = found.q.shape
         tensors = {
             ".weight_packed": pack_bits(found.q, found.bits),
@@ -33,17 +33,15 @@ class Compressed(Format):
         if found.zero is not None:
             fill_words(module, self.name, rows=rows * found.bits)
             tensors[".weight_zero_point"] = pack_bits(found.zero.t(), found.bits).t()
-        if found.order is not None:
-            tensors[".weight_g_idx"] = columns_groups(found)
         return tensors
 
     def config(self, planned: Mapping[str, Rounded], kept: Sequence[str]) -> dict[str, Any]:
         kinds = most(planned, _kind)
         formats = {kind[0] for kind, _ in kinds}
         groups = {}
-        for i, ((format, *kind), modules) in enumerate(reversed(kinds)):  # the first that fits counts
+        for i, ((format, *kind), modules) in enumerate(kinds):
             weights, inputs = (None if each is None else dict(each) for each in kind)
-            targets = ["Linear"] if i == len(kinds) - 1 else modules
+            targets = modules if i else ["Linear"]  # a name counts for more than a kind
             groups[f"group_{i}"] = {"targets": targets, "weights": weights, "input_activations": inputs}
             groups[f"group_{i}"] |= {"format": format} if len(formats) > 1 else {}
         ignored = ["lm_head"] if "lm_head" not in planned else []
@@ -79,7 +77,6 @@ def _kind(rounded: Rounded) -> tuple[Any, ...]:
         weights["strategy"] = "channel"
     else:
         weights |= {"strategy": "group", "group_size": rounded.group}
-        weights |= {"actorder": "group"} if rounded.order is not None else {}
     return "pack-quantized", _frozen(weights), None
 
 
