@@ -65,6 +65,7 @@ def load_weights(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     pack: str | None = None,
+    grouped: bool = False,
 ) -> LoadReport:
     """Fills `model`'s parameters from a checkpoint folder or GGUF file; those on the meta device are allocated now.
 
@@ -74,18 +75,20 @@ def load_weights(
     was. Peak memory is the weights plus a few 4 MB chunks. Where the model holds Fp8Weights, they take over FP8 weights
     as they are and quantize others; where it does not, FP8 weights are dequantized.
 
-    pack: "int4" or "int8" rounds the matrices, "kept" leaves those in few bits as they are where there are compiled
-    kernels, both for a network without weights yet on a CPU (see `packed`). Weights in other blocks are widened, with a
-    warning that says what that costs.
+    pack: "int4" or "int8" rounds the matrices, "kept" leaves those in few bits as they are, on a CPU where there are
+    compiled kernels; both for a network without weights yet (see `packed`). grouped: as a GPU multiplies them. Weights
+    in other blocks are widened, with a warning that says what that costs.
 
     Raises what `open_source` raises, and OutOfMemoryError with the numbers.
     """
     started, folder = time.perf_counter(), Path(folder)
     with closing(open_source(folder, model.config)) as source:
-        packed = {} if pack is None else packings(source, model.config, None if pack == "kept" else pack)
-        if pack == "kept" and packed and native.library() is None:
+        place = _device(device or "cpu") if grouped else None
+        kind = None if pack == "kept" else pack
+        packed = {} if pack is None else packings(source, model.config, kind, place, dtype or torch.bfloat16)
+        if pack == "kept" and packed and not grouped and native.library() is None:
             packed = {}  # they would be multiplied slower than what is widened
-        if packed:
+        if packed and not grouped:
             dtype = torch.float32  # of the activations, and of what is not packed
         places = _allocate(model, source, device, dtype, packed)
         held = fp8_weights(model)

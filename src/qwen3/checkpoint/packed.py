@@ -1,4 +1,5 @@
-"""Which matrices of a checkpoint a network on a CPU holds in few bits (`kernels.packed`), and how they get there.
+"""Which matrices of a checkpoint a network holds in few bits, and how they get there: on a CPU by `kernels.packed`, on
+a GPU by `kernels.grouped`.
 
 Asked for ("int4", "int8"), all but norms and routers are, rounded while they are read; embedding and head take 8 bits
 either way. Otherwise those are whose file has them in groups that the kernel multiplies (`Stored.form`), laid out anew,
@@ -18,10 +19,13 @@ from qwen3.checkpoint.names import fused_name, fused_shapes, official_views
 from qwen3.checkpoint.source import Source, Stored
 from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
-from qwen3.kernels.packed import LANES, PackedWeight, pack, quantize_rtn
+from qwen3.kernels import grouped
+from qwen3.kernels.grouped import GroupWeight
+from qwen3.kernels.packed import LANES, PackedWeight, pack, quantize_rtn, rounded
 
 BITS = {"int8": 8, "int4": 4}
 _AT_ONCE = 1 << 20  # numbers: more are slower, since their copies leave the caches and ask the system for memory
+_AT_ONCE_ON_GPU = 1 << 22
 
 
 class HasParts(Protocol):
@@ -31,18 +35,26 @@ class HasParts(Protocol):
 @dataclass(frozen=True)
 class Packing:
     """One parameter. parts: its official tensors, by expert (one row of them if there are none). form: what they are
-    rounded to; None: as the file has them, each in its own form."""
+    rounded to; None: as the file has them, each in its own form. place: of a GroupWeight, for activations of `dtype`;
+    None: a PackedWeight."""
 
     shape: tuple[int, ...]
     parts: tuple[tuple[Stored, ...], ...]
     form: Form | None = None
+    place: torch.device | None = None
+    dtype: torch.dtype = torch.bfloat16
 
     @property
     def nbytes(self) -> int:
+        if self.place is not None:
+            return sum(_group_bytes(self.form or part.group_form, part) for row in self.parts for part in row)
         forms = ((self.form or part.form, part.shape) for row in self.parts for part in row)
         return sum(form.nbytes(*shape) for form, shape in forms if form is not None)
 
-    def build(self) -> PackedWeight:
+    def build(self) -> PackedWeight | GroupWeight:
+        if self.place is not None:
+            whole = [GroupWeight.cat([self._grouped(part) for part in parts]) for parts in self.parts]
+            return whole[0] if len(self.shape) == 2 else GroupWeight.stack(whole)
         made = [PackedWeight.cat([self._part(part) for part in parts]) for parts in self.parts]
         return made[0] if len(self.shape) == 2 else PackedWeight.stack(made)
 
@@ -57,9 +69,34 @@ class Packing:
                 found.append(pack(q, scale, mins, part.form.bits, *marks, table=part.form.table))
         return PackedWeight.cat(found)
 
+    def _grouped(self, part: Stored) -> GroupWeight:
+        found, step = [], max(1, _AT_ONCE_ON_GPU // part.shape[1])
+        for first in range(0, part.shape[0], step):
+            rows = slice(first, min(first + step, part.shape[0]))
+            if self.form is not None:
+                q, scale = rounded(part.read(rows, torch.float32).to(self.place), self.form.bits, self.form.group)
+                found.append(grouped.pack(q, scale.half(), None, self.form.bits, self.dtype))
+            elif part.group_form is not None:
+                given = part.grouped(rows)
+                q, scale, mins = given[0].to(self.place), given[1].to(self.place), given[2]
+                mins = None if mins is None else mins.to(self.place)
+                found.append(grouped.pack(q, scale, mins, part.group_form.bits, self.dtype))
+        return GroupWeight.cat(found)
 
-def packings(source: Source, config: ModelConfig, kind: str | None) -> dict[str, Packing]:
-    """Our names → what is held so. kind: "int4", "int8", or None: what the file has so.
+
+def _group_bytes(form: Form | None, part: Stored) -> int:
+    if form is None:
+        return 0
+    rows, columns = part.shape
+    slab, mark = grouped.SLAB[form.bits], 8 if form.mins else 4 if part.form and part.form.fine else 2
+    return rows * (-(-columns // slab) * 64 + -(-columns // form.group) * mark)
+
+
+def packings(
+    source: Source, config: ModelConfig, kind: str | None, place: torch.device | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, Packing]:  # fmt: skip
+    """Our names → what is held so. kind: "int4", "int8", or None: what the file has so. place, dtype: as of `Packing`.
 
     Raises UsageError for a matrix whose width is no multiple of 32, if `kind` asks for it.
     """
@@ -69,7 +106,11 @@ def packings(source: Source, config: ModelConfig, kind: str | None) -> dict[str,
         if len(shape) == 1 or name.endswith("mlp.gate.weight"):
             continue
         if kind is not None:
-            found[name] = Packing(shape, parts[name], Form(*fitting(name, shape[-1], kind), False))
+            found[name] = Packing(shape, parts[name], Form(*fitting(name, shape[-1], kind), False), place, dtype)
+            continue
+        if place is not None:
+            if all(part.group_form is not None for row in parts[name] for part in row):
+                found[name] = Packing(shape, parts[name], None, place, dtype)
             continue
         forms, *others = {tuple(part.form for part in row) for row in parts[name]}
         if None not in forms and not others:  # experts are alike
@@ -103,8 +144,8 @@ def _parts(source: Source, config: ModelConfig) -> dict[str, tuple[tuple[Stored,
     return found
 
 
-def hold(model: HasParts, name: str, weight: PackedWeight) -> None:
-    """The packed weight in the place of the parameter `name`."""
+def hold(model: HasParts, name: str, weight: PackedWeight | GroupWeight) -> None:
+    """The weight in the place of the parameter `name`."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     delattr(module, leaf)

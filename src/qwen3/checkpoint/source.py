@@ -20,6 +20,7 @@ from qwen3.checkpoint.gguf.reader import is_gguf_path
 from qwen3.config import ModelConfig
 from qwen3.errors import CorruptFileError
 from qwen3.kernels.fp8 import Fp8Weight
+from qwen3.kernels.packed import TABLE
 
 CHUNK_BYTES = 4 << 20  # of the widened rows that one thread holds
 
@@ -42,6 +43,30 @@ class Stored(Protocol):
         """Of a tensor with a `form`: (q uint8 [rows, K], scales, minima float16 [rows, K/group]), as `packed.pack`
         takes them; the integer scales behind them if there are any."""
         raise TypeError(f"{self.kind} has no packed form")
+
+    @property
+    def group_form(self) -> Form | None:
+        """How a `kernels.grouped.GroupWeight` holds exactly these numbers (bits, group and minima; but for the last
+        bits of float32 where scales have two levels); None if it cannot."""
+        form = self.form
+        return form and Form(8 if form.bits > 4 or form.table else 4, form.fine or form.group, form.mins)
+
+    def grouped(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of a tensor with a `group_form`: (q uint8 [rows, K], scales, minima [rows, K/group]), for `grouped.pack`."""
+        form, group_form = self.form, self.group_form
+        assert form is not None
+        assert group_form is not None
+        q, scale, mins, *marks = self.packed(rows)
+        if form.table:
+            q = torch.tensor([value + 128 for value in TABLE], dtype=torch.uint8)[q.int()]
+        elif mins is None:
+            q = q + ((1 << group_form.bits - 1) - (1 << form.bits - 1))  # their zero is in the middle
+        if marks and marks[0] is not None:
+            times, *sunk = marks[0].float().chunk(1 if mins is None else 2, dim=-1)
+            more = form.group // form.fine
+            scale = scale.float().repeat_interleave(more, -1) * times
+            mins = None if mins is None else mins.float().repeat_interleave(more, -1) * sunk[0]
+        return q, scale, mins
 
     def read(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """Some rows (elements, if it has one dimension only) on the CPU, rounded once to a floating-point `dtype`.

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from qwen3.errors import UsageError
 from qwen3.kernels import reference_engine
 from qwen3.kernels.frozen import Held, frozen_linear, register_frozen
+from qwen3.kernels.packed import rounded
 
 SLAB = {4: 128, 8: 64}
 """Bits → columns that lie in 64 bytes; what a row lacks to whole slabs is filled up."""
 SMALLEST = 16
+_AT_ONCE = 1 << 22  # numbers that are rounded together
 
 
 class GroupWeight(nn.Module):
@@ -172,6 +174,19 @@ def pack(q: Tensor, scale: Tensor, mins: Tensor | None, bits: int, dtype: torch.
         None if mins is None else mins.to(scale.dtype).mT.contiguous(), columns=columns, bits=bits, group=group,
         dtype=dtype,
     )  # fmt: skip
+
+
+def quantize_rtn(weight: Tensor, bits: int, group: int = 128) -> GroupWeight:
+    """weight [E…, N, K] by `packed.rounded`, some rows at a time: 4 GB of float32 copies would be too many."""
+    found, rows = [], weight.flatten(0, -2)
+    for some in rows.split(max(1, _AT_ONCE // rows.shape[1])):
+        q, scale = rounded(some, bits, group)
+        found.append(pack(q, scale.half(), None, bits, weight.dtype))
+    whole = GroupWeight.cat(found)
+    if weight.dim() == 2:
+        return whole
+    scale = whole.scale.unflatten(-1, weight.shape[:-1]).movedim(0, -2)
+    return whole._like([whole.data.unflatten(0, weight.shape[:-1]), scale.contiguous(), None])
 
 
 def _joined(parts: Sequence[GroupWeight], how: Callable[[Any, int], Tensor]) -> GroupWeight:

@@ -285,7 +285,13 @@ def sample(form: tuple[int, int, bool, bool], shape: tuple[int, ...], group: int
 
 
 def quantize_rtn(weight: Tensor, bits: int, group: int = 128) -> PackedWeight:
-    """weight [E…, N, K] rounded to the nearest of its group's values. 4 bits: the scale is the one, of a few between
+    """`rounded`, packed."""
+    return pack(*rounded(weight, bits, group), None, bits)
+
+
+def rounded(weight: Tensor, bits: int, group: int = 128) -> tuple[Tensor, Tensor]:
+    """weight [E…, N, K] to the nearest of its group's values (q - half of what the bits count to) · scale -> (q uint8
+    [E…, N, K], scale, of float16's numbers, float32 [E…, N, K/group]). 4 bits: the scale is the one, of a few between
     the largest value's and 0.8 of it, with the smallest squared error. Raises UsageError for a value not finite."""
     grouped = weight.float().unflatten(-1, (-1, group))
     peak, at = grouped.abs().max(-1, keepdim=True)
@@ -304,7 +310,7 @@ def quantize_rtn(weight: Tensor, bits: int, group: int = 128) -> PackedWeight:
             error = (found - grouped).square().sum(-1, keepdim=True)
             scale, least = torch.where(error < least, tried, scale), torch.minimum(error, least)
     q = (grouped / scale.where(scale != 0, 1.0)).round().clamp(1 - zero if bits == 8 else -zero, zero - 1) + zero
-    return pack(q.to(torch.uint8).flatten(-2), scale.squeeze(-1), None, bits)
+    return q.to(torch.uint8).flatten(-2), scale.squeeze(-1)
 
 
 def _dequantize(tensors: list[Tensor], numbers: list[int], dtype: torch.dtype) -> Tensor:

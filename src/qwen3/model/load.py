@@ -18,7 +18,7 @@ from qwen3.errors import UsageError
 from qwen3.kernels import native
 from qwen3.model import cpu_probe
 from qwen3.model.network import Qwen3
-from qwen3.model.pack import pack_model
+from qwen3.model.pack import check_groups, has_groups, pack_model
 
 SMALL_MODEL = 100_000_000  # parameters; see `default_dtype`
 QUANTIZATIONS = ("fp8", *BITS)
@@ -78,10 +78,10 @@ def load_model(
     """Loads a Hugging Face folder (`config.json`, safetensors) or a GGUF file for inference; no tokenizer is needed.
 
     device None: CUDA if present, else CPU. dtype None: see `default_dtype`. quantization "fp8": the projections (all
-    but embedding, head and router) are kept in FP8, row by row quantized while they are read. "int8", "int4": on a CPU,
-    all matrices are kept in so many bits, likewise (embedding and head in 8). None: as the checkpoint has them, except
-    that FP8 weights become `dtype`, with a warning, on a device that cannot multiply FP8, and blocks of a GGUF file
-    that no kernel multiplies, too.
+    but embedding, head and router) are kept in FP8, row by row quantized while they are read. "int8", "int4": all
+    matrices are kept in so many bits, likewise (embedding and head in 8). None: as the checkpoint has them, except that
+    FP8 weights become `dtype`, with a warning, on a device that cannot multiply FP8, and blocks that no kernel
+    multiplies, too.
 
     Raises ModelNotFoundError, ConfigError, CorruptFileError, UnsafeFileError or OutOfMemoryError with one line that
     names the file, key or tensor; UsageError for a wrong argument.
@@ -97,34 +97,39 @@ def load_model(
     if target.type == "cpu" and wanted == torch.bfloat16 and cpu_probe.advertised() and not cpu_probe.works():
         raise UsageError("dtype bfloat16 does not work on this processor, though it says so; take dtype float32")
     model = Qwen3(config, device="meta", dtype=wanted)
-    if quantization == "fp8" or (stored is not None and has_fp8(target)):
+    if quantization == "fp8" or (stored is not None and has_fp8(target) and quantization not in BITS):
         names, uneven = parameters_to_hold(config, stored)
         hold_fp8(model, names, 0 if stored is None else stored.block)
         if uneven:
             more = f" and of {len(uneven) - 1} more" if len(uneven) > 1 else ""
             problem = f"the parts of {min(uneven)}{more} are no whole blocks of FP8; they become {wanted}"
             warnings.warn(f"{folder}: {problem}", stacklevel=2)
+    elif quantization in BITS and target.type != "cpu":
+        pass  # whatever they were
     elif has_fp8(target):
         hold_fp8(model, fp8_rows(config, folder), 0)
     elif stored is not None:
         problem = f"the weights are FP8, which {target} cannot multiply; they become {wanted}"
         warnings.warn(f"{folder}: {problem}", stacklevel=2)
-    load_weights(model, folder, device=target, dtype=wanted, pack=_packing(quantization, dtype, target))
+    pack = _packing(quantization, dtype, wanted, target)
+    load_weights(model, folder, device=target, dtype=wanted, pack=pack, grouped=target.type == "cuda")
     model.rotary.to(target)
     return model.eval()
 
 
-def _packing(quantization: str | None, dtype: Any, target: torch.device) -> str | None:
+def _packing(quantization: str | None, dtype: Any, wanted: torch.dtype, target: torch.device) -> str | None:
     """What `load_weights` is to hold in 4 and 8 bits."""
     if quantization in BITS:
         if target.type != "cpu":
-            raise UsageError(f"weights={quantization!r} are for a CPU, not for {target}; take weights='fp8' on a GPU")
+            check_groups(str(quantization), target, wanted)
+            return quantization
         if dtype is not None:
             raise UsageError(f"weights={quantization!r} are multiplied with float32 activations: leave dtype out")
         if native.library() is None:
             warnings.warn(f"weights={quantization!r} will be slow: {native.state()}", stacklevel=4)
         return quantization
-    return "kept" if target.type == "cpu" and dtype is None else None
+    kept = dtype is None if target.type == "cpu" else has_groups(target, wanted)
+    return "kept" if kept and quantization is None else None
 
 
 def quantize_model(model: Qwen3, quantization: str = "fp8") -> Qwen3:

@@ -68,16 +68,40 @@ class Affine(Quantized):
     def packed(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
         form = self.form
         assert form is not None
-        first, last = self.span(rows)
-        source = self._whole or (self.whole() if self.by_column else self)
-        self._whole = source if self.by_column and last < self.shape[0] else None  # until the last rows were asked for
-        q, (scale, zero, mins), more = source.q(first, last), source.marks(first, last), self.group // form.group
+        (q, (scale, zero, mins)), more = self._taken(rows), self.group // form.group
         if zero is not None:
             shift = ((1 << form.bits - 1) - zero).to(torch.uint8)  # modulo 256, as the sum is
             q = q + shift.repeat_interleave(self.group, 1)
         halves = (None if marks is None else marks.half().repeat_interleave(more, 1) for marks in (scale, mins))
         scale, mins = halves  # type: ignore[assignment]
         return q, scale, mins
+
+    def _taken(self, rows: slice) -> tuple[Tensor, Marks]:
+        first, last = self.span(rows)
+        source = self._whole or (self.whole() if self.by_column else self)
+        self._whole = source if self.by_column and last < self.shape[0] else None  # until the last rows were asked for
+        return source.q(first, last), source.marks(first, last)
+
+    @cached_property
+    def group_form(self) -> Form | None:
+        columns = self.shape[1]
+        group = next((size for size in (128, 64, 32, 16) if self.group % size == 0), 0)
+        if self.order() is not None or not (group or self.group == columns):
+            return None
+        zero = self.marks(0, self.shape[0])[1]
+        middle = zero is not None and bool((zero == 1 << self.bits - 1).all())
+        return Form(4 if self.bits <= 4 else 8, self.group if self.group % 128 == 0 else group or columns, not middle)
+
+    def grouped(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        form = self.group_form
+        assert form is not None
+        (q, (scale, zero, mins)), more = self._taken(rows), self.group // form.group
+        if not form.mins:
+            q, mins = q + ((1 << form.bits - 1) - (1 << self.bits - 1)), None
+        elif zero is not None:
+            scale = scale.float()
+            mins = scale * -zero
+        return q, scale.repeat_interleave(more, 1), None if mins is None else mins.repeat_interleave(more, 1)
 
 
 def _is_half(marks: Tensor) -> bool:
