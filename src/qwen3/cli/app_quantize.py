@@ -45,6 +45,13 @@ def quantize(
     imatrix: Annotated[
         Path | None, typer.Option("--imatrix", metavar="FILE", help="gguf: importances from this file.")
     ] = None,
+    save_imatrix: Annotated[
+        Path | None, typer.Option("--save-imatrix", metavar="FILE", help="gguf: keep what --calibration collects.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="gguf: no other type for widths that do not fit.")] = False,
+    split_size: Annotated[
+        str | None, typer.Option("--split-size", metavar="SIZE", help="gguf: most bytes of weights in a file, as 4GB.")
+    ] = None,
     calibration: Annotated[
         str | None, typer.Option("--calibration", metavar="FILE|NAME", help="qwen3 (built in), or .txt or .jsonl.")
     ] = None,

@@ -34,7 +34,7 @@ def convert(
         raise UsageError(f"--type {type} is none of {', '.join(_TYPES[to])}{fewer}")
     if given and to != "onnx":
         raise UsageError(f"{next(iter(given)).replace('_', '-')}: an option of --to onnx, not of {to}; leave it out")
-    limit = _limit(split_size)
+    limit = None if split_size is None else parse_size(split_size, "--split-size")
     source = resolve(model)
     note(f"{source.describe()} to {out}")
     with Line() as line:
@@ -60,13 +60,6 @@ def convert(
     else:
         say(f"Run it:    {shlex.join(['qwen3', 'run', result['files'][0]])}")
     return 0
-
-
-def _limit(split_size: str | None) -> int | None:
-    try:
-        return None if split_size is None else parse_size(split_size)
-    except UsageError:
-        raise UsageError(f"--split-size {split_size!r} is no size; write it as 500MB or 4GB") from None
 
 
 def _gguf(path: Path, out: Path, kind: str | None, limit: int | None, force: bool, line: Line) -> dict[str, Any]:

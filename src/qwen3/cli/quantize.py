@@ -53,6 +53,9 @@ class Wish:
     format: str | None = None
     type: str | None = None
     imatrix: Path | None = None
+    save_imatrix: Path | None = None
+    strict: bool = False
+    split_size: str | None = None
     calibration: str | None = None
     samples: int | None = None
     sequence_length: int | None = None
@@ -72,7 +75,11 @@ class Wish:
         if self.asym and self.sym:
             raise UsageError("--asym and --sym contradict each other; give one")
         whole = {"--bits": self.bits, "--group": self.group, "--asym": self.asym or None, "--sym": self.sym or None}
-        for name, value in {**whole, "--type": self.type, "--imatrix": self.imatrix}.items():
+        others = {
+            "--type": self.type, "--imatrix": self.imatrix, "--save-imatrix": self.save_imatrix,
+            "--strict": self.strict or None, "--split-size": self.split_size,
+        }  # fmt: skip
+        for name, value in {**whole, **others}.items():
             if value is not None and (name not in whole or self.method in ("w8a8", "fp8")):
                 raise UsageError(f"{name} does not go with {self.method}")
         given: dict[str, Any] = {
@@ -109,23 +116,25 @@ def parse_rule(text: str) -> Rule:
     return Rule(pattern, **changes)
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, flag: str = "--target-size") -> int:
     """'300MB', '1.5 GiB' → bytes."""
     hit = re.fullmatch(r"([0-9.]+)\s*([a-z]*)", text.strip().lower())
     try:
         return int(float(hit[1]) * _UNITS[hit[2]])  # type: ignore[index]
     except (TypeError, ValueError, KeyError):
-        raise UsageError(f"--target-size {text!r} is no size; write it as 300MB or 1.5GB") from None
+        raise UsageError(f"{flag} {text!r} is no size; write it as 300MB or 1.5GB") from None
 
 
 def quantize(wish: Wish) -> int:
     """Writes the checkpoint and prints what came of it, or the result object."""
     if wish.method == "gguf":
-        return _gguf(wish)
+        from qwen3.cli import quantize_gguf
+
+        return quantize_gguf.quantize(wish)
     spec = wish.spec()
     if wish.out is None and not wish.dry_run:
         raise UsageError("say where to write it: --out FOLDER (or --dry-run)")
-    config, source = _find(wish)
+    config, source = find(wish)
     if source is not None and wish.out is not None:
         check_target(wish.out, source, wish.force)
     format = choose(wish.format or usual(spec), getattr(torch, config.dtype))
@@ -161,7 +170,7 @@ def quantize(wish: Wish) -> int:
     return 0
 
 
-def _find(wish: Wish) -> tuple[ModelConfig, Resolved | None]:
+def find(wish: Wish) -> tuple[ModelConfig, Resolved | None]:
     """A published model need not be here to be planned."""
     member = family.find(wish.model) if wish.dry_run else None
     try:
@@ -192,7 +201,7 @@ def _mixed(wish: Wish, spec: Spec, todo: Outline, source: Resolved | None, line:
         spec = mix.applied(spec)
         return spec, outline(spec, todo.config, todo.format)
     wanted = parse_size(wish.target_size)
-    left = wanted - (todo.nbytes - sum(todo.sizes().values()))
+    left = wanted - (todo.nbytes - sum(todo.sizes.values()))
     for _ in range(16):  # what a format has beside numbers and scales depends on the choice
         mixed = distribute(found, nbytes=left).applied(spec)
         made = outline(mixed, todo.config, todo.format)
@@ -200,37 +209,6 @@ def _mixed(wish: Wish, spec: Spec, todo: Outline, source: Resolved | None, line:
             return mixed, made
         left -= made.nbytes - wanted
     raise UsageError(f"--target-size {wish.target_size}: no choice of bits meets it; ask for a little more")
-
-
-def _gguf(wish: Wish) -> int:
-    if wish.type is None:
-        raise UsageError("say which type: --type q4_k_m (or q8_0, q6_k, q5_k_m, q4_0 …)")
-    if wish.out is None:
-        raise UsageError("say where to write it: --out FILE.gguf")
-    from qwen3.quantize.gguf.write import write_gguf
-    from qwen3.quantize.imatrix import read_imatrix
-
-    source, line = resolve(wish.model), Line()
-    importance = None if wish.imatrix is None else read_imatrix(wish.imatrix, read_config(source.path))
-    with line:
-        report = write_gguf(
-            source.path, wish.out, wish.type, imatrix=importance, rules=tuple(wish.rules), force=wish.force,
-            progress=line.show,
-        )  # fmt: skip
-    result = report.to_dict()
-    for warning in result["warnings"]:
-        warn(warning)
-    if wish.as_json:
-        out_json(result)
-        return 0
-    kinds = ", ".join(f"{count} {kind}" for kind, count in result["kinds"].items())
-    out(f"size       {size(report.nbytes)}, {report.bits_per_weight:.2f} bits per weight: {kinds}")
-    out(_agreement(result["agreement"]))
-    for name, change in list(result["fallbacks"].items())[:WORST]:
-        out(f"fallback   {name}: {change}")
-    out(f"time       {clock(report.seconds)}")
-    out(f"Run it:    {shlex.join(['qwen3', 'run', str(report.files[0])])} {QUESTION}")
-    return 0
 
 
 class Line:
@@ -287,10 +265,10 @@ def _kind(rounded: Rounded) -> str:
 
 
 def _show_plan(wish: Wish, spec: Spec, todo: Outline) -> int:
-    sizes, before = todo.sizes(), todo.config.weight_bytes()
+    before = todo.config.weight_bytes()
     kinds = {module: _kind(rounded) for module, rounded in todo.planned.items()}
     if wish.as_json:
-        modules = {module: {"kind": kinds[module], "bytes": sizes[module]} for module in kinds}
+        modules = {module: {"kind": kinds[module], "bytes": todo.sizes[module]} for module in kinds}
         out_json({
             "model": wish.model, "spec": dataclasses.asdict(spec), "format": todo.format.name, "modules": modules,
             "kept": list(todo.kept), "bytes_before": before, "bytes_after": todo.nbytes,
@@ -299,7 +277,7 @@ def _show_plan(wish: Wish, spec: Spec, todo: Outline) -> int:
         return 0
     rows: dict[tuple[str, str], list[int]] = {}
     for module, kind in kinds.items():
-        rows.setdefault((re.sub(r"\.\d+\.", ".*.", module), kind), []).append(sizes[module])
+        rows.setdefault((re.sub(r"\.\d+\.", ".*.", module), kind), []).append(todo.sizes[module])
     shown = [[f"{len(each):,}", name, kind, size(sum(each))] for (name, kind), each in rows.items()]
     kept: dict[str, int] = {}
     for module in todo.kept:
@@ -330,14 +308,14 @@ def _result(
     }  # fmt: skip
 
 
-def _agreement(found: dict[str, Any]) -> str:
+def agreement(found: dict[str, Any]) -> str:
     same = f"the same next token after {100 * found['top1']:.1f} % of {found['tokens']} tokens"
     return f"agreement  KL {found['kl']:.4f}, {same}"
 
 
 def _show(result: dict[str, Any]) -> None:
     out(f"size       {_sizes(result['bytes_before'], result['bytes_after'], result['bits_per_weight'])}")
-    out(_agreement(result["agreement"]))
+    out(agreement(result["agreement"]))
     if result["calibration"]:
         told = result["calibration"]
         out(f"calibrated {told['name']}: {told['tokens']:,} tokens of {told['documents']:,} documents")

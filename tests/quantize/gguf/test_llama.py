@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from qwen3.checkpoint import read_config, resolve
 from qwen3.checkpoint.gguf.dequantize import dequantize
 from qwen3.checkpoint.gguf.files import open_gguf
 from qwen3.checkpoint.mode import find_tokenizer
+from qwen3.checkpoint.source import open_source
 from qwen3.model import load_model
 from qwen3.quantize.gguf import write_gguf
 from qwen3.quantize.gguf.encode import BY_NAME, encode
@@ -83,10 +85,9 @@ def test_errors_are_no_larger_than_its_own(kind: str, guided: bool) -> None:
     quantize.restype, quantize.argtypes = ctypes.c_size_t, [
         ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p
     ]  # fmt: skip
-    from qwen3.checkpoint.source import open_source
-
     path = resolve("embedded").path
-    x = open_source(path, read_config(path)).stored["model.layers.3.mlp.up_proj.weight"].read(slice(256), torch.float32)
+    with closing(open_source(path, read_config(path))) as source:
+        x = source.stored["model.layers.3.mlp.up_proj.weight"].read(slice(256), torch.float32)
     importance = torch.rand(512, generator=torch.Generator().manual_seed(1)).pow(3) + 0.02 if guided else None
     number, form = BY_NAME[kind]
     theirs = torch.empty(x.numel() // form.block * form.size, dtype=torch.uint8)

@@ -160,6 +160,18 @@ def write_gguf(
     return Report(tuple(target), kind.upper(), tuple(done), nbytes, weights, seconds, agreement, tuple(warnings))
 
 
+def plan_gguf(
+    config: ModelConfig, kind: str, *, rules: Sequence[str] = (), strict: bool = False, guided: bool = False
+) -> list[Tensored]:
+    """What `write_gguf` would make of each tensor, in the order of the file; guided: with an imatrix. Raises UsageError
+    as that does."""
+    shapes = {name: shape for name, (shape, _) in tensor_pieces(config).items()}
+    choices = choose(recipe_named(kind), shapes, config, rules, guided)
+    _refuse_fallbacks(choices, shapes, strict)
+    entries = [Entry(name, choices[name].kind, shape) for name, shape in shapes.items()]
+    return [Tensored(e.name, e.kind, e.shape, e.nbytes, 0.0, choices[e.name].wanted) for e in entries]
+
+
 def tensor_pieces(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], list[str]]]:
     """GGUF name → (shape, the official tensors that it is made of, in order); embedding, layers, norm, head."""
     found: dict[str, tuple[tuple[int, ...], list[tuple[int, str]]]] = {}
