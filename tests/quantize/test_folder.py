@@ -297,7 +297,7 @@ def test_outline_is_exact(original: Path, tmp_path: Path) -> None:
     weights = sum(torch.Size(shape).numel() for shape in official_shapes(todo.config).values())
     assert todo.bits_per_weight == 8 * todo.nbytes / weights
     assert {fused_name(f"{m}.weight") for m in todo.kept} >= {"embed_tokens.weight"}
-    assert sum(todo.sizes().values()) < todo.nbytes
+    assert sum(todo.sizes.values()) < todo.nbytes
 
 
 def test_shards_in_any_order(tmp_path: Path) -> None:

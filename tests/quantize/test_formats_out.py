@@ -239,11 +239,23 @@ def test_rules_in_the_settings() -> None:
     assert own["model.layers.1.mlp.down_proj"] == {"group_size": 32, "bits": 8}
     assert own["lm_head"] is False
     with pytest.raises(UsageError, match="down_proj: awq has one group size for all"):
-        Awq().config({**planned, "model.layers.1.mlp.down_proj": random_grouped(group=48)}, kept)
+        Awq().config({**planned, "model.layers.1.mlp.down_proj": random_grouped(group=64, columns=128)}, kept)
     assert Mlx().stacked("model.layers.3.mlp.experts.17.up_proj.scales") == (
         "model.layers.3.mlp.switch_mlp.up_proj.scales", 17,
     )  # fmt: skip
     assert Gptq().stacked("model.layers.3.mlp.experts.17.up_proj.scales") is None
+
+
+def test_rows_as_groups() -> None:
+    """One setting where widths differ: 64 columns in groups of 64 are like any other; rows of all widths are -1."""
+    wide, narrow = random_grouped(group=64, columns=128), random_grouped(group=64, columns=64)
+    rows: dict[str, Rounded] = {"a": random_grouped(group=-1, columns=64), "b": random_grouped(group=-1, columns=160)}
+    for format in (Gptq(), Awq(), Compressed()):
+        told = format.config({"a": wide, "b": narrow}, [])
+        assert "dynamic" not in told
+        assert told.get("group_size", 64) == 64
+        assert len(told.get("config_groups", [0])) == 1
+    assert Awq().config(rows, [])["group_size"] == -1
 
 
 def test_usual_formats() -> None:

@@ -191,6 +191,7 @@ def _mixed(wish: Wish, spec: Spec, todo: Outline, source: Resolved | None, line:
         raise UsageError(f"{wish.model} is not on this disk: its bits by module can only be planned with its weights")
     if wish.bits is not None or (wish.target_size is not None and wish.target_bits is not None):
         raise UsageError("give one of --bits, --target-size and --target-bits")
+    wanted = 0 if wish.target_size is None else parse_size(wish.target_size)
     note("measuring what each matrix loses with how many bits")
     found = measure(
         source.path, spec, todo.format.bits, device=wish.device or best_device(),
@@ -200,7 +201,6 @@ def _mixed(wish: Wish, spec: Spec, todo: Outline, source: Resolved | None, line:
         mix = distribute(found, average=wish.target_bits)
         spec = mix.applied(spec)
         return spec, outline(spec, todo.config, todo.format)
-    wanted = parse_size(wish.target_size)
     left = wanted - (todo.nbytes - sum(todo.sizes.values()))
     for _ in range(16):  # what a format has beside numbers and scales depends on the choice
         mixed = distribute(found, nbytes=left).applied(spec)

@@ -22,7 +22,8 @@ from qwen3.quantize.types import Float8, Grouped, Int8, Rounded
 @dataclass(frozen=True)
 class Outline:
     """planned: module → what is written of it; tensors: of the files; both without values. places: name as the format
-    gives it → (tensor of the files, row of it; None: all of it). kept: matrices that stay as they are."""
+    gives it → (tensor of the files, row of it; None: all of it). kept: matrices that stay as they are. sizes: bytes of
+    each quantized module. settings: what config.json says."""
 
     config: ModelConfig
     format: Format
@@ -30,6 +31,8 @@ class Outline:
     kept: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     places: Mapping[str, tuple[str, int | None]]
+    sizes: Mapping[str, int]
+    settings: Mapping[str, Any]
 
     @property
     def nbytes(self) -> int:
@@ -39,16 +42,9 @@ class Outline:
     def bits_per_weight(self) -> float:
         return 8 * self.nbytes / sum(math.prod(shape) for shape in official_shapes(self.config).values())
 
-    def sizes(self) -> dict[str, int]:
-        """Module → bytes, of the quantized ones."""
-        return {
-            module: sum(t.nbytes for t in self.format.tensors(module, rounded).values())
-            for module, rounded in self.planned.items()
-        }
-
     def config_json(self) -> dict[str, Any]:
         plain = replace(self.config, quantization_config=None).to_dict()
-        return plain | {self.format.key: self.format.config(self.planned, self.kept)}
+        return plain | {self.format.key: dict(self.settings)}
 
 
 def outline(spec: Spec, config: ModelConfig, format: Format) -> Outline:
@@ -61,17 +57,19 @@ def outline(spec: Spec, config: ModelConfig, format: Format) -> Outline:
     tensors: dict[str, Tensor] = {}
     places: dict[str, tuple[str, int | None]] = {}
     rows: dict[str, dict[int, Tensor]] = {}
-    known: dict[Any, dict[str, Tensor]] = {}  # experts are many and alike
+    sizes: dict[str, int] = {}
+    known: dict[Any, tuple[Rounded, dict[str, Tensor]]] = {}  # experts are many and alike
     shapes = official_shapes(config)
     for name, shape in shapes.items():
         module = name.removesuffix(".weight")
         parts = {".weight": torch.empty(shape, dtype=dtype, device="meta")}
         if module in todo:
             key = (todo[module], shape, module.endswith("_proj") or module)
-            planned[module] = blank(todo[module], module, shape)
             if key not in known:
-                known[key] = format.tensors(module, planned[module])
-            parts = known[key]
+                made = blank(todo[module], module, shape)
+                known[key] = made, format.tensors(module, made)
+            planned[module], parts = known[key]
+            sizes[module] = sum(part.nbytes for part in parts.values())
         for suffix, part in parts.items():
             stack = format.stacked(module + suffix)
             if stack is None:
@@ -84,7 +82,8 @@ def outline(spec: Spec, config: ModelConfig, format: Format) -> Outline:
             raise UsageError(f"{name}: {format.name} has all experts of a layer in one tensor: give them the same rule")
         tensors[name] = torch.stack([found[i] for i in range(len(found))])
     kept = tuple(n.removesuffix(".weight") for n, s in shapes.items() if len(s) == 2 and n[:-7] not in todo)
-    return Outline(config, format, planned, kept, dict(sorted(tensors.items())), places)
+    settings = format.config(planned, kept)
+    return Outline(config, format, planned, kept, dict(sorted(tensors.items())), places, sizes, settings)
 
 
 def blank(spec: Spec, module: str, shape: tuple[int, ...]) -> Rounded:

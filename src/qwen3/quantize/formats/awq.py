@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qwen3.checkpoint.names import EMBED, HEAD
 from qwen3.errors import UsageError
-from qwen3.quantize.formats.layout import Format, fill_words, grouped, most, pack_bits, zeros
+from qwen3.quantize.formats.layout import Format, fill_words, group_size, grouped, most, pack_bits, zeros
 from qwen3.quantize.types import Rounded
 
 _ROWS = [0, 2, 4, 6, 1, 3, 5, 7]  # of eight, from the lowest four bits of a word on
@@ -31,11 +31,11 @@ class Awq(Format):
         return {".qweight": pack(found.q), ".qzeros": pack(zeros(found)), ".scales": found.scale.t()}
 
     def config(self, planned: Mapping[str, Rounded], kept: Sequence[str]) -> dict[str, Any]:
-        (group, _), *others = most(planned, lambda rounded: rounded.scale.shape[1] == 1 or rounded.group)
-        if others:
+        (group, _), *others = most(planned, group_size)
+        if others and any(rounded.scale.shape[1] > 1 for rounded in planned.values()):
             raise UsageError(f"{others[0][1][0]}: awq has one group size for all; take gptq or compressed-tensors")
         skipped = [module for module in kept if f"{module}.weight" != EMBED]
         return {
-            "quant_method": "awq", "bits": 4, "group_size": -1 if group is True else group, "zero_point": True,
+            "quant_method": "awq", "bits": 4, "group_size": -1 if others else group, "zero_point": True,
             "version": "gemm", "modules_to_not_convert": skipped or None,
         }  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qwen3.checkpoint.names import EMBED
 from qwen3.errors import UsageError
-from qwen3.quantize.formats.layout import Format, fill_words, grouped, most, pack_bits
+from qwen3.quantize.formats.layout import Format, fill_words, group_size, grouped, most, pack_bits
 from qwen3.quantize.types import Float8, Grouped, Int8, Rounded
 
 
@@ -73,10 +73,8 @@ def _kind(rounded: Rounded) -> tuple[Any, ...]:
             inputs |= {"strategy": "group", "group_size": 128}
         return "float-quantized", _frozen(weights), _frozen(inputs)
     weights |= {"num_bits": rounded.bits, "type": "int", "symmetric": rounded.zero is None}
-    if rounded.scale.shape[1] == 1:
-        weights["strategy"] = "channel"
-    else:
-        weights |= {"strategy": "group", "group_size": rounded.group}
+    group = group_size(rounded)
+    weights |= {"strategy": "channel"} if group == -1 else {"strategy": "group", "group_size": group}
     return "pack-quantized", _frozen(weights), None
 
 

@@ -15,11 +15,12 @@ from qwen3.quantize.formats.layout import (
     columns_groups,
     exactly,
     fill_words,
+    group_size,
     grouped,
     most,
     pack_bits,
     zeros,
-)  # fmt: skip
+)
 from qwen3.quantize.types import Grouped, Rounded
 
 
@@ -65,7 +66,6 @@ class Gptq(Format):
 
 
 def _settings(rounded: Grouped) -> tuple[tuple[str, Any], ...]:
-    group = -1 if rounded.group == rounded.q.shape[1] and rounded.group not in (32, 64, 128) else rounded.group
-    told = {"bits": rounded.bits, "group_size": group}
+    told = {"bits": rounded.bits, "group_size": group_size(rounded)}
     told |= {"sym": rounded.zero is None, "desc_act": rounded.order is not None}
     return tuple(told.items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -92,8 +91,15 @@ def columns_groups(rounded: Grouped) -> Tensor:
 
 def most(planned: Mapping[str, Rounded], of: Callable[[Any], Hashable]) -> list[tuple[Any, list[str]]]:
     """(what `of` says, its modules), the commonest first."""
-    kinds = Counter(of(rounded) for rounded in planned.values())
-    return [(kind, [m for m, rounded in planned.items() if of(rounded) == kind]) for kind, _ in kinds.most_common()]
+    kinds: dict[Any, list[str]] = {}
+    for module, rounded in planned.items():
+        kinds.setdefault(of(rounded), []).append(module)
+    return sorted(kinds.items(), key=lambda item: -len(item[1]))
+
+
+def group_size(rounded: Grouped) -> int:
+    """As settings say it: -1 for a row."""
+    return rounded.group if rounded.group in (32, 64, 128) else -1
 
 
 def exactly(module: str) -> str:
