@@ -49,12 +49,12 @@ class Machine:
 
 MACHINES = (
     Machine.cpu(8, "phone, 8 GB", 0.5), Machine.cpu(12, "phone, 12 GB", 0.5), Machine.cpu(16, "laptop, 16 GB"),
-    Machine.cpu(32, "laptop, 32 GB"), Machine.cpu(64, "computer, 64 GB"), Machine.gpu(24, "RTX 3090/4090, 24 GB"),
-    Machine.gpu(32, "RTX 5090, 32 GB"), Machine.gpu(48, "RTX A6000, 48 GB"), Machine.gpu(80, "A100/H100, 80 GB"),
+    Machine.cpu(32, "laptop, 32 GB"), Machine.cpu(64, "computer, 64 GB"), Machine.gpu(24, "RTX 4090, 24 GB"),
+    Machine.gpu(32, "RTX 5090, 32 GB"), Machine.gpu(48, "RTX 6000 Ada, 48 GB"), Machine.gpu(80, "H100, 80 GB"),
     Machine.gpu(96, "H20, 96 GB"), Machine.gpu(141, "H200, 141 GB"), Machine.gpu(96, "4 × H20, 96 GB", 4),
-    Machine.gpu(80, "8 × A100/H100, 80 GB", 8),
+    Machine.gpu(80, "8 × H100, 80 GB", 8),
 )  # fmt: skip
-"""What is asked for most. A phone's system gives one program about half of the memory."""
+"""What is asked for most; the GPUs multiply FP8. A phone's system is taken to give one program half of its memory."""
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import warnings
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from qwen3 import family
 from qwen3.checkpoint import resolve
@@ -18,10 +21,13 @@ from qwen3.checkpoint.folder import Fp8Format
 from qwen3.checkpoint.forms import _LANES
 from qwen3.checkpoint.fp8 import hold_fp8, parameters_to_hold
 from qwen3.checkpoint.gguf.config import read_config
-from qwen3.checkpoint.names import official_shapes
+from qwen3.checkpoint.names import fused_shapes, official_shapes
+from qwen3.checkpoint.packed import packings
 from qwen3.checkpoint.sizes import FORMATS, formats, matrices, mixed, more_bits, sizes, stored_sizes
+from qwen3.checkpoint.source import open_source
 from qwen3.config import ModelConfig
 from qwen3.kernels import native
+from qwen3.kernels.grouped import SLAB
 from qwen3.kernels.packed import LANES, PackedWeight
 from qwen3.model import Qwen3, load_model
 from qwen3.model.load import SMALL_MODEL
@@ -61,7 +67,7 @@ def test_every_weight_is_counted(config: ModelConfig) -> None:
 def test_constants_are_those_of_who_computes() -> None:
     from qwen3.checkpoint import sizes as module
 
-    assert (_LANES, module.SMALL) == (LANES, SMALL_MODEL)
+    assert (_LANES, module.SMALL, module._SLAB) == (LANES, SMALL_MODEL, SLAB)
 
 
 # What is published of all members (arithmetic of their config.json): GB of the weights in bfloat16 and Qwen's FP8
@@ -113,6 +119,7 @@ def test_folders_that_are_written(
         warnings.simplefilter("error")  # nothing is widened
         loaded = held(load_model(folder, "cpu"))
     assert planned.memory == there.memory == loaded
+    assert on_a_gpu(folder, config) == sizes(config, FORMATS[name], "cuda").memory
 
 
 @needs_kernels
@@ -130,7 +137,15 @@ def test_gguf_files_that_are_written(mix: str, experts: bool, tmp_path: Path, re
     assert there.file < file.stat().st_size < 1.2 * there.file + (1 << 20)
     if mix in FORMATS:
         assert there == sizes(config, FORMATS[mix], "cpu")
-        assert stored_sizes(file, config, "cuda").memory == sizes(config, FORMATS[mix], "cuda").memory
+        assert on_a_gpu(file, config) == sizes(config, FORMATS[mix], "cuda").memory
+
+
+def on_a_gpu(path: Path, config: ModelConfig) -> int:
+    """Bytes of the weights as a GPU holds them, laid out on this CPU."""
+    with closing(open_source(path, config)) as source:
+        found = packings(source, config, None, torch.device("cpu"), torch.bfloat16)
+        held = sum(packing.build().nbytes for packing in found.values())
+    return held + 2 * sum(math.prod(shape) for name, shape in fused_shapes(config).items() if name not in found)
 
 
 def _gguf_name(name: str, layer: int | None) -> str:

@@ -38,7 +38,7 @@ def test_a_card_of_24_gb(qwen3: Command) -> None:
     lines = qwen3("show", "--plan", "--memory", "24GB").out.splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("qwen3:") and " fits  " in line}
     assert rows["qwen3:8b"][:2] == ["bf16", "15.3"]
-    assert rows["qwen3:14b"][0] == "fp8"
+    assert rows["qwen3:14b"][0] == "mlx-8bit"
     assert any(line.startswith("qwen3:235b-a22b") and "GiB free instead of 23.0" in line for line in lines)
 
 
@@ -47,17 +47,19 @@ def test_the_announcements(qwen3: Command) -> None:
     ran = qwen3("show", "--plan", "--memory", "all", "--context", "4096", "--kv-dtype", "fp8")
     head, *rows = ran.out.splitlines()[2:]
     members = head.split()
-    cells = {row[:22].strip(): dict(zip(members, row[22:].split(), strict=True)) for row in rows}
+    split = [re.split(r"\s{2,}", row) for row in rows]
+    cells = {name: dict(zip(members, formats, strict=True)) for name, *formats in split}
     assert list(cells) == [machine.name for machine in MACHINES]
-    assert cells["4 × H20, 96 GB"]["235b-a22b"] == "fp8"
+    assert cells["4 × H20, 96 GB"]["235b-a22b"] == "Q8_0"
     assert cells["H20, 96 GB"]["235b-a22b"] == "-"
-    assert cells["RTX A6000, 48 GB"]["32b"] == "fp8"
+    assert cells["RTX 6000 Ada, 48 GB"]["32b"] == "Q8_0"
     assert cells["phone, 8 GB"]["4b"] == "Q5_K_M"
     assert cells["phone, 8 GB"]["0.6b"] == "bf16"
     assert max(map(len, rows)) <= 100
-    told = json.loads(qwen3("show", "--plan", "--memory", "all", "--format", "Q4_K_M", "--json").out)["machines"]
-    assert told["phone, 8 GB"]["qwen3:32b"] is None
-    assert told["laptop, 32 GB"]["qwen3:8b"]["format"] == "Q4_K_M"
+    told = json.loads(qwen3("show", "--plan", "--memory", "all", "--format", "fp8", "--json").out)["machines"]
+    assert told["H20, 96 GB"]["qwen3:235b-a22b"] is None
+    assert told["4 × H20, 96 GB"]["qwen3:235b-a22b"]["longest_context"] == 131072
+    assert told["RTX 6000 Ada, 48 GB"]["qwen3:32b"]["format"] == "fp8"
 
 
 def test_json_has_every_member_and_format(qwen3: Command) -> None:
@@ -113,7 +115,7 @@ def test_published_forms(qwen3: Command) -> None:
         (("--plan", "--memory", "2x16GB", "--device", "cpu"), 2, "several of them are GPUs"),
         (("--plan", "--memory", "24GB", "--device", "tpu"), 2, "--device tpu is not supported"),
         (("--plan", "--memory", "24GB", "--format", "q9"), 2, "--format q9 is not planned; use one of bf16, fp8"),
-        (("--plan", "--memory", "24GB", "--format", "int4"), 2, "--format int4 is for cpu alone"),
+        (("--plan", "--memory", "24GB", "--device", "cpu", "--format", "fp8-rows"), 2, "fp8-rows is for cuda alone"),
         (("--plan", "--memory", "24GB", "--kv-dtype", "int8"), 2, "--kv-dtype int8 is not supported"),
         (("--plan", "--memory", "24GB", "--context", "0"), 2, "context 0 must be at least 1"),
         (("--plan", "--memory", "24GB", "--batch", "-1"), 2, "batch -1 must be at least 1"),

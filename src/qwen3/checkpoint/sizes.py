@@ -23,6 +23,7 @@ from qwen3.errors import ConfigError
 Device = Literal["cpu", "cuda"]
 SMALL = 100_000_000  # parameters below which a CPU computes in float32, as model.load.SMALL_MODEL
 _TYPES = {kind.name: kind for kind in TYPES.values()}
+_SLAB = {4: 128, 8: 64}  # columns in 64 bytes, as kernels.grouped.SLAB
 
 
 class Matrix(NamedTuple):
@@ -61,23 +62,45 @@ def matrices(config: ModelConfig) -> Iterator[Matrix]:
         yield Matrix("lm_head", None, (config.vocab_size, h))
 
 
+class Group(NamedTuple):
+    """How a GPU holds a matrix (`kernels.grouped`): numbers of 4 or 8 bits in groups of so many columns (0: a row), for
+    each of which scale, and minimum if there is one, take so many bytes."""
+
+    bits: int
+    group: int
+    marks: int
+    mins: bool = False
+
+    def nbytes(self, rows: int, columns: int) -> int:
+        slabs = -(-columns // _SLAB[self.bits])
+        return rows * (64 * slabs + self.marks * (-(-columns // self.group) if self.group else 1))
+
+    def beside(self, other: Group) -> Group:
+        """What both become in one weight."""
+        if self == other:
+            return self
+        mins = self.mins or other.mins
+        marks = 8 if mins else max(self.marks, other.marks)
+        return Group(max(self.bits, other.bits), min(self.group, other.group), marks, mins)
+
+
 class Kind(NamedTuple):
-    """How a matrix is stored. stored: (rows, columns) -> bytes in a file. cpu: how it is held there, None if widened.
-    gpu: (rows, columns) -> bytes that it takes there, None if widened."""
+    """How a matrix is stored. stored: (rows, columns) -> bytes in a file. cpu, gpu: how it is held there, None if
+    widened; on a GPU that multiplies FP8 a function of rows and columns."""
 
     name: str
     stored: Callable[[int, int], int]
     cpu: Form | None = None
-    gpu: Callable[[int, int], int] | None = None
+    gpu: Group | Callable[[int, int], int] | None = None
 
 
 def _blocks(rows: int, columns: int) -> int:
     return -(-rows // 128) * -(-columns // 128)
 
 
-def _grouped(bits: int, group: int, extra: Callable[[int, int], int], cpu: Form) -> Kind:
+def _grouped(bits: int, group: int, extra: Callable[[int, int], int], cpu: Form, gpu: Group) -> Kind:
     """Numbers, a float16 scale a group, and what else `extra` says."""
-    return Kind(f"{bits}-bit", lambda n, k: n * k * bits // 8 + 2 * n * k // group + extra(n, k), cpu)
+    return Kind(f"{bits}-bit", lambda n, k: n * k * bits // 8 + 2 * n * k // group + extra(n, k), cpu, gpu)
 
 
 def _plain(name: str, size: int) -> Kind:
@@ -89,19 +112,28 @@ _FP8 = Kind("FP8", lambda n, k: n * k + 2 * _blocks(n, k), None, lambda n, k: n 
 _FP8_ROWS = Kind("FP8", BF16.stored, None, lambda n, k: n * k + 4 * n)
 
 
-def _gptq(bits: int) -> Kind:  # beside it packed zeros, and the group of each column
-    return _grouped(bits, 128, lambda n, k: n * k // 128 * bits // 8 + 4 * k, Form(bits, 128, False))
+def _gptq(bits: int) -> Kind:  # beside it packed zeros, all the middle, and the group of each column
+    extra = lambda n, k: n * k // 128 * bits // 8 + 4 * k  # noqa: E731
+    return _grouped(bits, 128, extra, Form(bits, 128, False), Group(bits, 128, 2))
 
 
-_AWQ = _grouped(4, 128, lambda n, k: n * k // 256, Form(5, 128, False))  # zeros of its own: in 5 bits
-_PACKED = _grouped(4, 128, lambda n, k: 16, Form(4, 128, False))  # weight_shape, two int64
-_W8A8 = Kind("W8A8", lambda n, k: n * k + 2 * n, Form(8, 256, False))
-_MLX = {bits: _grouped(bits, 64, lambda n, k: n * k // 32, Form(held, 64, True)) for bits, held in ((4, 4), (8, 8))}
-_LOADED = {bits: Kind(f"int{bits}", BF16.stored, Form(bits, 128, False)) for bits in (4, 8)}
+# zeros of its own: in 5 bits on a CPU, on a GPU as minima in float32
+_AWQ = _grouped(4, 128, lambda n, k: n * k // 256, Form(5, 128, False), Group(4, 128, 8, True))
+_PACKED = _grouped(4, 128, lambda n, k: 16, Form(4, 128, False), Group(4, 128, 2))  # weight_shape, two int64
+_W8A8 = Kind("W8A8", lambda n, k: n * k + 2 * n, Form(8, 256, False), Group(8, 0, 2))
+_MLX = {
+    bits: _grouped(bits, 64, lambda n, k: n * k // 32, Form(bits, 64, True), Group(bits, 64, 4, True))
+    for bits in (4, 8)
+}
+_LOADED = {bits: Kind(f"int{bits}", BF16.stored, Form(bits, 128, False), Group(bits, 128, 2)) for bits in (4, 8)}
 
 
 def _gguf(kind: TensorType) -> Kind:
-    return Kind(kind.name, lambda n, k: n * k // kind.block * kind.size, FORMS.get(kind.name))
+    form, gpu = FORMS.get(kind.name), None
+    if form is not None:  # integer scales become float32
+        marks = (4 if form.fine else 2) * (2 if form.mins else 1)
+        gpu = Group(8 if form.bits > 4 or form.table else 4, form.fine or form.group, marks, form.mins)
+    return Kind(kind.name, lambda n, k: n * k // kind.block * kind.size, form, gpu)
 
 
 _GGUF = {name: _gguf(kind) for name, kind in _TYPES.items()}
@@ -202,8 +234,8 @@ FORMATS = {
         Format("Q3_K_M", 3.9, _mix("Q3_K_M"), "GGUF", gguf=True),
         Format("Q2_K", 3.0, _mix("Q2_K"), "GGUF", gguf=True),
         Format("fp8-rows", 8, _projections(_FP8_ROWS), "bfloat16 with --weights fp8", only="cuda"),
-        Format("int8", 8.1, _loaded(_LOADED[8]), "bfloat16 with --weights int8", only="cpu"),
-        Format("int4", 4.1, _loaded(_LOADED[4]), "bfloat16 with --weights int4", only="cpu"),
+        Format("int8", 8.1, _loaded(_LOADED[8]), "bfloat16 with --weights int8"),
+        Format("int4", 4.1, _loaded(_LOADED[4]), "bfloat16 with --weights int4"),
     )
 }
 
@@ -231,15 +263,28 @@ def sizes(config: ModelConfig, format: Format, device: Device) -> Sizes:
         if columns % unit:
             raise ConfigError(f"{format.name} has groups of {unit}, which do not divide the {columns} of {matrix.name}")
         stored += matrix.times * kind.stored(rows, columns)
-        if device == "cpu" and kind.cpu and matrix.name != "mlp.gate":
+        gpu = _beside(matrix, kind.gpu, format, config) if isinstance(kind.gpu, Group) else kind.gpu
+        if matrix.name == "mlp.gate":
+            wide += matrix.numbers
+        elif device == "cpu" and kind.cpu:
             memory, held = memory + matrix.times * kind.cpu.nbytes(rows, columns), True
-        elif device == "cuda" and kind.gpu:
-            memory += matrix.times * kind.gpu(rows, columns)
+        elif device == "cuda" and gpu:
+            memory += matrix.times * (gpu.nbytes if isinstance(gpu, Group) else gpu)(rows, columns)
         else:
             wide += matrix.numbers
-            plain += matrix.numbers if len(matrix.shape) == 2 and matrix.times == 1 and matrix.name != "mlp.gate" else 0
+            plain += matrix.numbers if len(matrix.shape) == 2 and matrix.times == 1 else 0
     size = 4 if device == "cpu" and (held or config.num_parameters() < SMALL) else 2
     return Sizes(stored, memory + wide * size, size, plain)
+
+
+def _beside(matrix: Matrix, own: Group, format: Format, config: ModelConfig) -> Group:
+    """Query, key and value are one weight on a GPU: what they become where their types differ."""
+    if not matrix.name.startswith("self_attn.") or not matrix.name.endswith(("q_proj", "k_proj", "v_proj")):
+        return own
+    for side in "qkv":
+        other = format.of(matrix._replace(name=f"self_attn.{side}_proj"), config).gpu
+        own = own.beside(other) if isinstance(other, Group) else own
+    return own
 
 
 def formats(config: ModelConfig, device: Device) -> list[Format]:
@@ -262,6 +307,8 @@ def stored_sizes(path: str | Path, config: ModelConfig, device: Device) -> Sizes
     """
     from contextlib import closing
 
+    import torch
+
     from qwen3.checkpoint.folder import stored_format
     from qwen3.checkpoint.formats.detect import fp8_rows
     from qwen3.checkpoint.fp8 import parameters_to_hold
@@ -269,10 +316,11 @@ def stored_sizes(path: str | Path, config: ModelConfig, device: Device) -> Sizes
     from qwen3.checkpoint.packed import packings
     from qwen3.checkpoint.source import open_source
 
-    path, held, size = Path(path), {}, DTYPE_BYTES[config.dtype]
+    path, size = Path(path), DTYPE_BYTES[config.dtype]
     with closing(open_source(path, config)) as source:
+        place = None if device == "cpu" else torch.device("cuda")
+        held = {name: packing.nbytes for name, packing in packings(source, config, None, place).items()}
         if device == "cpu":
-            held = {name: packing.nbytes for name, packing in packings(source, config, None).items()}
             size = 4 if held or config.num_parameters() < SMALL else size
         else:
             blocks = stored_format(path)
