@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from qwen3.quantize.onnx.genai import write_sidecars
 from qwen3.quantize.onnx.graph import DATA, MODEL, OPSETS, Graph, onnx_library
 from qwen3.quantize.onnx.network import Network
 from qwen3.quantize.onnx.operands import Operands
-from qwen3.quantize.onnx.weights import BITS, Weights
+from qwen3.quantize.onnx.weights import BITS, Layout, Weights
 
 WEIGHTS = ("fp32", "fp16", "int8", "int4")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -37,9 +37,10 @@ near a router's border may take another expert."""
 
 @dataclass(frozen=True)
 class Report:
-    """files: name → (bytes, sha256). logits_off: how far onnxruntime's logits on a prompt were from those of the
-    engine's layers, as a share of their spread; None: not checked. kept: matrices that have the numbers of the
-    checkpoint's own groups; rounded: those that were rounded here. kv_bytes: a token's share of the cache."""
+    """files: name → (bytes, sha256). kept: matrices that have the numbers of the checkpoint's own groups; rounded:
+    those that were rounded here. logits_off: how far onnxruntime's logits on a prompt were from those of the engine's
+    layers, as a share of their spread; None: not checked. kv_bytes: a token's share of the cache. warnings: what is
+    doubtful."""
 
     folder: Path
     files: dict[str, tuple[int, str]]
@@ -51,6 +52,7 @@ class Report:
     kv_bytes: int
     context: int
     seconds: float
+    warnings: tuple[str, ...]
 
 
 def export(
@@ -116,12 +118,22 @@ def export(
         off = check(stage, held, config, prompts(tokenizer, config)[0][:_PROMPT], accuracy_level, loss)
         files = {file.name: measure(file) for file in sorted(stage.iterdir())}
         put_in_place(out, stage, files, {"onnx": {"weights": weights, "activations": written.dtype, "fused": fused}})
-    layouts = [held.layout(name) for name in opened.stored]
-    kept = sum(layout.kept for layout in layouts if layout is not None)
+    layouts = {name: layout for name in opened.stored if (layout := held.layout(name)) is not None}
+    kept = sum(layout.kept for layout in layouts.values())
     return Report(
-        out, files, weights, fused, kept, sum(layout is not None for layout in layouts) - kept, off,
-        config.kv_bytes_per_token(held.dtype.itemsize), context, time.perf_counter() - started,
+        out, files, weights, fused, kept, len(layouts) - kept, off, config.kv_bytes_per_token(held.dtype.itemsize),
+        context, time.perf_counter() - started, tuple(_warnings(held, layouts, off)),
     )  # fmt: skip
+
+
+def _warnings(held: Weights, layouts: Mapping[str, Layout], off: float | None) -> Iterator[str]:
+    kinds = [held.source.stored[name].kind for name, layout in layouts.items() if not layout.kept]
+    twice = [kind for kind in kinds if kind in held.source.compressed]
+    if twice:
+        found = ", ".join(sorted(set(twice)))
+        yield f"{len(twice)} of the matrices are in {found} in the checkpoint and were rounded again, to the nearest"
+    if off is None:
+        yield "not checked: onnxruntime is not installed, or memory is too small for the model in it"
 
 
 def weights_of(

@@ -37,25 +37,25 @@ def write_sidecars(
     found = read_json(generation) if generation.is_file() else {}
     defaults: dict[str, Any] = found if isinstance(found, dict) else {}
     _write(stage / "config.json", config.to_dict())
-    _write(stage / GENAI, genai_config(config, _search(source, config, defaults), defaults, shared, context, level))
+    told = defaults.get("eos_token_id", [])
+    ends = [*config.eos_token_ids, *(told if isinstance(told, list) else [told]), *tokenizer.eos_ids]
+    search = _search(source, config, defaults)
+    _write(stage / GENAI, genai_config(config, search, list(dict.fromkeys(ends)), shared, context, level))
     return tokenizer
 
 
 def genai_config(
-    config: ModelConfig, search: dict[str, Any], generation: dict[str, Any], shared: bool, context: int, level: int
+    config: ModelConfig, search: dict[str, Any], ends: list[int], shared: bool, context: int, level: int
 ) -> dict[str, Any]:
     """The content of genai_config.json. Keys: onnxruntime-genai's `src/config.h`."""
-    ends = generation.get("eos_token_id", [])
-    eos = list(dict.fromkeys([*config.eos_token_ids, *(ends if isinstance(ends, list) else [ends])]))
-    pad = next((id for id in (generation.get("pad_token_id"), config.pad_token_id) if id is not None), None)
     return {
         "model": {
             "type": "qwen3",
             "vocab_size": config.vocab_size,
             "context_length": context,
             **({} if config.bos_token_id is None else {"bos_token_id": config.bos_token_id}),
-            "eos_token_id": eos,
-            "pad_token_id": eos[0] if pad is None else pad,
+            "eos_token_id": ends,
+            "pad_token_id": ends[0] if config.pad_token_id is None else config.pad_token_id,
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], LEVEL: str(level)},
                 "filename": MODEL,

@@ -115,7 +115,7 @@ class Weights:
         """The file's numbers around zeros of `bits`; None if it has none that can be held so."""
         stored = self.source.stored[name]
         form = stored.form
-        if form is None or form.mins or form.fine or form.table or form.bits > bits + 1 or name in (EMBED, HEAD):
+        if form is None or form.mins or form.fine or form.table or form.bits > bits + 1:
             return None
         q, scale, *_ = stored.packed(slice(None))
         signed = q.unflatten(1, (-1, form.group)).short() - (1 << (form.bits - 1))
@@ -124,7 +124,7 @@ class Weights:
         centred = bool((low >= -half).all() and (high < half).all())
         zero = torch.full_like(low, half) if centred else (-low).clamp(0, top)
         signed += zero.unsqueeze(-1)
-        if int(signed.min()) < 0 or int(signed.max()) > top:
+        if int(signed.min()) < 0 or int(signed.max()) > top or (name in (EMBED, HEAD) and not centred):
             return None
         own = None if centred else zero.to(torch.uint8)
         return Grouped(signed.to(torch.uint8).flatten(1), scale, own, bits, form.group)
