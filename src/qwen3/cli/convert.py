@@ -92,11 +92,8 @@ def _onnx(
     if limit is not None:
         raise UsageError("--split-size: an ONNX model keeps its weights in one file; leave it out")
     report = export(path, out, weights=_ONNX[kind or "f32"], force=force, progress=line.show, **given)
-    warnings = []
-    if report.logits_off is None:
-        warnings.append("not checked: onnxruntime is not installed, or memory is too small to load the model in it")
     return {
-        "files": [str(report.folder)], "type": report.weights, "warnings": warnings,
+        "files": [str(report.folder)], "type": report.weights, "warnings": list(report.warnings),
         "bytes": sum(count for count, _ in report.files.values()), "logits_off": report.logits_off,
         "kept": report.kept, "rounded": report.rounded, "kv_bytes": report.kv_bytes, "context": report.context,
     }  # fmt: skip
