@@ -12,7 +12,7 @@ from qwen3.checkpoint.gguf.types import TYPES
 from qwen3.quantize.gguf.pack import nibbles, pack
 from qwen3.quantize.gguf.round import PLANS, fit
 
-_AT_ONCE = 1 << 17  # weights whose search stays in a core's cache
+_AT_ONCE = 1 << 18  # weights: few enough for the caches, enough that steps over groups cost little
 _FLOATS = ("F32", "F16", "BF16")
 BY_NAME = {kind.name: (number, kind) for number, kind in TYPES.items()}
 

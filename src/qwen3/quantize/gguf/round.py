@@ -80,7 +80,7 @@ def fit(kind: str, x: Tensor, importance: Tensor | None) -> Fitted:
     shape = (len(x), plan.block // plan.group, plan.group)
     x = x.view(shape).permute(2, 1, 0).contiguous()
     importance = None if importance is None else importance.reshape(shape).permute(2, 1, 0).contiguous()
-    data = Scratch(x, torch.ones_like(x) if importance is None else importance)
+    data = Scratch(x, importance)
     if plan.marks is None:
         return _alone(plan, data)
     return _with_minima(plan, data, plan.marks[1]) if plan.steps else _scaled(plan, data, *plan.marks)
@@ -133,12 +133,11 @@ def _mark(along: Tensor, square: Tensor, low: int, high: int) -> tuple[Tensor, T
 
 def _with_minima(plan: Plan, data: Scratch, top: int) -> Fitted:
     """Groups whose scales and minima are whole numbers of one float16 each."""
-    weight, first = data.w.sum(0), data.wx.sum(0)
+    first = data.wx.sum(0)
     scale, minimum = fit_range(data, plan.levels, plan.steps, signed=False)
     for _ in range(plan.rounds):
         data.level(scale, plan.levels, minimum)
-        along, linear = data.along(), data.linear()
-        sums = Sums(weight, linear, torch.sum(data.product.mul_(data.q), 0), first, along)
+        sums = Sums(data.weight, data.linear(), data.square(), first, data.along())
         d, dmin, marks, least = _mark_both(sums, top)
         scale, minimum = d * marks, dmin * least
     q = plan.levels.index(data.level(scale, plan.levels, minimum))

@@ -72,11 +72,13 @@ def pick(gain: Tensor, *options: Tensor) -> list[Tensor]:
 
 
 class Scratch:
-    """Numbers x with weights w, float32 [g, ...], and room for levels of theirs: what is allocated anew for every step
-    costs more than the step."""
+    """Numbers x with weights w (None: all 1), float32 [g, ...], and room for levels of theirs: what is allocated anew
+    for every step costs more than the step."""
 
-    def __init__(self, x: Tensor, w: Tensor) -> None:
-        self.x, self.w, self.wx = x, w, w * x
+    def __init__(self, x: Tensor, w: Tensor | None) -> None:
+        self.x, self.w = x, w
+        self.wx = x if w is None else w * x
+        self.weight = torch.full_like(x[0], len(x)) if w is None else w.sum(0)
         self.q, self.product = torch.empty_like(x), torch.empty_like(x)
 
     def level(self, scale: Tensor, levels: Levels, minimum: Tensor | None = None) -> Tensor:
@@ -90,11 +92,12 @@ class Scratch:
 
     def square(self, out: Tensor | None = None) -> Tensor:
         """Σ w q²"""
-        return torch.sum(torch.mul(self.w, self.q, out=self.product).mul_(self.q), 0, out=out)
+        torch.mul(self.q, self.q, out=self.product)
+        return torch.sum(self.product if self.w is None else self.product.mul_(self.w), 0, out=out)
 
     def linear(self, out: Tensor | None = None) -> Tensor:
         """Σ w q"""
-        return torch.sum(torch.mul(self.w, self.q, out=self.product), 0, out=out)
+        return torch.sum(self.q if self.w is None else torch.mul(self.w, self.q, out=self.product), 0, out=out)
 
     def along(self, out: Tensor | None = None) -> Tensor:
         """Σ w x q"""
@@ -131,7 +134,7 @@ def fit_range(
     top, least = data.x.amax(0), data.x.amin(0)
     if not signed:
         least, top = least.clamp_max(0), top.clamp_min(0)
-    first = Sums(data.w.sum(0), top, top, data.wx.sum(0), top)
+    first = Sums(data.weight, top, top, data.wx.sum(0), top)
     found = [first.tried(data, levels, [((top - least) / (levels.high + step), -least) for step in steps], signed)]
     for _ in range(rounds):
         found.append(first.tried(data, levels, [found[-1][:2]], signed))
@@ -157,8 +160,7 @@ class Sums:
         linear, square, along = self.weight.new_empty(3, len(starts), *self.weight.shape)
         for i, (scale, minimum) in enumerate(starts):
             data.level(scale, levels, minimum)
-            data.along(along[i]), data.linear(linear[i])
-            torch.sum(data.product.mul_(data.q), 0, out=square[i])
+            data.along(along[i]), data.linear(linear[i]), data.square(square[i])
         sums = Sums(self.weight, linear, square, self.first, along)
         scale, minimum = sums.solve(signed)
         gain = sums.gain(scale, minimum)
