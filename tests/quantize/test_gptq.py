@@ -32,11 +32,12 @@ def obq(weight: Tensor, hessian: Tensor, order: Tensor, bits: int, group: int, d
     inverse = hessian.double()[order][:, order]
     inverse.diagonal().add_(damp * hessian.double().diagonal().mean())
     inverse = torch.linalg.inv(inverse)
+    cost = torch.linalg.cholesky(inverse, upper=True).diagonal().float() ** -2  # what each step's diagonal will be
     out = torch.empty_like(left)
     scale = torch.empty(0)
     for i in range(weight.shape[1]):
         if i % group == 0:
-            scale, _ = fit(left[:, i : i + group].float(), bits, group, True)
+            scale, _ = fit(left[:, i : i + group].float(), bits, group, True, metric=cost[i : i + group])
         q = encode(left[:, i : i + 1].float(), scale, None, bits, 1)
         out[:, i] = ((q.double() - (1 << (bits - 1))) * scale.double())[:, 0]
         error = (left[:, i] - out[:, i]) / inverse[i, i]

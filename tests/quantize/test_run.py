@@ -96,8 +96,9 @@ def test_every_tensor_comes_out_once_and_the_model_still_speaks(
     rounded = {name: value for name, value in made if not isinstance(value, Tensor)}
     assert all(name.endswith("_proj.weight") for name in rounded)
     assert all(isinstance(value, kind) for value in rounded.values())
-    assert len(rounded) == len(report.matrices) == len(calls) == calls[0][1]
-    assert [call[2] for call in calls] == [matrix.module for matrix in report.matrices]
+    assert len(rounded) == len(report.matrices) == calls[0][1]
+    steps = [(i, len(rounded), matrix.module) for i, matrix in enumerate(report.matrices)]
+    assert [call for call in calls if not call[2].startswith("factors of layer")] == steps
     with_data = spec.method not in ("rtn", "fp8")
     assert (report.calibration is not None) == with_data
     for matrix in report.matrices:

@@ -80,6 +80,7 @@ def round_gptq(
     original = weight.float()[:, order]
     left, (rows, columns) = original.clone(), weight.shape
     numbers = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
+    cost = upper.diagonal() ** -2  # to the output, of a column's error that later ones make up for (OBQ's equation 2)
     scales: list[Tensor] = []
     zeros: list[Tensor] = []
     scale: Tensor | None = None
@@ -89,7 +90,9 @@ def round_gptq(
         errors = torch.empty(rows, end - start, device=weight.device)
         for i in range(start, end):
             if i % group == 0:
-                scale, zero = fit(left[:, i : i + group], bits, group, symmetric, search=search)
+                scale, zero = fit(
+                    left[:, i : i + group], bits, group, symmetric, search=search, metric=cost[i : i + group]
+                )
                 scales.append(scale)
                 zeros += [] if zero is None else [zero]
             assert scale is not None

@@ -25,7 +25,7 @@ from qwen3.quantize.spec import ENDS, GROUPED, Spec, plan
 from qwen3.quantize.types import Float8, Grouped, Int8, Rounded
 
 Progress = Callable[[int, int, str], None]
-"""(matrices done, of how many, the module that comes now)"""
+"""(matrices done, of how many, the module or step that comes now)"""
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class _Rounder:
             self.wanted[module].method for name in left if (module := name.removesuffix(".weight")) in self.wanted
         }
         if methods & {"awq", "w8a8"}:
+            self._tell(f"factors of layer {opened.index}")
             fold(opened, list(walk.stages(opened, advance=False)), self.wanted, walk.config, walk.dtype)
         for stage in walk.stages(opened, advance=True):
             for module, made in self.stage(opened, stage):
@@ -143,8 +144,7 @@ class _Rounder:
     def matrix(
         self, module: str, weight: Tensor, seen: Moments | None, factors: dict[Any, Factor], *, few: bool = False
     ) -> Rounded:
-        if self.progress is not None:
-            self.progress(len(self.report.matrices), len(self.wanted), module)
+        self._tell(module)
         spec = self.wanted[module]
         method = "rtn" if spec.method in GROUPED and (few or seen is None) else spec.method
         try:
@@ -161,6 +161,10 @@ class _Rounder:
         tokens = seen.tokens if seen else 0
         self.report.matrices.append(Matrix(module, method, stored_bits(made), relative, error, loss, tokens))
         return made
+
+    def _tell(self, what: str) -> None:
+        if self.progress is not None:
+            self.progress(len(self.report.matrices), len(self.wanted), what)
 
     def coverage(self, opened: OpenLayer) -> None:
         """A warning for experts that few tokens reached."""
