@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Command
 
 QUICK = ("--problems", "4", "--tokens", "64", "-n", "6", "--no-speed")
@@ -53,3 +55,34 @@ def test_what_it_refuses(qwen3: Command, model: Path, tmp_path: Path) -> None:
     ):
         ran = qwen3("diff", *words, *QUICK)
         assert (ran.code, why in ran.error) == (code, True), ran.err
+
+
+def test_the_report_of_what_was_quantized(
+    qwen3: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--report of `qwen3 quantize`, wherever it wrote to."""
+    compared: list[str] = []
+
+    def difference(a: str, b: str, *, say: object, command: str) -> list[str]:
+        assert a == str(model)
+        compared.append(str(Path(b).relative_to(tmp_path)))
+        return [b]
+
+    monkeypatch.setattr("qwen3.evaluate.difference.difference", difference)
+    monkeypatch.setattr("qwen3.evaluate.difference_page.page", lambda found: f"about {found[0]}")
+    page = tmp_path / "page.html"
+    for out, words in (
+        ("folder", ("rtn", "--group", "32")),
+        ("file.gguf", ("gguf", "--type", "q8_0")),
+        ("into", ("gguf", "--type", "q4_0")),
+    ):
+        (tmp_path / "into").mkdir(exist_ok=True)
+        ran = qwen3("quantize", model, *words, "--out", tmp_path / out, "--report", page)
+        assert ran.code == 0, ran.err
+        assert page.read_text() == f"about {tmp_path / compared[-1]}"
+    assert compared[:2] == ["folder", "file.gguf"]
+    assert compared[2].startswith("into/")
+    assert compared[2].endswith(".gguf")
+    refused = qwen3("quantize", model, "rtn", "--out", tmp_path / "other", "--report", tmp_path / "no" / "page.html")
+    assert "no such folder" in refused.error
+    assert not (tmp_path / "other").exists()

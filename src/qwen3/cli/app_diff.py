@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -89,12 +90,15 @@ def write_page(found: list[Difference], file: Path) -> None:
 
 
 def report(model: str, made: Path, file: Path) -> None:
-    """The page about `made`, a folder or GGUF file (or the folder it was put into) that was quantized from `model`."""
+    """The page about what was quantized from `model` and written to `made`: a folder, a GGUF file, of a split one its
+    name without the number, or a folder that a GGUF file was put into."""
     from qwen3.cli.console import note
     from qwen3.evaluate.difference import difference
 
-    if made.is_dir() and not (made / "config.json").is_file():
-        made = max(made.glob("*.gguf"), key=lambda path: path.stat().st_mtime)
+    if not (made / "config.json").is_file() and not made.is_file():
+        found = made.glob("*.gguf") if made.is_dir() else made.parent.glob(f"{made.stem}-*.gguf")
+        newest = max(found, key=lambda path: path.stat().st_mtime)
+        made = newest.with_name(re.sub(r"-\d{5}-of-", "-00001-of-", newest.name))
     write_page(difference(model, str(made), say=note, command=shlex.join(["qwen3", *sys.argv[1:]])), file)
 
 

@@ -76,10 +76,18 @@ def quantize(
         str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda …; none: the best there is.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Measure what it cost (qwen3 diff); a page there.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")] = False,
 ) -> int:
     given = {name: value for name, value in locals().items() if value is not None}
+    from qwen3.cli import app_diff
     from qwen3.cli import quantize as verb
 
-    return verb.quantize(verb.Wish(**given))
+    app_diff.check_place("--report", page := given.pop("report", None))
+    code = verb.quantize(verb.Wish(**given))
+    if page is not None and out is not None and not dry_run:
+        app_diff.report(model, out, page)
+    return code
