@@ -4,9 +4,10 @@
     python tools/gpu_lease.py --models 0.6B,8B,30B-A3B,0.6B:kv8,8B:fp8 --out "$OUT" --budget 240
     python tools/gpu_lease.py --profile 0.6B --out "$OUT" --budget 60
 
-A model may carry variants behind colons: kv8 (FP8 KV cache), fp8 (FP8 weights and KV cache), w8 (FP8 weights),
-invariant, gap, curves; `--only` limits the keys of all of them. Each result goes to OUT/bench-NAME.json, and all of
-them to OUT/lease.json. The table, the last thing printed, has ours beside must, aim, the peer and the floor.
+A model may carry variants behind colons: kv8 (FP8 KV cache), fp8 (FP8 weights and KV cache), w8 (FP8 weights), int4 and
+int8 (weights in so many bits), invariant, gap, curves; `--only` limits the keys of all of them. Each result goes to
+OUT/bench-NAME.json, and all of them to OUT/lease.json. The table, the last thing printed, has ours beside must, aim,
+the peer and the floor.
 `--profile` prints which kernels the time of decode steps (1, 32, 256 streams) and of a prefill step goes to.
 """
 
@@ -30,6 +31,8 @@ VARIANTS = {
     "kv8": ["--kv-dtype", "fp8"],
     "w8": ["--weights", "fp8"],
     "fp8": ["--kv-dtype", "fp8", "--weights", "fp8"],
+    "int4": ["--weights", "int4"],
+    "int8": ["--weights", "int8"],
     "invariant": ["--invariant"],
     "gap": ["--gap"],
     "curves": ["--curves"],
@@ -177,7 +180,8 @@ def profile(spec: str, out: Path, top: int) -> None:
 
     model, *variants = spec.split(":")
     fp8 = {"kv_dtype": "fp8"} if {"fp8", "kv8"} & set(variants) else {}
-    w8 = {"weights": "fp8"} if {"fp8", "w8"} & set(variants) else {}
+    w8 = {"weights": next((kind for kind in ("int4", "int8") if kind in variants), "fp8")}
+    w8 = w8 if {"fp8", "w8", "int4", "int8"} & set(variants) else {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = model
     if model == "embedded":

@@ -27,10 +27,11 @@ from triton.runtime import driver
 
 from qwen3 import family
 from qwen3.checkpoint.fp8 import hold_fp8, parameters_to_hold
+from qwen3.checkpoint.packed import BITS, fitting, hold
 from qwen3.engine.device_sampler import DeviceSampler
 from qwen3.engine.graphs import Graphs
 from qwen3.engine.runner import Fed, Runner
-from qwen3.kernels import dispatch
+from qwen3.kernels import dispatch, grouped
 from qwen3.model import Qwen3
 
 META = torch.device("meta")
@@ -67,7 +68,14 @@ def launches(
 
     config = replace(family.MODELS[name].config, num_hidden_layers=2)
     model = Qwen3(config, device=META, dtype=torch.bfloat16).eval()
-    if weights in BLOCKS:
+    if weights in BITS:
+        for key, value in [*model.named_parameters()]:
+            if value.dim() > 1 and not key.endswith("mlp.gate.weight"):
+                bits, group = fitting(key, value.shape[-1], weights)
+                q = torch.empty(value.shape, dtype=torch.uint8, device=META)
+                scale = torch.empty(*value.shape[:-1], value.shape[-1] // group, dtype=torch.float16, device=META)
+                hold(model, key, grouped.pack(q, scale, None, bits))
+    elif weights in BLOCKS:
         hold_fp8(model, parameters_to_hold(config, None)[0], BLOCKS[weights])
     kv_dtype = torch.float8_e4m3fn if kv == "fp8" else torch.bfloat16
     runner = Runner(

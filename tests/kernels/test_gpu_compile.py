@@ -21,6 +21,7 @@ SPILLED = 0 if triton.__version__.startswith("3.6.") else 512  # bytes; the kern
 SCRIPT = Path(__file__).with_name("compile_step.py")
 FP8_KV, FP8_WEIGHTS, FP8_BLOCKS, INVARIANT = ({"kv": "fp8"}, {"weights": "fp8"}, {"weights": "fp8-block"},
                                               {"invariant": True})  # fmt: skip
+INT4, INT8 = {"weights": "int4"}, {"weights": "int8"}
 
 
 def compiled(cases: list[Any], cache: Path) -> list[dict[str, Any]]:
@@ -47,6 +48,7 @@ def test_a_dense_and_a_sparse_model(tmp_path: Path) -> None:
         ["Qwen3-0.6B", [128], FP8_KV],
         ["Qwen3-30B-A3B", [8], {}],
         ["Qwen3-30B-A3B", [1], FP8_KV | FP8_WEIGHTS],
+        ["Qwen3-0.6B", [1, 32], INT4],
     ]
     kernels = compiled(cases, tmp_path)
     check(kernels)
@@ -59,5 +61,5 @@ def test_a_dense_and_a_sparse_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name, member in family.MODELS.items() if member.mode == "hybrid"])
 def test_all_published_shapes(tmp_path: Path, name: str) -> None:
     hows = [kv | weights | invariant for kv, weights, invariant in
-            product(({}, FP8_KV), ({}, FP8_WEIGHTS, FP8_BLOCKS), ({}, INVARIANT))]  # fmt: skip
+            product(({}, FP8_KV), ({}, FP8_WEIGHTS, FP8_BLOCKS, INT4, INT8), ({}, INVARIANT))]  # fmt: skip
     check(compiled([[name, [1, 2, 4, 8, 16, 32, 64, 128, 256], how] for how in hows], tmp_path))

@@ -19,6 +19,7 @@ from qwen3.checkpoint.fp8 import fp8_weights
 from qwen3.config import DTYPE_BYTES, ModelConfig
 from qwen3.engine import Engine, Request, SamplingParams
 from qwen3.errors import UsageError
+from qwen3.kernels.grouped import GroupWeight
 from qwen3.model import Qwen3, load_model
 from qwen3.model.load import quantize_model
 from qwen3.model.threads import prepare_cpu
@@ -393,6 +394,13 @@ def count_experts(subject: Subject, requests: Sequence[Any], tokens: int) -> flo
 
 
 def bytes_of(subject: Subject) -> tuple[float, float, float]:
-    """Bytes of one value of (layers' matrices, head, KV cache)."""
-    plain = DTYPE_BYTES[str(subject.model.dtype).removeprefix("torch.")]
-    return (1 if fp8_weights(subject.model) else plain), plain, (1 if subject.settings.kv_dtype == "fp8" else plain)
+    """Bytes of one value of (layers' matrices, head, KV cache), scales and the like included."""
+    plain: float = DTYPE_BYTES[str(subject.model.dtype).removeprefix("torch.")]
+    layers, head = float(1 if fp8_weights(subject.model) else plain), plain
+    held = {name: part for name, part in subject.model.named_modules() if isinstance(part, GroupWeight)}
+    ends = [held.pop(name) for name in ("embed_tokens.weight", "lm_head.weight") if name in held]
+    if ends:
+        head = ends[-1].nbytes / ends[-1].shape.numel()
+    if held:
+        layers = sum(part.nbytes for part in held.values()) / sum(part.shape.numel() for part in held.values())
+    return layers, head, (1 if subject.settings.kv_dtype == "fp8" else plain)

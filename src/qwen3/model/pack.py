@@ -36,7 +36,8 @@ def pack_model(model: Qwen3, kind: str) -> Qwen3:
     on_gpu = model.device.type != "cpu"
     if on_gpu:
         check_groups(kind, model.device, model.dtype)
-    for name, value in list(model.named_parameters()):
+    for name in [name for name, _ in model.named_parameters()]:
+        value = model.get_parameter(name)
         if value.dim() == 1 or name.endswith("mlp.gate.weight"):
             value.data = value.data if on_gpu else value.data.float()
             continue

@@ -7,7 +7,9 @@ written out once and PyTorch's product does the rest. Twins: `kernels.grouped`.
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
+from importlib import resources
 from typing import Any
 
 import torch
@@ -342,9 +344,24 @@ INVARIANT = linear.Tile(64, 128, 4, 4, 1, tokens=64)
 """The one that makes a row's bits independent of how many rows there are."""
 
 
+def tuned() -> dict[tuple[int, ...], linear.Tile | None]:
+    data = json.loads((resources.files("qwen3") / "data" / "weight_only_tiles.json").read_text())
+    return {(*key, bool(silu)): tile and linear.Tile(*tile) for *key, silu, tile in data["tiles"]}
+
+
+TUNED = tuned()
+"""(bits, rows of x, N, K, silu) -> what was fastest, from tools/tune/weight_only.py; None: the weight is written out.
+It serves fewer rows too, as `linear.TUNED`."""
+
+
 @lru_cache(4096)
-def choose(M: int, N: int, K: int, bits: int, processors: int = 132) -> linear.Tile:
-    """How M ≤ MOST_ROWS rows are multiplied; split 0: by `_few`, `depth` steps ahead, else by `_gemm`."""
+def choose(M: int, N: int, K: int, bits: int, silu: bool = False, processors: int = 132) -> linear.Tile | None:
+    """How M rows are multiplied; split 0: by `_few`, `depth` steps ahead, else by `_gemm`; None: by PyTorch."""
+    for size in range(M, (1 if M == 1 else max(8, next_power_of_2(M))) + 1) if processors == 132 else ():
+        if (bits, size, N, K, silu) in TUNED:
+            return TUNED[bits, size, N, K, silu]
+    if M > MOST_ROWS:
+        return None
     if M <= FEW_ROWS:
         slabs, height = cdiv(K, SLAB[bits]), 16
         while height > 8 and cdiv(N, height) < 4 * processors:
@@ -378,7 +395,7 @@ def group_linear(
     x: Tensor, weight: GroupWeight, *, norm: Tensor | None = None, eps: float = 0.0, residual: Tensor | None = None,
     silu: bool = False, invariant: bool = False, tile: linear.Tile | None = None,
 ) -> Tensor:  # fmt: skip
-    """As `reference_engine.fused_linear`. invariant: one tile serves all sizes. tile: of up to MOST_ROWS rows.
+    """As `reference_engine.fused_linear`. invariant: one tile serves all sizes. tile: which to take.
 
     Other types than bfloat16 and float16, and K that is no multiple of 16, go to the reference.
     """
@@ -390,12 +407,12 @@ def group_linear(
     processors, dependent = elementwise.processors(x.device)
     if tile is None and invariant:
         tile = INVARIANT
-    elif tile is None and M <= MOST_ROWS:
-        tile = choose(M, N, K, weight.bits, processors)
+    elif tile is None:
+        tile = choose(M, N, K, weight.bits, silu, processors)
     if norm is not None and (tile is None or tile.split or x.dtype == torch.float16):
         x, norm = elementwise.rms_norm(x, norm, eps), None  # (unnormalised, float16 might overflow)
     if tile is None:
-        return linear.fused_linear(x, group_rows(weight, None, x.dtype), residual=residual, silu=silu)
+        return linear._library(x, group_rows(weight, None, x.dtype), residual, silu, overwrite=False)
     out = x.new_empty(M, N // 2 if silu else N)
     kernel, grid, meta, shared = plan(M, N, silu, tile, dependent, x.device)
     given = (norm, residual, out) if tile.split == 0 else (residual, out, *shared)
