@@ -61,7 +61,7 @@ def test_the_engine_gives_the_cache_as_much(device: str, monkeypatch: pytest.Mon
         try:
             blocks = plan_blocks(
                 member.config, torch.device(device), kinds[plan.sizes.size], kinds[size],
-                rows=batch, max_len=1 << 20, tokens=tokens,
+                rows=batch, max_len=1 << 20, tokens=tokens, grouped=plan.sizes.grouped,
             )  # fmt: skip
         except OutOfMemoryError:
             blocks, refused = 0, refused + 1

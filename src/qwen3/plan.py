@@ -108,7 +108,7 @@ class Plan:
         """Bytes of a step's working memory."""
         size, device = self.sizes.size, self.machine.device
         chunk = usual_chunk(self.config, device, size, self.machine.memory)
-        return beside_bytes(self.config, device, size, rows=batch, tokens=chunk)
+        return beside_bytes(self.config, device, size, rows=batch, tokens=chunk, grouped=self.sizes.grouped)
 
     @property
     def copies(self) -> int:

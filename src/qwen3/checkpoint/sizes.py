@@ -243,12 +243,14 @@ FORMATS = {
 @dataclass(frozen=True)
 class Sizes:
     """Bytes of the weights: in files; in memory on a device. size: bytes of a number that is not held in few bits, and
-    of activations. plain: numbers in matrices that are not, which a CPU may hold a second time (`model.threads`)."""
+    of activations. plain: numbers in matrices that are not, which a CPU may hold a second time (`model.threads`).
+    grouped: some are held by `kernels.grouped`."""
 
     file: int
     memory: int
     size: int
     plain: int
+    grouped: bool = False
 
 
 @lru_cache(maxsize=4096)
@@ -269,12 +271,13 @@ def sizes(config: ModelConfig, format: Format, device: Device) -> Sizes:
         elif device == "cpu" and kind.cpu:
             memory, held = memory + matrix.times * kind.cpu.nbytes(rows, columns), True
         elif device == "cuda" and gpu:
+            held = held or isinstance(gpu, Group)
             memory += matrix.times * (gpu.nbytes if isinstance(gpu, Group) else gpu)(rows, columns)
         else:
             wide += matrix.numbers
             plain += matrix.numbers if len(matrix.shape) == 2 and matrix.times == 1 else 0
     size = 4 if device == "cpu" and (held or config.num_parameters() < SMALL) else 2
-    return Sizes(stored, memory + wide * size, size, plain)
+    return Sizes(stored, memory + wide * size, size, plain, held and device == "cuda")
 
 
 def _beside(matrix: Matrix, own: Group, format: Format, config: ModelConfig) -> Group:
@@ -320,6 +323,7 @@ def stored_sizes(path: str | Path, config: ModelConfig, device: Device) -> Sizes
     with closing(open_source(path, config)) as source:
         place = None if device == "cpu" else torch.device("cuda")
         held = {name: packing.nbytes for name, packing in packings(source, config, None, place).items()}
+        grouped = bool(held) and device == "cuda"
         if device == "cpu":
             size = 4 if held or config.num_parameters() < SMALL else size
         else:
@@ -333,4 +337,4 @@ def stored_sizes(path: str | Path, config: ModelConfig, device: Device) -> Sizes
         shapes = {name: shape for name, shape in fused_shapes(config).items() if name not in held}
         plain = sum(math.prod(s) for n, s in shapes.items() if len(s) == 2 and not n.endswith("mlp.gate.weight"))
         rest = sum(math.prod(shape) for shape in shapes.values())
-        return Sizes(source.nbytes, sum(held.values()) + rest * size, size, plain)
+        return Sizes(source.nbytes, sum(held.values()) + rest * size, size, plain, grouped)

@@ -36,9 +36,16 @@ def usual_chunk(config: ModelConfig, kind: str, size: int, memory: int) -> int:
     return next(fits, chunks[-1])
 
 
-def beside_bytes(config: ModelConfig, kind: str, size: int, *, rows: int, tokens: int) -> int:
-    """What a step over `tokens` tokens and `rows` logits rows takes beside weights and cache."""
-    return scratch_bytes(config, tokens, rows, size) + (GRAPHS if kind == "cuda" else 0)
+def beside_bytes(
+    config: ModelConfig, kind: str, size: int, *, rows: int, tokens: int, grouped: bool = False
+) -> int:  # fmt: skip
+    """What a step over `tokens` tokens and `rows` logits rows takes beside weights and cache.
+
+    grouped: weights are held in `kernels.grouped`, which for long prompts writes one matrix out at a time."""
+    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    widest = max(heads * config.head_dim, 0 if config.is_moe else 2 * config.intermediate_size) * config.hidden_size
+    found = scratch_bytes(config, tokens, rows, size) + (size * widest if grouped else 0)
+    return found + (GRAPHS if kind == "cuda" else 0)
 
 
 def cache_room(kind: str, free: int, beside: int) -> int:

@@ -50,6 +50,7 @@ from qwen3.engine.speculation import Speculation
 from qwen3.engine.steering import MOST_AHEAD
 from qwen3.errors import OutOfMemoryError, Qwen3Error, UsageError
 from qwen3.kernels import BLOCK
+from qwen3.kernels.grouped import GroupWeight
 from qwen3.model import Qwen3
 from qwen3.model.load import DTYPES
 from qwen3.tokenizer import Tokenizer
@@ -163,9 +164,10 @@ class Engine(Adapting):
     def _make_runner(self, blocks: int | None, invariant: bool, uniform_routing: bool, beside: int) -> Runner:
         """With as large a KV pool as there is room for. An estimate that was too high is lowered until it fits."""
         model = self.model
+        grouped = any(isinstance(module, GroupWeight) for module in model.modules())
         count = blocks or plan_blocks(
             model.config, model.device, model.dtype, self.kv_dtype,
-            rows=self.max_batch, max_len=self.max_len, tokens=self.prefill_chunk, beside=beside,
+            rows=self.max_batch, max_len=self.max_len, tokens=self.prefill_chunk, beside=beside, grouped=grouped,
         )  # fmt: skip
         for attempt in itertools.count():
             try:

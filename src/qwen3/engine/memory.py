@@ -13,11 +13,11 @@ from qwen3.kernels import BLOCK
 
 def plan_blocks(
     config: ModelConfig, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, *, rows: int, max_len: int,
-    tokens: int, beside: int = 0,
+    tokens: int, beside: int = 0, grouped: bool = False,
 ) -> int:  # fmt: skip
     """Blocks of the KV pool, scratch block 0 included: what fits beside a step's scratch, at most what `rows` samples
     of `max_len` tokens can use. The weights must be on the device already. beside: bytes that each block takes
-    elsewhere (in a draft model's cache).
+    elsewhere (in a draft model's cache). grouped: as of `beside_bytes`.
 
     Raises OutOfMemoryError, with the numbers, if not even one sample of 256 tokens fits.
     """
@@ -26,7 +26,7 @@ def plan_blocks(
     free = available_bytes(device)
     if free is None:
         return min(most, 1 + rows * -(-4096 // BLOCK))
-    scratch = beside_bytes(config, device.type, dtype_bytes(dtype), rows=rows, tokens=tokens)
+    scratch = beside_bytes(config, device.type, dtype_bytes(dtype), rows=rows, tokens=tokens, grouped=grouped)
     room = cache_room(device.type, free, scratch)
     if device.type != "cuda":
         most = min(most, 1 + max(max_len, CPU_TOKENS) // BLOCK)
