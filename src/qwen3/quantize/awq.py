@@ -34,7 +34,7 @@ class Part(NamedTuple):
 def round_awq(weight: Tensor, hessian: Tensor, spec: Spec) -> Grouped:
     """weight [N, K], scaled already, H of its scaled inputs -> its numbers, each row clipped as serves its output, and
     never worse in (w - ŵ) H (w - ŵ)ᵀ than by `round_rtn`."""
-    group = weight.shape[1] if spec.group == -1 else spec.group
+    group = spec.group_of(weight.shape[1])
     bits, symmetric = spec.bits, bool(spec.symmetric)
     plain = round_rtn(weight, bits, group, symmetric, search=spec.search)
     if not spec.search:
@@ -59,21 +59,20 @@ def find_scales(parts: Callable[[], Iterable[Part]], mean: Tensor, settle: Calla
     tried = [settle(s / (s.max() * s.min()).sqrt()) for s in powers]
     losses = torch.zeros(len(tried))
     for part in parts():
-        losses += torch.tensor([_loss(part, s, _rounded_plainly) for s in tried])
+        losses += torch.tensor([_loss(part, s, clipped=False) for s in tried])
     best = tried[int(losses.argmin())]
     if bool((best == 1).all()):
         return ones
     final = torch.zeros(2)
     for part in parts():
-        final += torch.tensor([_loss(part, s, round_awq) for s in (ones, best)])
+        final += torch.tensor([_loss(part, s, clipped=True) for s in (ones, best)])
     return best if final[1] < final[0] else ones
 
 
-def _loss(part: Part, s: Tensor, rounded: Callable[[Tensor, Tensor, Spec], Grouped]) -> float:
-    made = rounded(part.weight * s, part.hessian / s / s.unsqueeze(1), part.spec)
+def _loss(part: Part, s: Tensor, *, clipped: bool) -> float:
+    weight, spec = part.weight * s, part.spec
+    if clipped:
+        made = round_awq(weight, part.hessian / s / s.unsqueeze(1), spec)
+    else:
+        made = round_rtn(weight, spec.bits, spec.group_of(weight.shape[1]), bool(spec.symmetric), search=False)
     return float(row_losses(made.dequantize() / s - part.weight, part.hessian).sum())
-
-
-def _rounded_plainly(weight: Tensor, hessian: Tensor, spec: Spec) -> Grouped:
-    group = weight.shape[1] if spec.group == -1 else spec.group
-    return round_rtn(weight, spec.bits, group, bool(spec.symmetric), search=False)

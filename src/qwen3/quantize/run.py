@@ -186,7 +186,7 @@ def round_matrix(weight: Tensor, seen: Moments | None, spec: Spec, method: str, 
         return round_fp8(weight, spec.fp8_scale)
     if method == "w8a8":
         return round_int8(weight)
-    group, symmetric = weight.shape[1] if spec.group == -1 else spec.group, bool(spec.symmetric)
+    group, symmetric = spec.group_of(weight.shape[1]), bool(spec.symmetric)
     if method == "rtn" or seen is None or seen.hessian is None:
         return round_rtn(weight, spec.bits, group, symmetric, search=spec.search)
     if method == "awq":

@@ -123,13 +123,18 @@ class Spec:
         """This spec with a rule's changes, for the modules that it matches."""
         return replace(self, rules=(), **rule.changes)
 
+    def group_of(self, count: int) -> int:
+        """Columns to a scale, in a matrix of so many."""
+        return count if self.group == -1 else self.group
+
     def columns(self, module: str, count: int) -> int:
-        """Columns to a scale in a matrix of so many. Raises UsageError naming the module if they do not come out."""
-        group = count if self.group == -1 else self.group
+        """`group_of`. Raises UsageError naming the module if its columns are no whole groups."""
+        group = self.group_of(count)
         if count % group:
             fits = [str(g) for g in GROUPS if g == -1 or count % g == 0]
-            raise UsageError(f"{module} has {count} columns, no multiple of group {group}: take {' or '.join(fits)}")
-        return group
+            raise UsageError(
+                f"{module} has {count} columns, no multiple of group {self.group}: take {' or '.join(fits)}"
+            )
 
 
 def plan(spec: Spec, config: ModelConfig) -> dict[str, Spec]:
