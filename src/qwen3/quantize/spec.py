@@ -132,9 +132,8 @@ class Spec:
         group = self.group_of(count)
         if count % group:
             fits = [str(g) for g in GROUPS if g == -1 or count % g == 0]
-            raise UsageError(
-                f"{module} has {count} columns, no multiple of group {self.group}: take {' or '.join(fits)}"
-            )
+            raise UsageError(f"{module} has {count} columns, no multiple of group {group}: take {' or '.join(fits)}")
+        return group
 
 
 def plan(spec: Spec, config: ModelConfig) -> dict[str, Spec]:
