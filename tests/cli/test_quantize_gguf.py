@@ -12,7 +12,8 @@ from qwen3.checkpoint import read_config
 from qwen3.checkpoint.gguf.files import open_gguf
 from qwen3.quantize.imatrix import read_imatrix
 from tests.cli.conftest import Command
-from tests.fixtures import random_checkpoint, tiny_config
+from tests.fixtures import tiny_config
+from tests.quantize.gguf.models import checkpoint
 
 FEW = ("--samples", 2, "--sequence-length", 64)
 
@@ -20,7 +21,7 @@ FEW = ("--samples", 2, "--sequence-length", 64)
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_config(hidden_size=256, head_dim=64, intermediate_size=256, max_position_embeddings=512)
-    return random_checkpoint(tmp_path_factory.mktemp("models") / "wide", config, tokenizer=True)
+    return checkpoint(tmp_path_factory.mktemp("models") / "wide", config)
 
 
 def test_with_importance_collected_and_read(qwen3: Command, wide: Path, tmp_path: Path) -> None:

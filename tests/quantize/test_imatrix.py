@@ -20,7 +20,8 @@ from qwen3.quantize.calibration import load_calibration
 from qwen3.quantize.gguf import write_gguf
 from qwen3.quantize.gguf.write import tensor_pieces
 from qwen3.quantize.imatrix import Imatrix, collect_imatrix, read_imatrix
-from tests.fixtures import random_checkpoint, tiny_config
+from tests.fixtures import tiny_config
+from tests.quantize.gguf.models import checkpoint
 
 WIDE: dict[str, Any] = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 256}
 
@@ -29,10 +30,8 @@ WIDE: dict[str, Any] = {"hidden_size": 256, "head_dim": 64, "intermediate_size":
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     return {
-        "dense": random_checkpoint(root / "dense", tiny_config(**WIDE), tokenizer=True),
-        "moe": random_checkpoint(
-            root / "moe", tiny_config(moe=True, moe_intermediate_size=256, **WIDE), tokenizer=True
-        ),
+        "dense": checkpoint(root / "dense", tiny_config(**WIDE)),
+        "moe": checkpoint(root / "moe", tiny_config(moe=True, moe_intermediate_size=256, **WIDE)),
     }
 
 

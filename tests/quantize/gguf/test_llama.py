@@ -20,7 +20,8 @@ from qwen3.model import load_model
 from qwen3.quantize.gguf import write_gguf
 from qwen3.quantize.gguf.encode import BY_NAME, encode
 from qwen3.quantize.gguf.recipe import RECIPES
-from tests.fixtures import random_checkpoint, tiny_config
+from tests.fixtures import tiny_config
+from tests.quantize.gguf.models import checkpoint
 
 llama_cpp = pytest.importorskip("llama_cpp")
 TEXT = "<|im_start|>user\nWhat is 27 * 14? naïve 你好 12345<|im_end|>\n<think>\n\n</think>\n\n<tool_call>x"
@@ -34,8 +35,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     moe = tiny_config(moe=True, moe_intermediate_size=256, num_experts=4, **{**WIDE, "num_hidden_layers": 2})
     config = tiny_config(num_attention_heads=8, tie_word_embeddings=False, **WIDE)
     return {
-        "dense": random_checkpoint(root / "dense", config, tokenizer=True),
-        "moe": random_checkpoint(root / "moe", moe, tokenizer=True),
+        "dense": checkpoint(root / "dense", config),
+        "moe": checkpoint(root / "moe", moe),
     }
 
 

@@ -21,7 +21,8 @@ from qwen3.model import load_model
 from qwen3.quantize.gguf import write_gguf
 from qwen3.quantize.gguf.recipe import RECIPES
 from qwen3.quantize.gguf.write import Report, tensor_pieces
-from tests.fixtures import official_tensors, random_checkpoint, tiny_config
+from tests.fixtures import official_tensors, tiny_config
+from tests.quantize.gguf.models import checkpoint
 
 gguf = pytest.importorskip("gguf")
 WIDE: dict[str, Any] = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 256}
@@ -32,9 +33,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     moe = {"moe_intermediate_size": 256, "num_experts": 4, "mlp_only_layers": (1,)}
     return {
-        "dense": random_checkpoint(root / "dense", tiny_config(**WIDE), tokenizer=True),
-        "moe": random_checkpoint(root / "moe", tiny_config(moe=True, **WIDE, **moe), tokenizer=True),
-        "narrow": random_checkpoint(root / "narrow", tiny_config(), tokenizer=True),
+        "dense": checkpoint(root / "dense", tiny_config(**WIDE)),
+        "moe": checkpoint(root / "moe", tiny_config(moe=True, **WIDE, **moe)),
+        "narrow": checkpoint(root / "narrow", tiny_config()),
     }
 
 
@@ -120,13 +121,13 @@ def test_a_gguf_becomes_another(folders: dict[str, Path], tmp_path: Path, to_f16
 
 def test_yarn_and_experts_are_said(tmp_path: Path) -> None:
     scaling = RopeScaling(4.0, 1024, beta_fast=16.0)
-    folder = random_checkpoint(tmp_path / "m", tiny_config(moe=True, rope_scaling=scaling), tokenizer=True)
+    folder = checkpoint(tmp_path / "m", tiny_config(moe=True, rope_scaling=scaling))
     file = write_gguf(folder, tmp_path / "m.gguf", "f32").files[0]
     back = read_config(file)
     assert back.rope_scaling == scaling
     assert (back.num_experts, back.num_experts_per_tok, back.norm_topk_prob) == (8, 2, True)
     config = tiny_config(rope_scaling=RopeScaling(4.0, 1024, attention_factor=2.0))
-    folder = random_checkpoint(tmp_path / "n", config, tokenizer=True)
+    folder = checkpoint(tmp_path / "n", config)
     with pytest.raises(ConfigError, match="attention_factor"):
         write_gguf(folder, tmp_path / "n.gguf", "f32")
 
@@ -264,6 +265,6 @@ def test_a_file_that_is_read_back_otherwise_is_not_put_in_place(
 
 def test_every_configuration_of_tokens(tmp_path: Path) -> None:
     config: ModelConfig = tiny_config(eos_token_id=(610, 600, 612))
-    report = write_gguf(random_checkpoint(tmp_path / "m", config, tokenizer=True), tmp_path / "m.gguf", "f32")
+    report = write_gguf(checkpoint(tmp_path / "m", config), tmp_path / "m.gguf", "f32")
     assert read_config(report.files[0]).eos_token_id == 610
     assert any("will not end one" in warning for warning in report.warnings)
