@@ -28,12 +28,13 @@ def quantize(
     asym: Annotated[bool, typer.Option("--asym", help="With zero points (awq has them anyway, unless --sym).")] = False,
     sym: Annotated[bool, typer.Option("--sym", help="Without zero points.")] = False,
     act_order: Annotated[
-        bool, typer.Option("--act-order/--no-act-order", help="gptq: columns with large activations first.")
-    ] = True,
+        bool | None,
+        typer.Option("--act-order/--no-act-order", help="gptq: columns with large activations first (usual)."),
+    ] = None,
     static_groups: Annotated[
-        bool,
-        typer.Option("--static-groups/--no-static-groups", help="gptq: groups stay side by side, no order stored."),
-    ] = True,
+        bool | None,
+        typer.Option("--static-groups/--no-static-groups", help="gptq: groups side by side, no order stored (usual)."),
+    ] = None,
     fp8_scale: Annotated[
         str | None, typer.Option("--fp8-scale", metavar="NAME", help="fp8: block (128 × 128, usual), channel, tensor.")
     ] = None,

@@ -47,8 +47,8 @@ class Wish:
     group: int | None = None
     asym: bool = False
     sym: bool = False
-    act_order: bool = True
-    static_groups: bool = True
+    act_order: bool | None = None
+    static_groups: bool | None = None
     fp8_scale: str | None = None
     format: str | None = None
     type: str | None = None
@@ -86,16 +86,23 @@ class Wish:
             "bits": self.bits, "group": self.group, "calibration": self.calibration, "samples": self.samples,
             "length": self.sequence_length, "seed": self.seed, "fp8_scale": self.fp8_scale,
             "symmetric": not self.asym if self.asym or self.sym else None,
+            "act_order": self.act_order, "static_groups": self.static_groups,
         }  # fmt: skip
-        if self.fp8_scale is not None and self.method != "fp8":
-            raise UsageError(f"--fp8-scale does not go with {self.method}")
+        rules = tuple(map(parse_rule, self.rules))
+        methods = {self.method, *(rule.method for rule in rules)}
+        for name, value, method in (
+            ("--fp8-scale", self.fp8_scale, "fp8"), ("--act-order", self.act_order, "gptq"),
+            ("--static-groups", self.static_groups, "gptq"),
+        ):  # fmt: skip
+            if value is not None and method not in methods:
+                raise UsageError(f"{name} does not go with {self.method}")
         chosen = {name: value for name, value in given.items() if value is not None}
         if self.format == "mlx" and self.group is None:
             chosen["group"] = 64  # as its own converter has it
-        return Spec(
-            self.method, act_order=self.act_order, static_groups=self.static_groups,
-            rules=tuple(map(parse_rule, self.rules)), **chosen,
-        )  # fmt: skip
+        spec = Spec(self.method, rules=rules, **chosen)
+        if spec.calibration == "none" and {"samples", "length", "seed"} & chosen.keys():
+            raise UsageError(f"--samples, --sequence-length and --seed are of --calibration, which {self.method} lacks")
+        return spec
 
 
 def parse_rule(text: str) -> Rule:
