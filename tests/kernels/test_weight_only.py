@@ -19,6 +19,11 @@ EPS = 1e-6
 FORMS = [(4, 128, 640), (4, 64, 192), (4, 32, 160), (4, 16, 208), (4, 0, 336), (8, 128, 256), (8, 32, 96), (8, 16, 112),
          (8, 0, 80)]  # fmt: skip
 """bits, group (0: the row), columns."""
+CASES = [
+    pytest.param(*form, more, marks=() if (i + more) % 2 else pytest.mark.slow)
+    for i, form in enumerate(FORMS) for more in (False, True)
+]  # fmt: skip
+"""Each with or without something, the other half when there is time."""
 
 
 @pytest.fixture(name="rng")
@@ -173,8 +178,7 @@ def wanted(x: Tensor, weight: GroupWeight, **how: Any) -> Tensor:
     return reference_engine.fused_linear(x.float(), weight.dequantize(torch.float32), **wide)
 
 
-@pytest.mark.parametrize(("bits", "group", "columns"), FORMS)
-@pytest.mark.parametrize("mins", [False, True])
+@pytest.mark.parametrize(("bits", "group", "columns", "mins"), CASES)
 def test_rows_are_unpacked(gpu: Any, rng: torch.Generator, bits: int, group: int, columns: int, mins: bool) -> None:
     weight = some(rng, bits, group, 21, columns, mins=mins)
     assert torch.allclose(gpu.group_rows(weight, None, torch.float32), weight.dequantize(torch.float32), atol=1e-6)
@@ -183,8 +187,7 @@ def test_rows_are_unpacked(gpu: Any, rng: torch.Generator, bits: int, group: int
     assert torch.allclose(found, weight.dequantize(torch.float32)[ids.long()], atol=1e-6)
 
 
-@pytest.mark.parametrize(("bits", "group", "columns"), FORMS)
-@pytest.mark.parametrize("mins", [False, True])
+@pytest.mark.parametrize(("bits", "group", "columns", "mins"), CASES)
 def test_few_rows(gpu: Any, rng: torch.Generator, bits: int, group: int, columns: int, mins: bool) -> None:
     weight = some(rng, bits, group, 40, columns, mins=mins)  # 40 rows: no whole tiles
     rows, tile = (3, gpu.linear.Tile(16, 0, 2, 2)) if mins else (11, gpu.linear.Tile(8, 0, 3, 4))
@@ -195,11 +198,10 @@ def test_few_rows(gpu: Any, rng: torch.Generator, bits: int, group: int, columns
     assert distance(gpu.group_linear(x, weight, tile=tile, **how), wanted(x, weight, **how)) < 2e-2
 
 
-@pytest.mark.parametrize(("bits", "group", "columns"), FORMS)
-@pytest.mark.parametrize("split", [1, 2])
-def test_many_rows(gpu: Any, rng: torch.Generator, bits: int, group: int, columns: int, split: int) -> None:
-    weight = some(rng, bits, group, 40, columns, mins=split == 2)
-    tile = gpu.linear.Tile(32, 128, 2, 4, split, tokens=16)
+@pytest.mark.parametrize(("bits", "group", "columns", "split"), CASES)
+def test_many_rows(gpu: Any, rng: torch.Generator, bits: int, group: int, columns: int, split: bool) -> None:
+    weight = some(rng, bits, group, 40, columns, mins=split)
+    tile = gpu.linear.Tile(32, 128, 2, 4, 2 if split else 1, tokens=16)
     x, how = normal(rng, 21, columns), {"residual": normal(rng, 21, 40)}
     assert distance(gpu.group_linear(x, weight, tile=tile, **how), wanted(x, weight, **how)) < 5e-3
     assert distance(gpu.group_linear(x, weight, tile=tile, silu=True), wanted(x, weight, silu=True)) < 2e-2

@@ -26,6 +26,7 @@ from qwen3.kernels.packed import LANES, PackedWeight, pack, quantize_rtn, rounde
 BITS = {"int8": 8, "int4": 4}
 _AT_ONCE = 1 << 20  # numbers: more are slower, since their copies leave the caches and ask the system for memory
 _AT_ONCE_ON_GPU = 1 << 22
+_SHORT = {"BF16": torch.bfloat16, "F16": torch.float16}  # kinds that go to the GPU as they are
 
 
 class HasParts(Protocol):
@@ -74,7 +75,11 @@ class Packing:
         for first in range(0, part.shape[0], step):
             rows = slice(first, min(first + step, part.shape[0]))
             if self.form is not None:
-                q, scale = rounded(part.read(rows, torch.float32).to(self.place), self.form.bits, self.form.group)
+                q, scale = rounded(
+                    part.read(rows, _SHORT.get(part.kind, torch.float32)).to(self.place),
+                    self.form.bits,
+                    self.form.group,
+                )
                 found.append(grouped.pack(q, scale.half(), None, self.form.bits, self.dtype))
             elif part.group_form is not None:
                 given = part.grouped(rows)
