@@ -135,8 +135,8 @@ def _variant(llm: Any, folder: Path, how: dict[str, Any], prompts: list[list[int
 
 
 def _engine(engine: Any, prompts: list[list[int]], tokens: int, ends: set[int]) -> list[list[int]]:
-    """The best token each time, up to an end token. No rules for thinking, no rows of the vocabulary left out: the other
-    runtimes know of neither."""
+    """The best token each time, up to an end token. No rules for thinking, no rows of the vocabulary left out: the
+    other runtimes know of neither."""
     from qwen3.engine import Request, SamplingParams
 
     params = SamplingParams(max_tokens=tokens, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0)
