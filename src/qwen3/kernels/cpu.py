@@ -270,19 +270,12 @@ def compiled_attend(
     qkv: Tensor, heads: int, kv_heads: int, q_weight: Tensor, k_weight: Tensor, eps: float,
     plan: StepPlan, k_cache: Tensor, v_cache: Tensor,
 ) -> Tensor:  # fmt: skip
-    """`attend` by the compiled kernels, where there are any that take this; chunks of prompts as there."""
+    """`attend` by the compiled kernels, where there are any that take this."""
     library = native.library() if cpu_attend.fits(qkv, heads, kv_heads, k_cache) else None
     if library is None:
         return attend(qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
     q = cpu_attend.rope_cache(library, qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
-    out = torch.empty_like(q)
-    if cpu_attend.singles(plan).chunks:
-        for first, last, length, at, blocks in _step(plan, *k_cache.shape[1::2]).rows:
-            if last - first > 1:
-                k, v = _keys(k_cache, length, at, blocks, q.dtype), _keys(v_cache, length, at, blocks, q.dtype)
-                out[first:last] = _chunk(q[first:last], k, v)
-    cpu_attend.single_queries(library, q, plan, k_cache, v_cache, out)
-    return out.view(q.shape[0], -1)
+    return cpu_attend.attention(library, q, plan, k_cache, v_cache)
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {

@@ -1,8 +1,8 @@
 """`attend` in float32 by the compiled kernels: norm, RoPE and the cache in one call, single queries in another.
 
 A decode step's attention is bound by what PyTorch takes to start operators, fifteen a layer, and by copying a sequence
-whose blocks do not lie in one piece. Here blocks are read where they are. Prompts' chunks go to PyTorch, whose products
-of matrices are faster than one query at a time.
+whose blocks do not lie in one piece. Here blocks are read where they are. Queries of a prompt's chunk go through their
+keys sixteen at a time, side by side.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _WIDEST, _GROUP = 256, 16  # as attend.c has them
 
 
 class Singles(NamedTuple):
-    """Of a plan: its positions, slots and tables, and the queries that run one by one, int32; chunks (first, last)."""
+    """Of a plan: its positions, slots and tables, and the queries that run one by one, int32. chunks: rows that do not,
+    each (row, its first query, queries, keys)."""
 
     plan: weakref.ref[StepPlan]
     positions: Tensor
@@ -30,18 +31,18 @@ class Singles(NamedTuple):
     which: Tensor
     rows: Tensor
     lengths: Tensor
-    chunks: list[int]
+    chunks: list[tuple[int, int, int, int]]
 
 
 _last: Singles | None = None
 
 
 def fits(qkv: Tensor, heads: int, kv_heads: int, k_cache: Tensor) -> bool:
-    """Whether the compiled kernels take this: float32 throughout, heads of even size up to 256."""
+    """Whether the compiled kernels take this: float32 throughout, heads of a size up to 256, a multiple of 16."""
     dim = k_cache.shape[-1]
     return (
         qkv.dtype == k_cache.dtype == torch.float32 and k_cache.is_contiguous()
-        and dim <= _WIDEST and dim % 2 == 0 and heads // kv_heads <= _GROUP
+        and dim <= _WIDEST and dim % 16 == 0 and heads // kv_heads <= _GROUP
     )  # fmt: skip
 
 
@@ -54,12 +55,12 @@ def singles(plan: StepPlan) -> Singles:
     which: list[int] = []
     rows: list[int] = []
     lengths: list[int] = []
-    chunks: list[int] = []
+    chunks: list[tuple[int, int, int, int]] = []
     starts = plan.starts.tolist()
     for row, length in enumerate(plan.lengths.tolist()):
         first, last = starts[row], starts[row + 1]
         if last - first > 1 and not plan.invariant:
-            chunks.append(row)
+            chunks.append((row, first, last - first, length))
             continue
         for i in range(first, last):
             which.append(i)
@@ -85,12 +86,17 @@ def rope_cache(
     return q
 
 
-def single_queries(
-    library: ctypes.CDLL, q: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor, out: Tensor
-) -> None:
-    """The queries [N, H, D] that run one by one, into their places of `out`."""
-    step, (_, heads, dim) = singles(plan), q.shape
+def attention(library: ctypes.CDLL, q: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    """q [N, H, D] -> [N, H·D]."""
+    step, (_, heads, dim), kv_heads, threads = singles(plan), q.shape, k_cache.shape[-2], torch.get_num_threads()
+    out = torch.zeros_like(q) if len(step.which) + sum(c[2] for c in step.chunks) < len(q) else torch.empty_like(q)
+    for row, first, count, length in step.chunks:
+        call(
+            library.qwen3_attend_chunk, q[first:], count, length, heads, kv_heads, dim, k_cache, v_cache,
+            step.tables[row], out[first:], threads,
+        )  # fmt: skip
     call(
-        library.qwen3_attend, q, step.which, step.rows, step.lengths, len(step.which), heads, k_cache.shape[-2], dim,
-        k_cache, v_cache, step.tables, step.tables.shape[1], out, torch.get_num_threads(),
+        library.qwen3_attend, q, step.which, step.rows, step.lengths, len(step.which), heads, kv_heads, dim,
+        k_cache, v_cache, step.tables, step.tables.shape[1], out, threads,
     )  # fmt: skip
+    return out.view(len(q), -1)
