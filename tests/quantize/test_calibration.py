@@ -78,6 +78,8 @@ def test_text_and_conversations_from_files(tmp_path: Path, tokenizer: Tokenizer)
         ("a.jsonl", '{"text": "x"}\n{', r"a\.jsonl, line 2: not JSON"),
         ("a.jsonl", '{"text": 3}', r'line 1 must be an object with "text"'),
         ("a.jsonl", '[{"role": "user"}]', r'line 1 must be an object with "text"'),
+        ("a.jsonl", '{"text": "fine"}\n{"messages": ["hello"]}', "line 2: "),
+        ("a.jsonl", '{"text": "\\ud800"}', "line 1: "),
         ("a.txt", " \n", "is empty"),
         ("a.parquet", "x", "must be 'qwen3'"),
         ("a.txt", "x", "fewer than two tokens"),

@@ -82,15 +82,15 @@ def load_calibration(
     mode, template, _ = detect_mode(resolved, config, tokenizer.control.endoftext)
 
     def ids(document: dict[str, Any]) -> list[int]:
-        if "text" in document:
-            return tokenizer.encode(document["text"])
-        return encode(
-            document["messages"],
-            tokenizer=tokenizer,
-            tools=document.get("tools"),
-            add_generation_prompt=False,
-            template=template,
-        ).ids
+        try:
+            if "text" in document:
+                return tokenizer.encode(document["text"])
+            tools = document.get("tools")
+            messages = document["messages"]
+            options: dict[str, Any] = {"tools": tools, "add_generation_prompt": False, "template": template}
+            return encode(messages, tokenizer=tokenizer, **options).ids
+        except UsageError as error:
+            raise UsageError(f"{document.get('where', name)}: {error}") from None
 
     rng = random.Random(seed)
     documents = conversations(rng, mode) if name == BUILT_IN else read_documents(Path(name), rng, length)
@@ -155,7 +155,7 @@ def _document(file: Path, number: int, line: str) -> dict[str, Any]:
         isinstance(value.get("text"), str) or isinstance(value.get("messages"), list)
     ):
         raise UsageError(f'{where} must be an object with "text" (a string) or "messages" (a list)')
-    return value
+    return value | {"where": where}
 
 
 def pack(name: str, documents: Iterator[dict[str, Any]], ids: Encode, samples: int, length: int) -> Calibration:
