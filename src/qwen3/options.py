@@ -13,6 +13,7 @@ from qwen3 import family
 from qwen3.checkpoint import check_fits, read_config, resolve
 from qwen3.checkpoint.adapter import adapter_stamp
 from qwen3.checkpoint.mode import find_tokenizer
+from qwen3.checkpoint.packed import BITS
 from qwen3.config import ModelConfig
 from qwen3.engine.adapters import Loaded
 from qwen3.engine.draft import DraftModel
@@ -35,8 +36,12 @@ def check_options(
     if isinstance(model, str) and (member := family.find(model)) and not os.path.exists(model):
         target, config = where or best_device(), member.config
         plain = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
-        small = config.num_parameters() - plain if weights == "fp8" else 0
-        check_fits(config, number_type or default_dtype(config, target), target, fp8=small, name=member.name)
+        rest, kind = config.num_parameters() - plain, number_type or default_dtype(config, target)
+        saved = 0
+        if weights in BITS:  # a scale for every 128 numbers, too
+            saved = round(rest * (kind.itemsize - BITS[weights] / 8 - 1 / 64) + plain * (kind.itemsize - 1 - 1 / 64))
+        small = rest if weights == "fp8" else 0
+        check_fits(config, kind, target, fp8=small, saved=saved, name=member.name)
     elif not isinstance(model, (str, os.PathLike, type(None))):
         raise UsageError(f"model must be a name or a path, not {type(model).__name__}; LLM.of takes a network")
     return where, number_type

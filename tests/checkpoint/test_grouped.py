@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from qwen3.checkpoint import load_weights, read_config, resolve
+from qwen3.checkpoint import load_weights, read_config, resolve, save_checkpoint
 from qwen3.errors import OutOfMemoryError, UsageError
 from qwen3.kernels.grouped import GroupWeight
 from qwen3.kernels.packed import PackedWeight
@@ -152,6 +152,23 @@ def test_memory_is_that_of_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qwen3.checkpoint.memory.available_bytes", lambda device=None: need - 200_000)
     with pytest.raises(OutOfMemoryError, match="free"):
         load(source, "int4")
+
+
+def test_a_published_model_is_asked_about_before_it_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 billion weights: 16 GB in bfloat16, under 5 in 4 bits."""
+    from qwen3.options import check_options
+
+    monkeypatch.setattr("qwen3.checkpoint.memory.available_bytes", lambda device=None: 5_000_000_000)
+    check_options("Qwen/Qwen3-8B", "cpu", None, "int4")
+    for weights in (None, "int8"):
+        with pytest.raises(OutOfMemoryError, match="Qwen3-8B needs"):
+            check_options("Qwen/Qwen3-8B", "cpu", None, weights)
+
+
+def test_a_network_in_few_bits_is_not_saved(tmp_path: Path) -> None:
+    model, _ = load(resolve("embedded").path, "int4")
+    with pytest.raises(UsageError, match="weights in few bits cannot be saved"):
+        save_checkpoint(tmp_path / "m", model)
 
 
 def test_where_nothing_multiplies_them(monkeypatch: pytest.MonkeyPatch) -> None:

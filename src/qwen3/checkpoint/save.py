@@ -64,7 +64,7 @@ def save_checkpoint(
     A kill at any point leaves the old folder or the new one. Same weights, same bytes.
 
     Raises CorruptFileError naming a tensor that has NaN or infinite values (nothing is written then), UsageError for
-    wrong arguments or FP8 weights, Qwen3Error when the disk is full or the folder cannot be written.
+    wrong arguments or weights in FP8 or few bits, Qwen3Error when the disk is full or the folder cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -73,6 +73,8 @@ def save_checkpoint(
         raise UsageError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1")
     if fp8_weights(model):
         raise UsageError(f"{folder}: a model with FP8 weights cannot be saved yet; load it without quantization")
+    if any(hasattr(module, "held") for _, module in model.named_modules()):
+        raise UsageError(f"{folder}: a model with weights in few bits cannot be saved; load it with a dtype")
     views = official_views(model.config, dict(model.named_parameters()))
     for name, view in views.items():
         if view.is_meta or view.dtype not in _WEIGHTS:
