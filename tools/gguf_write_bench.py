@@ -1,12 +1,13 @@
 """What our GGUF types and recipes lose beside llama.cpp's own quantizer, how large files are, and how fast it goes.
 
-    python tools/gguf_write_bench.py [--json FILE] [--recipes q4_k_m,...]
+    python tools/gguf_write_bench.py [--json FILE] [--recipes q4_k_m,...] [--parts Q4_K,...] [--no-types]
 
 Run with a Python that has llama-cpp-python, whose library quantizes the same weights with the same importance in the
 same process (`ggml_quantize_chunk`, which `llama_model_quantize` calls). Types: relative squared error over matrices of
 the embedded model, by the importance or, without one, of all weights alike; speed in processor time of one thread, the
 best of three. Recipes: bytes of the tensors, and the KL divergence from the original's next-token distributions over
-held-out text, with importance from the built-in calibration text and without.
+held-out text, with importance from the built-in calibration text and without; of single types also part by part, since
+the divergence of one model rounded whole differs by some percent between roundings that are equally good.
 """
 
 from __future__ import annotations
@@ -99,34 +100,71 @@ def best_of(encoder: Encode, kind: str, x: Tensor, w: Tensor | None) -> float:
     return min(seconds)
 
 
-@torch.no_grad()
-def recipes(path: Path, names: list[str], imatrix: Imatrix, encoders: dict[str, Encode]) -> dict[str, Any]:
-    config = read_config(path)
-    network = load_model(path, "cpu", "float32")
-    views = official_views(config, dict(network.named_parameters()))
-    originals = {name: view.clone() for name, view in views.items()}
-    ids = load_calibration(path, "qwen3", samples=8, length=256, seed=99).ids
-    base = network(ids).log_softmax(-1)
+class Trial:
+    """The network with some of its matrices rounded, and what that does to its next-token distributions."""
+
+    @torch.no_grad()
+    def __init__(self, path: Path, imatrix: Imatrix) -> None:
+        self.imatrix, self.config = imatrix, read_config(path)
+        self.network = load_model(path, "cpu", "float32")
+        self.views = official_views(self.config, dict(self.network.named_parameters()))
+        self.originals = {name: view.clone() for name, view in self.views.items()}
+        self.ids = load_calibration(path, "qwen3", samples=8, length=256, seed=99).ids
+        self.base = self.network(self.ids).log_softmax(-1)
+
+    @torch.no_grad()
+    def divergence(self, kinds: dict[str, str], guided: bool, encoder: Encode) -> tuple[float, float]:
+        """kinds: GGUF name → type, of what is rounded. (KL in nats, share of the same next token)."""
+        places = {name: official for name, (_, (official, *_)) in tensor_pieces(self.config).items()}
+        for name, kind in kinds.items():
+            x = self.originals[places[name]]
+            data = encoder(kind, x, self.imatrix.of(name, 0) if guided else None)
+            self.views[places[name]].copy_(back(kind, data, x))
+        new = self.network(self.ids).log_softmax(-1)
+        for name in kinds:
+            self.views[places[name]].copy_(self.originals[places[name]])
+        kl = float((self.base.exp() * (self.base - new)).sum(-1).mean())
+        return kl, float((self.base.argmax(-1) == new.argmax(-1)).float().mean())
+
+
+def recipes(trial: Trial, names: list[str], encoders: dict[str, Encode]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name in names:
         row: dict[str, Any] = {}
         for guided in (False, True):
-            plan = {tensor.name: tensor for tensor in plan_gguf(config, name, guided=guided)}
-            row["bytes"] = sum(tensor.nbytes for tensor in plan.values())
+            plan = plan_gguf(trial.config, name, guided=guided)
+            row["bytes"] = sum(tensor.nbytes for tensor in plan)
+            kinds = {tensor.name: tensor.kind for tensor in plan if tensor.kind != "F32"}
             for who, encoder in encoders.items():
-                for tensor, (_, (official, *_)) in tensor_pieces(config).items():
-                    kind = plan[tensor].kind
-                    if kind != "F32":
-                        x = originals[official]
-                        data = encoder(kind, x, imatrix.of(tensor, 0) if guided else None)
-                        views[official].copy_(back(kind, data, x))
-                new = network(ids).log_softmax(-1)
-                kl = float((base.exp() * (base - new)).sum(-1).mean())
-                same = float((base.argmax(-1) == new.argmax(-1)).float().mean())
+                kl, same = trial.divergence(kinds, guided, encoder)
                 label = "with importance" if guided else "plain"
                 row.setdefault(label, {})[who] = {"kl": round(kl, 5), "same next token": round(same, 4)}
         out[name] = row
         print(name, json.dumps(row), file=sys.stderr, flush=True)
+    return out
+
+
+def parts(trial: Trial, kinds: list[str], encoders: dict[str, Encode]) -> dict[str, Any]:
+    """KL of each layer's attention and of each layer's MLP rounded alone: many small trials instead of one large."""
+    out: dict[str, Any] = {}
+    matrices = [name for name, (shape, _) in tensor_pieces(trial.config).items() if len(shape) > 1]
+    for kind in kinds:
+        row: dict[str, Any] = {}
+        for guided in (False, True):
+            found: dict[str, list[float]] = {who: [] for who in encoders}
+            for layer in range(trial.config.num_hidden_layers):
+                for block in ("attn", "ffn"):
+                    some = {name: kind for name in matrices if name.startswith(f"blk.{layer}.{block}_")}
+                    for who, encoder in encoders.items():
+                        found[who].append(trial.divergence(some, guided, encoder)[0])
+            better = sum(a < b for a, b in zip(found["qwen3"], found["llama.cpp"], strict=True))
+            row["with importance" if guided else "plain"] = {
+                **{who: round(sum(values), 5) for who, values in found.items()},
+                "ratio": round(sum(found["qwen3"]) / sum(found["llama.cpp"]), 4),
+                "better": f"{better} of {len(found['qwen3'])}",
+            }
+        out[kind] = row
+        print(kind, json.dumps(row), file=sys.stderr, flush=True)
     return out
 
 
@@ -135,18 +173,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     known = [name for name in RECIPES if name not in ("f32", "f16", "bf16", "mxfp4_moe", "tq1_0", "tq2_0")]
     parser.add_argument("--recipes", default=",".join(known))
+    parser.add_argument("--parts", default="Q4_K,IQ4_XS")
+    parser.add_argument("--no-types", action="store_true")
     told = parser.parse_args()
     torch.set_num_threads(1)
     path = resolve("embedded").path
     calibration = load_calibration(path, "qwen3", samples=32, length=512)
     imatrix = collect_imatrix(path, calibration)
     encoders: dict[str, Encode] = {"qwen3": encode, "llama.cpp": their_encoder()}
-    network = load_model(path, "cpu", "float32")
-    views = official_views(network.config, dict(network.named_parameters()))
+    trial = Trial(path, imatrix)
     some = [name for name in imatrix.means if name.startswith(("blk.0.", "blk.3."))]
-    matrices = {name: views[tensor_pieces(network.config)[name][1][0]].clone() for name in some}
+    matrices = {name: trial.originals[tensor_pieces(trial.config)[name][1][0]] for name in some}
     commit = subprocess.run(("git", "rev-parse", "--short", "HEAD"), capture_output=True, text=True).stdout.strip()
     result = {
+        "name": "gguf-write",
         "what": "GGUF types and recipes: error, divergence, size and speed beside llama.cpp's own quantizer",
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", "tools/gguf_write_bench.py", *sys.argv[1:]]),
@@ -155,8 +195,9 @@ def main() -> None:
         "peer": "llama-cpp-python 0.3.36, ggml_quantize_chunk",
         "model": "embedded",
         "importance": str(calibration),
-        "types": types(matrices, imatrix, encoders),
-        "recipes": recipes(path, [name for name in told.recipes.split(",") if name], imatrix, encoders),
+        "types": {} if told.no_types else types(matrices, imatrix, encoders),
+        "recipes": recipes(trial, [name for name in told.recipes.split(",") if name], encoders),
+        "parts": parts(trial, [kind for kind in told.parts.split(",") if kind], encoders),
     }
     if told.json:
         told.json.write_text(json.dumps(result, indent=1) + "\n")
