@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-import qwen3
+from qwen3 import __version__
 from qwen3.checkpoint import read_config, resolve
 from qwen3.checkpoint.journal import staging
 from qwen3.checkpoint.save import measure, put_in_place
@@ -107,7 +107,7 @@ def export(
             operands = Operands(Graph(data, opset), held, fused, accuracy_level)
             steps = lambda done, of: say("writing weights", done / of)  # noqa: E731
             Network(config, operands, context, last_only, steps).build()
-        onnx.save_model(operands.graph.model(source.name, qwen3.__version__), stage / MODEL)
+        onnx.save_model(operands.graph.model(source.name, __version__), stage / MODEL)
         onnx.checker.check_model(str(stage / MODEL))
         opened.check_unchanged()
         written = replace(config, dtype=str(held.dtype).removeprefix("torch."), quantization_config=None)
