@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from qwen3 import LLM  # noqa: E402 (the path is set above)
-from qwen3.checkpoint.journal import write_atomic  # noqa: E402 (the path is set above)
+from qwen3.checkpoint.journal import write_atomic  # noqa: E402
 from qwen3.errors import Qwen3Error  # noqa: E402
 
 PAGE, BENCHMARKS = ROOT / "docs/quantization.md", ROOT / "benchmarks"
@@ -51,12 +51,12 @@ FORMATS = (
     *(_gguf(kind) for kind in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "Q4_0", "IQ4_NL")),
     Format("GPTQ, 4 bits", words=("gptq", "--bits", "4")),
     Format("GPTQ, 3 bits", words=("gptq", "--bits", "3")),
-    Format("GPTQ, 2 bits", words=("gptq", "--bits", "2")),
-    Format("AWQ, 4 bits", words=("awq", "--bits", "4")),
+    Format("GPTQ, 2 bits", words=("gptq", "--bits", "2", "--samples", "32")),
+    Format("AWQ, 4 bits", words=("awq", "--bits", "4", "--samples", "32")),
     Format("nearest, 4 bits", words=("rtn", "--bits", "4")),
     Format("nearest, 3 bits", words=("rtn", "--bits", "3")),
     Format("nearest, 2 bits", words=("rtn", "--bits", "2")),
-    Format("W8A8", words=("w8a8",)),
+    Format("W8A8", words=("w8a8", "--samples", "32")),
     Format("FP8, blocks", words=("fp8",)),
     _gguf("IQ4_XS"),
     _gguf("Q5_0"),
@@ -127,14 +127,14 @@ def _write(one: Format, place: str) -> None:
 
 
 def speed(out: Path, folder: Path, rounds: int) -> int:
-    """Tokens a second of all that `out` has: all are loaded and take turns; of each the best round counts, since what
-    else the machine does only slows."""
+    """Tokens a second, one stream, of all that `out` has: all are loaded and take turns; of each the best round counts,
+    since what else the machine does only slows."""
     from qwen3.evaluate.measured import meant
     from qwen3.evaluate.workloads import Subject, decode
 
     found = json.loads(out.read_text(encoding="utf-8"))
     formats = [one for one in FORMATS if "error" not in found["formats"].get(one.name, {"error": ""})]
-    subjects, best = [], [{"1": 0.0, "8": 0.0} for _ in range(len(formats) + 1)]
+    subjects, best = [], [0.0] * (len(formats) + 1)
     for place in (REFERENCE, *(_place(one, folder) for one in formats)):
         model, weights, dtype = meant(place)
         llm = LLM(
@@ -143,13 +143,11 @@ def speed(out: Path, folder: Path, rounds: int) -> int:
         subjects.append(Subject.of(llm))
     for turn in range(rounds):
         print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
-        for rates, subject in zip(best, subjects, strict=True):
-            for streams, tokens in ((1, 64), (8, 24)):
-                rates[str(streams)] = max(rates[str(streams)], *decode(subject, streams, tokens, 1)[0])
-    found["reference"]["speed"] = best[0]
-    for one, rates in zip(formats, best[1:], strict=True):
-        found["formats"][one.name]["variant"]["speed"] = rates
-        found["formats"][one.name]["speed"] = {streams: rate / best[0][streams] for streams, rate in rates.items()}
+        best = [max(rate, *decode(subject, 1, 64, 1)[0]) for rate, subject in zip(best, subjects, strict=True)]
+    found["reference"]["speed"] = {"1": best[0]}
+    for one, rate in zip(formats, best[1:], strict=True):
+        found["formats"][one.name]["variant"]["speed"] = {"1": rate}
+        found["formats"][one.name]["speed"] = {"1": rate / best[0]}
     write_atomic(out, [json.dumps(found, indent=1).encode(), b"\n"])
     return 0
 
