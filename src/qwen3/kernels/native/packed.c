@@ -95,6 +95,7 @@ static inline float half_to_float(uint16_t h) {
 
 /* One block of 16 weight rows times `count` (1 to TILE) rows of activations: out[m][0..15] = the products. */
 #define TILE 8
+#define AHEAD 4096 /* bytes of the weight */
 #if defined(__clang__) || !defined(__GNUC__)
 #define UNROLL
 #else
@@ -166,6 +167,8 @@ INLINE void block(const Weight *of, const int bits, const int fine, const int ta
         __m512 inner[TILE], least[TILE];
         EACH inner[m] = least[m] = _mm512_setzero_ps();
         for (int64_t t = s; t < s + per; t++, w += 64 * bits) {
+            if (count > 1 && first == 0) /* several rows keep the processor too busy to look far ahead by itself */
+                UNROLL for (int line = 0; line < bits; line++) __builtin_prefetch(w + AHEAD + 64 * line);
             const int8_t *x = a->values + first * columns + t * SPAN;
             const int32_t *sums = a->sums + first * spans + t, *firsts = a->firsts + first * spans + t;
             __m512i sum[TILE], more[TILE];
