@@ -128,8 +128,9 @@ def _packing(quantization: str | None, dtype: Any, wanted: torch.dtype, target: 
         if native.library() is None:
             warnings.warn(f"weights={quantization!r} will be slow: {native.state()}", stacklevel=4)
         return quantization
-    kept = dtype is None if target.type == "cpu" else has_groups(target, wanted)
-    return "kept" if kept and quantization is None else None
+    if dtype is not None:  # who names one wants weights of it: to train them, say
+        return None
+    return "kept" if target.type == "cpu" or (quantization is None and has_groups(target, wanted)) else None
 
 
 def quantize_model(model: Qwen3, quantization: str = "fp8") -> Qwen3:

@@ -301,7 +301,7 @@ def _gemm(
               N, K, SPLIT, PIECE, SILU, 0)  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["COUNT"])
 def _rows(
     ids, data, scale, mins, out, COUNT, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
