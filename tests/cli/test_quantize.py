@@ -167,7 +167,7 @@ def test_no_such_model(qwen3: Command, tmp_path: Path) -> None:
 
 
 def test_interrupted(qwen3: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import qwen3.cli.quantize as verb
+    import qwen3.quantize.checkpoint as verb
 
     whole = verb.quantize_tensors
 

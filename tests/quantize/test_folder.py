@@ -20,6 +20,7 @@ from qwen3.checkpoint import resolve, verify
 from qwen3.checkpoint.names import fused_name, official_shapes, official_views
 from qwen3.errors import CorruptFileError, Qwen3Error, UsageError
 from qwen3.model import load_model
+from qwen3.quantize.checkpoint import meet, outlined, quantize_checkpoint
 from qwen3.quantize.compare import compare, prompts
 from qwen3.quantize.folder import Written, write_folder
 from qwen3.quantize.formats.choose import choose
@@ -270,6 +271,25 @@ def test_interrupted(error: type[BaseException], dense: Path, tmp_path: Path) ->
     with pytest.raises(error):
         write(dense, tmp_path / "new", spec, made=cut())
     assert not (tmp_path / "new").exists()
+
+
+def test_as_a_whole(dense: Path, tmp_path: Path) -> None:
+    """In Python as at the command line, to a size, too."""
+    said: list[float] = []
+    spec = Spec("rtn", group=64, calibration="qwen3", samples=2, length=64, search=False)
+    limit = outlined(spec, CONFIGS["dense"], "gptq").nbytes - 5000
+    fitting = meet(dense, spec, outlined(spec, CONFIGS["dense"], "gptq"), nbytes=limit)
+    made = quantize_checkpoint(
+        dense, tmp_path / "out", fitting, format="gptq", progress=lambda what, share: said.append(share)
+    )
+    told = json.loads(json.dumps(made.to_dict()))
+    assert limit * 0.97 < made.outline.nbytes <= limit
+    assert {matrix["bits"] for matrix in told["matrices"]} > {4.25}
+    assert said == sorted(said)
+    assert told["bytes_before"] > told["bytes_after"] > limit * 0.97
+    assert verify(tmp_path / "out").ok
+    with pytest.raises(UsageError, match="exists already"):
+        quantize_checkpoint(dense, tmp_path / "out", spec)
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:

@@ -12,19 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qwen3 import family
 from qwen3.checkpoint import Resolved, read_config, resolve
-from qwen3.checkpoint.source import open_source
 from qwen3.cli.console import colours, note, out, out_json, size, table, warn
 from qwen3.config import ModelConfig
 from qwen3.errors import ModelNotFoundError, UsageError
-from qwen3.model.load import best_device
-from qwen3.quantize.folder import Written, check_target, write_folder
-from qwen3.quantize.formats.choose import choose, usual
-from qwen3.quantize.outline import Outline, outline
-from qwen3.quantize.run import Report, quantize_tensors
+from qwen3.quantize.checkpoint import meet, outlined, quantize_checkpoint
+from qwen3.quantize.folder import check_target
+from qwen3.quantize.outline import Outline
 from qwen3.quantize.spec import METHODS, Rule, Spec
 from qwen3.quantize.types import Float8, Grouped, Rounded
 
@@ -144,32 +139,25 @@ def quantize(wish: Wish) -> int:
     config, source = find(wish)
     if source is not None and wish.out is not None:
         check_target(wish.out, source, wish.force)
-    format = choose(wish.format or usual(spec), getattr(torch, config.dtype))
-    todo = outline(spec, config, format)
-    report, started, line = Report(), time.monotonic(), Line()
+    todo, line = outlined(spec, config, wish.format), Line()
     if wish.target_size is not None or wish.target_bits is not None:
         with line:
-            spec, todo = _mixed(wish, spec, todo, source, line)
+            spec = _mixed(wish, spec, todo, source, line)
+        todo = outlined(spec, config, todo.format.name)
     if wish.dry_run:
         return _show_plan(wish, spec, todo)
     assert source is not None
     assert wish.out is not None
-    note(f"{source.describe()} to {wish.out}: {_label(spec)}, in the format {format.name}")
+    note(f"{source.describe()} to {wish.out}: {_label(spec)}, in the format {todo.format.name}")
     line.started = time.monotonic()
     with line:
-        written = write_folder(
-            wish.out, source, todo,
-            quantize_tensors(
-                source.path, spec, report=report, device=wish.device or best_device(),
-                progress=lambda done, of, module: line.show(f"{done:,} of {of:,} matrices, {module}", 0.9 * done / of),
-            ),
-            force=wish.force,
-            about={"by": "qwen3 quantize", "from": source.describe(), "spec": dataclasses.asdict(spec)},
-            progress=lambda what, share: line.show(what, 0.9 + 0.1 * share),
+        made = quantize_checkpoint(
+            wish.model, wish.out, spec, format=todo.format.name, force=wish.force, device=wish.device,
+            progress=line.show,
         )  # fmt: skip
-    result = _result(wish, spec, source, todo, report, written, time.monotonic() - started)
-    for warning in report.warnings:
+    for warning in made.report.warnings:
         warn(warning)
+    result = made.to_dict() | {"run": f"{shlex.join(['qwen3', 'run', str(wish.out)])} {QUESTION}"}
     if wish.as_json:
         out_json(result)
     else:
@@ -189,33 +177,14 @@ def find(wish: Wish) -> tuple[ModelConfig, Resolved | None]:
     return read_config(source.path), source
 
 
-def _mixed(wish: Wish, spec: Spec, todo: Outline, source: Resolved | None, line: Line) -> tuple[Spec, Outline]:
-    """The spec with a rule for each kind of matrix and width, so that it meets the target."""
-    from qwen3.quantize.mixed import choose as distribute
-    from qwen3.quantize.mixed import measure
-
+def _mixed(wish: Wish, spec: Spec, todo: Outline, source: Resolved | None, line: Line) -> Spec:
     if source is None:
         raise UsageError(f"{wish.model} is not on this disk: its bits by module can only be planned with its weights")
     if wish.bits is not None or (wish.target_size is not None and wish.target_bits is not None):
         raise UsageError("give one of --bits, --target-size and --target-bits")
-    wanted = 0 if wish.target_size is None else parse_size(wish.target_size)
+    nbytes = None if wish.target_size is None else parse_size(wish.target_size)
     note("measuring what each matrix loses with how many bits")
-    found = measure(
-        source.path, spec, todo.format.bits, device=wish.device or best_device(),
-        progress=lambda done, of, module: line.show(f"measuring {done:,} of {of:,}, {module}", done / of),
-    )  # fmt: skip
-    if wish.target_size is None:
-        mix = distribute(found, average=wish.target_bits)
-        spec = mix.applied(spec)
-        return spec, outline(spec, todo.config, todo.format)
-    left = wanted - (todo.nbytes - sum(todo.sizes.values()))
-    for _ in range(16):  # what a format has beside numbers and scales depends on the choice
-        mixed = distribute(found, nbytes=left).applied(spec)
-        made = outline(mixed, todo.config, todo.format)
-        if made.nbytes <= wanted:
-            return mixed, made
-        left -= made.nbytes - wanted
-    raise UsageError(f"--target-size {wish.target_size}: no choice of bits meets it; ask for a little more")
+    return meet(wish.model, spec, todo, nbytes=nbytes, average=wish.target_bits, device=wish.device, progress=line.show)
 
 
 class Line:
@@ -298,21 +267,6 @@ def _show_plan(wish: Wish, spec: Spec, todo: Outline) -> int:
 
 def _sizes(before: int, after: int, bits: float) -> str:
     return f"{size(before)} → {size(after)} ({100 * after / before:.0f} %), {bits:.2f} bits per weight"
-
-
-def _result(
-    wish: Wish, spec: Spec, source: Resolved, todo: Outline, report: Report, written: Written, seconds: float
-) -> dict[str, Any]:
-    opened = open_source(source.path, todo.config)
-    opened.close()
-    return {
-        "model": source.name, "out": str(written.folder), "spec": dataclasses.asdict(spec),
-        "format": todo.format.name, "bytes_before": opened.nbytes, "bytes_after": written.nbytes,
-        "bits_per_weight": todo.bits_per_weight, "agreement": dataclasses.asdict(written.agreement),
-        **report.to_dict(), "seconds": seconds,
-        "files": {name: {"bytes": count, "sha256": digest} for name, (count, digest) in sorted(written.files.items())},
-        "run": f"{shlex.join(['qwen3', 'run', str(written.folder)])} {QUESTION}",
-    }  # fmt: skip
 
 
 def agreement(found: dict[str, Any]) -> str:
