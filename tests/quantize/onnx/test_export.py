@@ -190,9 +190,9 @@ def test_standard_operators_alone(folder: Path, tmp_path: Path) -> None:
 
 
 def test_only_the_last_logits(folder: Path, tmp_path: Path) -> None:
-    report = export(folder, tmp_path / "out", last_only=True, context=100)
+    report = export(folder, tmp_path / "out", last_only=True, context=12)
     assert report.logits_off is not None
-    assert report.context == 100
+    assert report.context == 12
     logits = run(session(tmp_path / "out", 0), ModelConfig.from_pretrained(folder), PIECES)
     with torch.no_grad():
         wanted = twin(folder)(WHOLE)[0, [7, 10, 11]]
@@ -297,7 +297,7 @@ def test_beyond_float16(folders: dict[str, Path], tmp_path: Path) -> None:
         ({"embedding": "int2"}, "embedding must be one of"),
         ({"weights": "fp16", "activations": "fp32"}, "computed with in fp16"),
         ({"weights": "int4", "fused": False, "opset": 20}, "need opset 21"),
-        ({"context": 9999}, "context must be between 1 and the model's 4096"),
+        ({"context": 9999}, "context must be between 2 and the model's 4096"),
     ],
     ids=str,
 )
@@ -315,6 +315,15 @@ def test_without_the_packages(folders: dict[str, Path], tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(Qwen3Error, match=r"pip install 'qwen3\[onnx\]'"):
         export(folders["dense"], tmp_path / "none")
+
+
+def test_a_runtime_that_cannot(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qwen3.quantize.onnx import experts
+
+    monkeypatch.setattr(experts, "MICROSOFT", "com.example")
+    with pytest.raises(Qwen3Error, match=r"not saved: onnxruntime cannot run the model .*com.example"):
+        export(folders["moe"], tmp_path / "out")
+    assert left(tmp_path / "out") == []
 
 
 def test_other_numbers_are_refused(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

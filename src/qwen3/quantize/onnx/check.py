@@ -77,16 +77,20 @@ def check(
     """How far onnxruntime's logits are from ours, as a share of their spread; the last token is fed by itself.
 
     None: not checked, since onnxruntime is not installed or memory too small. Raises Qwen3Error for more than `loss`,
-    or NaN.
+    NaN, or a model that does not run.
     """
     free = available_bytes()
     if free is not None and 2 * (folder / DATA).stat().st_size > free:
         return None
-    model = session(folder, level)
-    if model is None:
-        return None
-    found = run(model, config, [ids[:-1], ids[-1:]])
+    try:
+        model = session(folder, level)
+        found = None if model is None else run(model, config, [ids[:-1], ids[-1:]])
+    except Exception as error:  # whatever onnxruntime raises: its classes have no common base of their own
+        message = str(error).partition("\n")[0]
+        raise Qwen3Error(f"not saved: onnxruntime cannot run the model ({message})") from None
     del model
+    if found is None:
+        return None
     wanted = expected_logits(weights, config, ids)[-len(found) :]  # two, if only last columns come
     far = float((found - wanted).norm() / (wanted - wanted.mean(-1, keepdim=True)).norm())
     if not far <= loss:

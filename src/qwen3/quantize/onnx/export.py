@@ -98,8 +98,8 @@ def export(
     source = resolve(path)
     check_target(out, source, force)
     config = read_config(source.path)
-    if context is not None and not 1 <= context <= config.context_length:
-        raise UsageError(f"context must be between 1 and the model's {config.context_length}, not {context}")
+    if context is not None and not 2 <= context <= config.context_length:
+        raise UsageError(f"context must be between 2 and the model's {config.context_length}, not {context}")
     context = context or config.context_length
     with staging(out) as stage, closing(open_source(source.path, config)) as opened:
         held = weights_of(opened, weights, activations, block_size, symmetric, embedding)
@@ -115,7 +115,8 @@ def export(
         say("checking in onnxruntime", 0.0)
         rounds = accuracy_level == 4 or (fused and config.is_moe and held.bits == 8)  # activations, to int8
         loss = _LOSS_INT8 if held.bits is not None and rounds else _LOSS[held.dtype]
-        off = check(stage, held, config, prompts(tokenizer, config)[0][:_PROMPT], accuracy_level, loss)
+        ids = prompts(tokenizer, config)[0][: min(_PROMPT, context)]
+        off = check(stage, held, config, ids, accuracy_level, loss)
         files = {file.name: measure(file) for file in sorted(stage.iterdir())}
         put_in_place(out, stage, files, {"onnx": {"weights": weights, "activations": written.dtype, "fused": fused}})
     layouts = {name: layout for name in opened.stored if (layout := held.layout(name)) is not None}

@@ -28,11 +28,10 @@ def write_sidecars(
     `export`'s accuracy_level.
     """
     tokenizer = find_tokenizer(source, config)[0]
-    if source.kind == "gguf" or not (source.path / "tokenizer.json").is_file():
+    for path in sorted({path for pattern in COPIED for path in source.path.glob(pattern) if path.is_file()}):
+        shutil.copyfile(path, stage / path.name)  # none beside a GGUF file
+    if not (stage / "tokenizer.json").is_file():
         tokenizer.save(stage)
-    else:
-        for path in sorted({path for pattern in COPIED for path in source.path.glob(pattern) if path.is_file()}):
-            shutil.copyfile(path, stage / path.name)
     generation = stage / "generation_config.json"
     found = read_json(generation) if generation.is_file() else {}
     defaults: dict[str, Any] = found if isinstance(found, dict) else {}
