@@ -102,6 +102,19 @@ def test_rounded_while_read(kind: str) -> None:
         assert (half(IDS).float() - model(IDS)).norm() < 0.03 * model(IDS).norm()
 
 
+def test_a_model_in_memory_is_rounded_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = resolve("embedded").path
+    model, (_, found) = load_model(source, "cpu", "float32"), load(source, "int4")
+    monkeypatch.setattr("qwen3.model.pack.has_groups", lambda device, dtype: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Qwen3, "device", torch.device("cuda"))
+        pack_model(model, "int4")
+    held = {name: part for name, part in model.named_modules() if isinstance(part, GroupWeight)}
+    assert held.keys() == found.keys()
+    assert all(torch.equal(part.data, found[name].data) for name, part in held.items())
+    assert {name for name, _ in model.named_parameters()}.isdisjoint(held)
+
+
 def test_experts_are_rounded_together() -> None:
     from qwen3.kernels import grouped
 

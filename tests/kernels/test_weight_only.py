@@ -16,8 +16,8 @@ from qwen3.kernels.grouped import GroupWeight
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
-FORMS = [(4, 128, 640), (4, 64, 192), (4, 32, 160), (4, 16, 208), (4, 0, 336), (8, 128, 256), (8, 32, 96), (8, 16, 112),
-         (8, 0, 80)]  # fmt: skip
+FORMS = [(4, 128, 640), (4, 384, 768), (4, 64, 192), (4, 32, 160), (4, 16, 208), (4, 0, 336), (8, 128, 256),
+         (8, 32, 96), (8, 16, 112), (8, 0, 80)]  # fmt: skip
 """bits, group (0: the row), columns."""
 CASES = [
     pytest.param(*form, more, marks=() if (i + more) % 2 else pytest.mark.slow)

@@ -102,7 +102,7 @@ def marks(
     """Scales and minima of rows `row` [R] and the numbers `first` … of BLOCK (whole slabs), as `widened` takes them."""
     # Of a slab a thread's numbers lie together, and of these a group's.
     G: tl.constexpr = 1 if GROUP >= 512 // BITS else 512 // BITS // GROUP
-    if GROUP >= BLOCK:
+    if GROUP % BLOCK == 0 or GROUP >= K:
         at = (tl.minimum(first, K - 1) // GROUP * N + row)[:, None, None, None, None]
     else:
         part = tl.arange(0, BLOCK * BITS // 512)[None, :, None, None, None] * (512 // BITS)
