@@ -9,6 +9,7 @@ from qwen3.kernels.dispatch import (
     experts,
     fused_linear,
     linear,
+    packed_layers,
     qk_norm_rope,
     register,
     rms_norm,
@@ -22,6 +23,6 @@ from qwen3.kernels.plan import BLOCK, StepPlan
 
 __all__ = [
     "BLOCK", "StepPlan", "attend", "attention", "available", "chosen", "decode_inputs", "experts", "frozen_linear",
-    "fused_linear", "grouped_linear", "linear", "qk_norm_rope", "register", "register_frozen", "rms_norm", "route",
-    "silu_mul", "uniform_logits", "use",
+    "fused_linear", "grouped_linear", "linear", "packed_layers", "qk_norm_rope", "register", "register_frozen",
+    "rms_norm", "route", "silu_mul", "uniform_logits", "use",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from qwen3.errors import UsageError
 from qwen3.kernels import cpu, fp8, fused, grouped, packed, reference, reference_engine
+from qwen3.kernels.packed_layers import PackedLayers
 from qwen3.kernels.plan import StepPlan
 
 Kernel = Callable[..., Any]
@@ -165,6 +166,13 @@ def attend(
     """See `reference_engine.attend`. compiled: by kernels that are compiled on this machine at their first use."""
     run = _pick("compiled_attend" if compiled else "attend", qkv.device.type)[1]
     return run(qkv, heads, kv_heads, q_weight, k_weight, eps, plan, k_cache, v_cache)
+
+
+def packed_layers(layers: PackedLayers, x: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor) -> Tensor | None:
+    """See `PackedLayers.run`. None, too, where the compiled kernels are not what runs."""
+    if _pick("packed_linear", x.device.type)[0] == _pick("compiled_attend", x.device.type)[0] == "cpu":
+        return layers.run(x, plan, k_cache, v_cache)
+    return None
 
 
 def decode_inputs(

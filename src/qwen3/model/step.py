@@ -17,6 +17,7 @@ from torch import Tensor
 from qwen3 import kernels
 from qwen3.kernels import StepPlan
 from qwen3.kernels.packed import PackedWeight
+from qwen3.kernels.packed_layers import PackedLayers
 
 if TYPE_CHECKING:
     from qwen3.model.network import Qwen3
@@ -70,6 +71,8 @@ class Stepper:
             self.layers.append(weights)
         # Weights of few bits have had the kernels compiled; others are not to wait for a compiler at their first step.
         self.compiled = any(isinstance(weights.qkv, PackedWeight) for weights in self.layers)
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.at_once = PackedLayers.of(self.layers, heads, kv_heads, self.eps)
 
     def hidden(
         self,
@@ -92,6 +95,10 @@ class Stepper:
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         linear, experts = operations or (kernels.fused_linear, kernels.experts)
         x = F.embedding(ids, self.embedding) if embedded is None else embedded
+        if self.at_once is not None and operations is None:
+            states = kernels.packed_layers(self.at_once, x, plan, k_cache, v_cache)
+            if states is not None:
+                return states
         for i, w in enumerate(self.layers):
             qkv = linear(x, w.qkv, norm=w.norm1, eps=self.eps, invariant=invariant)
             seen = kernels.attend(

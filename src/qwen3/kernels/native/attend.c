@@ -2,6 +2,7 @@
 
    Caches of one layer: [blocks][16][kv heads][size of a head, a multiple of 16]. A query's sums over its keys have one
    order, whatever else is in the batch: alone 16 keys at a time, in a chunk 64, with the largest score so far. */
+#include "kernels.h"
 #include "maths.h"
 
 #define BLOCK 16

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-SOURCES = ("packed.c", "attend.c")
-_HEADERS = ("maths.h",)
+SOURCES = ("packed.c", "attend.c", "layers.c")
+_HEADERS = ("maths.h", "kernels.h")
 _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 _SECONDS = 120  # for the compiler; it takes about 6
 _why = "not asked for yet"

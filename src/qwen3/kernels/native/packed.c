@@ -10,6 +10,7 @@
    Activations come as int8 with a float32 scale for every 32. Sums of 32 products, times the integer scales, are exact
    (below 2^24, so in float32, too); the float32 additions that follow them have one order. So a row's result does not
    depend on what else is in the batch, on the number of threads, or on how the columns are cut. */
+#include "kernels.h"
 #include "maths.h"
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
