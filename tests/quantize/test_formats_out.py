@@ -265,6 +265,9 @@ def test_usual_formats() -> None:
     assert usual(Spec("awq", rules=(Rule("*down_proj", bits=8),))) == "compressed-tensors"
     assert usual(Spec("fp8")) == "fp8"
     assert usual(Spec("fp8", fp8_scale="channel")) == "compressed-tensors"
+    assert usual(Spec("rtn", 3)) == "gptq"
+    assert usual(Spec("awq", 3)) == "gptq_v2"
+    assert usual(Spec("rtn", rules=(Rule("*down_proj", bits=6),))) == "mlx"
     assert usual(Spec("rtn")) == usual(Spec("w8a8")) == "compressed-tensors"
     assert [choose(name, torch.bfloat16).name for name in FORMATS] == list(FORMATS)
     assert replace(Mlx(), dtype=torch.bfloat16) == choose("mlx", torch.bfloat16)

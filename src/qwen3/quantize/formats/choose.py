@@ -20,9 +20,14 @@ def usual(spec: Spec) -> str:
     """The format that most programs run such a quantization from."""
     if spec.method == "fp8":
         return "fp8" if spec.fp8_scale == "block" else "compressed-tensors"
-    if spec.method == "awq" and not spec.symmetric and {spec.bits, *(r.bits or 4 for r in spec.rules)} == {4}:
+    if spec.method == "w8a8":
+        return "compressed-tensors"
+    widths = {spec.bits, *(rule.bits for rule in spec.rules if rule.bits is not None)}
+    if not widths <= {*Gptq.bits}:
+        return "mlx"
+    if spec.method == "awq" and not spec.symmetric and widths == {4}:
         return "awq"
-    if spec.method == "gptq":
+    if spec.method == "gptq" or not widths <= {*Compressed.bits}:
         return "gptq" if spec.symmetric else "gptq_v2"
     return "compressed-tensors"
 
