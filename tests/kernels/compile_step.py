@@ -112,9 +112,11 @@ def main(cases: list[list[Any]]) -> None:
     jobs = {}
     with torch.inference_mode():
         for name, sizes, how in cases:
+            only = how.pop("only", None)  # kernels of this name
             for job in launches(name, sizes, **how):
                 kernel, _, args, options = job
-                jobs[kernel, repr(options), *map(_kind, args)] = job
+                if only in (None, kernel.__name__):
+                    jobs[kernel, repr(options), *map(_kind, args)] = job
     with ThreadPoolExecutor(2) as pool:
         print(json.dumps([*pool.map(built, jobs.values())]))
 

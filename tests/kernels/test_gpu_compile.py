@@ -48,12 +48,19 @@ def test_a_dense_and_a_sparse_model(tmp_path: Path) -> None:
         ["Qwen3-0.6B", [128], FP8_KV],
         ["Qwen3-30B-A3B", [8], {}],
         ["Qwen3-30B-A3B", [1], FP8_KV | FP8_WEIGHTS],
-        ["Qwen3-0.6B", [1], INT4],
     ]
     kernels = compiled(cases, tmp_path)
     check(kernels)
     assert len(kernels) > 50
     assert len({kernel["kernel"] for kernel in kernels}) > 8
+
+
+def test_few_rows_of_weights_in_4_bits(tmp_path: Path) -> None:
+    """Straight into the matrix units' registers: the only shared memory is where warps meet at the end."""
+    kernels = compiled([["Qwen3-0.6B", [1], INT4 | {"only": "_few"}]], tmp_path)
+    check(kernels)
+    assert len(kernels) >= 5
+    assert max(kernel["shared"] for kernel in kernels) <= 8192
 
 
 @pytest.mark.slow  # hundreds of kernels, half a second each
