@@ -44,6 +44,9 @@ class OpenLayer:
     def __init__(self, layer: Layer, views: Mapping[str, Tensor]) -> None:
         self.layer, self.index, self.views = layer, layer.index, views
         self.prefix = f"model.layers.{layer.index}."
+        self.shares: dict[str, float] = {}
+        """‖out‖² / ‖state‖² of a block ("self_attn", "mlp") and the state that it has added to, the mean over tokens;
+        there once it has run in `Walk.stages(advance=True)`."""
 
     def weight(self, module: str) -> Tensor:
         return self.views[module + ".weight"]
@@ -124,9 +127,13 @@ class Walk:
         yield Stage((f"{attention}o_proj",), lambda: (self._attention(layer, x, cut)[0] for cut in cuts))
         y = x if advance else torch.empty_like(x)
         normed = torch.empty_like(x)
+        shares = []
         for cut in cuts:
-            y[cut] = x[cut] + self._attention(layer, x, cut)[1]
+            out = self._attention(layer, x, cut)[1]
+            y[cut] = x[cut] + out
+            shares.append(_share(out, y[cut]))
             normed[cut] = layer.post_attention_layernorm(y[cut])
+        opened.shares["self_attn"] = float(torch.cat(shares).mean())
         if layer.sparse:
             flat, mlp = normed.flatten(0, 1), layer.mlp
             chosen = torch.cat([self._route(mlp, part) for part in flat.split(BATCH)])
@@ -136,9 +143,12 @@ class Walk:
         else:
             yield from self._mlp_stages(opened, None, lambda: (normed[cut].flatten(0, 1) for cut in cuts))
         if advance:
+            shares = []
             for cut in cuts:
-                out: Any = layer.mlp(normed[cut])
-                y[cut] += out[0] if layer.sparse else out
+                made: Any = layer.mlp(normed[cut])
+                y[cut] += (out := made[0] if layer.sparse else made)
+                shares.append(_share(out, y[cut]))
+            opened.shares["mlp"] = float(torch.cat(shares).mean())
 
     def _mlp_stages(
         self, opened: OpenLayer, expert: int | None, inputs: Callable[[], Iterator[Tensor]] | None
@@ -175,6 +185,11 @@ class Walk:
         finally:
             hook.remove()
         return seen[0].flatten(0, 1), out
+
+
+def _share(out: Tensor, state: Tensor) -> Tensor:
+    """[..., h] both -> of each token, flat."""
+    return (out.square().sum(-1) / state.square().sum(-1).clamp_min(1e-30)).flatten()
 
 
 def _lazily(flat: Tensor, rows: Tensor) -> Callable[[], Iterator[Tensor]]:

@@ -65,8 +65,9 @@ def measure(
     """Official module name → its candidates, for all that `spec` (rtn or gptq, with calibration data) quantizes.
 
     loss: tr((W - Ŵ) H (W - Ŵ)ᵀ) / tr(W H Wᵀ), the share of the output's square that is wrong, with H of the unrounded
-    model's activations; of an expert, times the share of tokens that reach it. Raises UsageError as `quantize_tensors`,
-    and for rules that do anything but skip.
+    model's activations; of an expert, times the share of tokens that reach it. That times the block's share in the
+    state that it adds to, since what the first layers write is most of what there is then. Raises UsageError as
+    `quantize_tensors`, and for rules that do anything but skip.
     """
     if spec.method not in ("rtn", "gptq") or not all(rule.skip for rule in spec.rules):
         raise UsageError("losses at several widths are measured for rtn or gptq, with no rules but those that skip")
@@ -79,14 +80,18 @@ def measure(
         wanted = plan(spec, walk.config)
         next(walk.ends())  # activations begin at the embedding
         for opened in walk.layers():
+            own: dict[str, list[Candidate]] = {}
             for stage in walk.stages(opened, advance=True):
                 seen = moments(stage.inputs()) if stage.inputs else None
                 factors: dict[Any, Factor] = {}
                 for module in (module for module in stage.modules if module in wanted):
                     if progress is not None:
-                        progress(len(found), len(wanted), module)
+                        progress(len(found) + len(own), len(wanted), module)
                     weight = opened.weight(module)
-                    found[module] = [_candidate(weight, seen, own, factors, data.ids.numel()) for own in tried]
+                    own[module] = [_candidate(weight, seen, each, factors, data.ids.numel()) for each in tried]
+            for module, candidates in own.items():
+                share = opened.shares[module.split(".")[3]]
+                found[module] = [replace(each, loss=each.loss * share) for each in candidates]
     return found
 
 
