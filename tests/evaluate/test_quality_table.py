@@ -62,12 +62,14 @@ def test_measured_once_and_written_as_a_table(
     assert data["formats"]["nearest"]["command"].startswith("qwen3 quantize ")
 
     monkeypatch.setattr(table, "FORMATS", formats)
-    monkeypatch.setattr(workloads, "decode", lambda subject, streams, *rest: ([float(next(rates))], []))
-    rates = iter(range(1, 100))
+    tick = iter((1, 3, 1, 2, 1, 1.5, 9, 2.5, 0.5, 9, 1, 9))  # seconds of 16 and 80 tokens, two rounds of three
+    monkeypatch.setattr(workloads.Subject, "generate", lambda subject, inputs, outputs: next(tick))
     assert table.speed(out, tmp_path, 2) == 0
     data = json.loads(out.read_text(encoding="utf-8"))
-    assert [data["formats"][name]["variant"]["speed"]["1"] for name in ("int8", "nearest")] == [5, 6]
-    assert data["formats"]["nearest"]["speed"] == {"1": 6 / 4}
+    assert data["reference"]["speed"]["1"] == pytest.approx(64 / 1.5)
+    rates = [data["formats"][name]["variant"]["speed"]["1"] for name in ("int8", "nearest")]
+    assert rates == pytest.approx([64 / 1.5, 128])
+    assert data["formats"]["nearest"]["speed"]["1"] == pytest.approx(3)
 
     monkeypatch.setattr(table, "BENCHMARKS", tmp_path)
     page = table.made(f"Before.\n{table.BEGIN}old\n{table.END}After.\n")
@@ -75,7 +77,7 @@ def test_measured_once_and_written_as_a_table(
     assert page.endswith(f"{table.END}After.\n")
     assert "old" not in page
     assert "| nearest | " in page
-    assert " | 6 | " in page
+    assert " | 128 | " in page
     assert "Not measured: impossible (bits must be" in page
     lines = [line for line in page.splitlines() if line.startswith("|")]
     assert len(lines) == 5

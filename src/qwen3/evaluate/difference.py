@@ -7,6 +7,7 @@ are asked of both with the same seeds, so that questions, and the luck of sampli
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -167,7 +168,7 @@ def _ratio(above: Numbers, below: Numbers) -> Numbers:
 
 def _speeds(a: Measured, b: Measured, say: Say) -> dict[str, float]:
     """Tokens a second, by number of streams: of each goes into its facts; what is returned is the variant's by the
-    reference's. The best of a few runs each, in turn: what else the machine does only slows."""
+    reference's. Medians of a few runs each, in turn, so that what else the machine does falls on both."""
     scale = workloads.scale_for(a.llm.device, a.llm.config)
     models, rates = (a, b), {}
     subjects = [workloads.Subject.of(model.llm) for model in models]
@@ -177,7 +178,7 @@ def _speeds(a: Measured, b: Measured, say: Say) -> dict[str, float]:
         for _ in range(_SPEED_RUNS):
             for found, subject in zip(runs, subjects, strict=True):
                 found += workloads.decode(subject, streams, scale.decode[streams], 1)[0]
-        rates[str(streams)] = [max(found) for found in runs]
+        rates[str(streams)] = [statistics.median(found) for found in runs]
     for i, model in enumerate(models):
         model.facts["speed"] = {streams: both[i] for streams, both in rates.items()}
     return {streams: variant / reference for streams, (reference, variant) in rates.items()}
