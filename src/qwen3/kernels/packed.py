@@ -257,6 +257,22 @@ def pack(
     if more:
         q, scale = (F.pad(t, (0, 0, 0, more)) for t in (q, scale))
         mins, marks = (t if t is None else F.pad(t, (0, 0, 0, more)) for t in (mins, marks))
+    data = _data(q, bits)
+    return PackedWeight(
+        data, _by_block(scale, torch.float16), None if mins is None else _by_block(mins, torch.float16),
+        None if marks is None else _by_block(marks, torch.int8),
+        rows=rows, columns=columns, bits=bits, group=group, table=table,
+    )  # fmt: skip
+
+
+def _data(q: Tensor, bits: int) -> Tensor:
+    """uint8 [E…, N, K], N a multiple of 16 -> PackedWeight.data; the compiled code does the same."""
+    library = native.library() if q.device.type == "cpu" else None
+    if library is not None:
+        *more, rows, columns = q.shape
+        data = torch.empty(*more, rows // LANES, LANES * columns * bits // 8, dtype=torch.uint8)
+        call(library.qwen3_pack, q.contiguous(), q.numel() // columns, columns, bits, data)
+        return data
     cells = q.unflatten(-2, (-1, LANES)).unflatten(-1, (-1, 8, 4)).movedim(-4, -2)  # [..., blocks, spans, 8, 16, 4]
     planes, at = [], 0
     for width in PLANES[bits]:
@@ -264,12 +280,7 @@ def pack(
         cut = [(part & ((1 << width) - 1)) << width * i for i, part in enumerate(cut)]
         planes.append(functools.reduce(torch.bitwise_or, cut))
         at += width
-    data = torch.cat(planes, dim=-3).flatten(-4)
-    return PackedWeight(
-        data, _by_block(scale, torch.float16), None if mins is None else _by_block(mins, torch.float16),
-        None if marks is None else _by_block(marks, torch.int8),
-        rows=rows, columns=columns, bits=bits, group=group, table=table,
-    )  # fmt: skip
+    return torch.cat(planes, dim=-3).flatten(-4)
 
 
 def sample(form: tuple[int, int, bool, bool], shape: tuple[int, ...], group: int = 32) -> PackedWeight:
@@ -332,7 +343,9 @@ def quantize_rows(x: Tensor, norm: Tensor | None = None, eps: float = 0.0) -> tu
         x = reference.rms_norm(x, norm, eps)
     spans = x.float().unflatten(-1, (-1, SPAN))
     peak = spans.abs().amax(-1, keepdim=True)
-    q = (spans * torch.where(peak > 0, 127 / peak.clamp_min(1e-38), 0)).round().clamp(-127, 127)
+    # a number over a tensor is a product with the reciprocal in PyTorch, which rounds twice
+    inverse = torch.full_like(peak, 127).div_(peak.clamp_min(1e-38))
+    q = (spans * torch.where(peak > 0, inverse, 0)).round().clamp(-127, 127)
     return q.to(torch.int8).flatten(-2), (peak / 127).squeeze(-1)
 
 

@@ -122,7 +122,7 @@ def _works(path: Path) -> bool:
         return True
     done = subprocess.run(
         [sys.executable, "-c", "import sys; from qwen3.kernels.native import build; build.try_out(sys.argv[1])", path],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part), "QWEN3_NATIVE": "0"},
         capture_output=True, text=True, timeout=_SECONDS, check=False,
     )  # fmt: skip
     if done.returncode == 0:

@@ -82,6 +82,37 @@ void qwen3_quantize(const float *x, const float *norm, float eps, int64_t rows, 
                      sums + (rows + r) * spans);
 }
 
+/* One plane, of bits `at` and up, of a span's quads. */
+static inline __attribute__((always_inline)) void fill_plane(uint8_t cells[8][64], const int width, const int at,
+                                                             uint8_t *out) {
+    const int each = 8 / width, mask = (1 << width) - 1;
+    for (int line = 0; line < width; line++)
+        for (int i = 0; i < 64; i++) {
+            int byte = 0;
+            for (int e = 0; e < each; e++) byte |= (cells[line * each + e][i] >> at & mask) << (width * e);
+            out[64 * line + i] = (uint8_t)byte;
+        }
+}
+
+/* numbers [rows][columns], a byte each, rows a multiple of 16 -> the layout above */
+void qwen3_pack(const uint8_t *numbers, int64_t rows, int64_t columns, int64_t bits, uint8_t *out) {
+    uint8_t cells[8][64];
+    for (int64_t r = 0; r < rows; r += 16)
+        for (int64_t c = 0; c < columns; c += SPAN, out += 64 * bits) {
+            for (int i = 0; i < 16; i++)
+                for (int q = 0; q < 8; q++) memcpy(cells[q] + 4 * i, numbers + (r + i) * columns + c + 4 * q, 4);
+            if (bits == 8)
+                memcpy(out, cells, sizeof cells);
+            else if (bits < 4)
+                fill_plane(cells, 2, 0, out);
+            else
+                fill_plane(cells, 4, 0, out);
+            if (bits == 3) fill_plane(cells, 1, 2, out + 128);
+            if (bits == 5) fill_plane(cells, 1, 4, out + 256);
+            if (bits == 6) fill_plane(cells, 2, 4, out + 256);
+        }
+}
+
 static inline float half_to_float(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023, bits;
     if (exponent == 0) {
