@@ -167,7 +167,8 @@ def table(data: dict[str, Any], name: str) -> Iterator[str]:
         "intervals; *: apart from the reference by McNemar's test at 95 %. Speed: one stream, best of several rounds "
         f"in which all took turns, on a machine that others used ({data['machine'].get('cpu', '?')}, "
         f"{data['machine'].get('cores')} cores, one thread): "
-        f"differences below a third are noise, and FP8 is widened here, so it runs as the reference does. File: [{name}](../benchmarks/{name})."
+        f"differences below a third are noise, and FP8 is widened here, so it runs as the reference does. "
+        f"File: [{name}](../benchmarks/{name})."
     )
     yield ""
     yield (
