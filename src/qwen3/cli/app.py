@@ -280,7 +280,7 @@ def bench(
     ] = None,
     kv_dtype: Annotated[str | None, typer.Option("--kv-dtype", metavar="NAME", help="fp8: of the KV cache.")] = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", metavar="NAME", help="fp8; on a CPU int8 or int4: of the weights.")
+        str | None, typer.Option("--weights", metavar="NAME", help="fp8, int8 or int4: of the weights.")
     ] = None,
     invariant: Annotated[bool, typer.Option("--invariant", help="Batch-invariant mode.")] = False,
     curves: Annotated[
@@ -420,7 +420,7 @@ def serve(
     ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", metavar="NAME", help="fp8; on a CPU int8 or int4: of the weights.")
+        str | None, typer.Option("--weights", metavar="NAME", help="fp8, int8 or int4: of the weights.")
     ] = None,
     kv_dtype: Annotated[str | None, typer.Option("--kv-dtype", metavar="NAME", help="fp8: of the KV cache.")] = None,
     speculation: Annotated[

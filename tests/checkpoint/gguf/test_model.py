@@ -154,7 +154,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     from qwen3.cli.show import show
 
     file, _ = build.write(EMBEDDED, tmp_path / "m.gguf", "Q4_0")
-    assert show(str(file), True) == 0
+    assert show(str(file), True, {}) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["stored"] == {"Q4_0": 10_358_784, "F32": 32_768}
     assert facts["files"] == [{"name": "m.gguf", "bytes": file.stat().st_size}]
