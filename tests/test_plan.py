@@ -52,7 +52,7 @@ def test_the_engine_gives_the_cache_as_much(device: str, monkeypatch: pytest.Mon
             draw.randrange(1, 40),
         )
         plan = Plan(member.config, form, machine, context=context, batch=batch, kv=kv)
-        size = 1 if kv == "fp8" else 2 if kv else plan.sizes.size
+        size = 1 if kv == "fp8" else 2 if kv else plan.sizes.cache
         left = machine.free - plan.weights - plan.copies
         monkeypatch.setattr("qwen3.engine.memory.available_bytes", lambda device, left=left: left)
         from qwen3.engine.budget import usual_chunk
@@ -182,7 +182,7 @@ def test_advice_is_true() -> None:
         elif flag == "--batch":
             assert replace(plan, batch=int(value)).fits
     assert advice[-1].endswith(f"GiB free instead of {23 * GIB / GIB:.1f}")
-    tight = made("8B", "Q4_K_M", Machine.cpu(16), context=20000)
+    tight = made("8B", "Q4_K_M", Machine.cpu(16), context=36000)
     assert tight.advice(formats(tight.config, "cpu"))[0] == "--kv-dtype fp8"
     assert replace(tight, kv="fp8").fits
     assert made("0.6B", "bf16", Machine.gpu(24), limit=40960, context=50000).advice([]) == [

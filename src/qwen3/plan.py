@@ -62,8 +62,8 @@ class Plan:
     """One model, format and machine; what a device holds is bytes on each of them.
 
     context: tokens of each of `batch` sequences. limit: the longest the model was made for. kv: of the cache, a key of
-    KV_BYTES, None: the engine's choice (16 bits; float32 on a CPU that holds weights in few bits). Weights and KV heads
-    are taken to be split evenly over several devices, KV heads at most once each.
+    KV_BYTES, None: the engine's choice (16 bits, but 32 beside float32 weights). Weights and KV heads are taken to be
+    split evenly over several devices, KV heads at most once each.
     """
 
     config: ModelConfig
@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        whole = self.config.kv_bytes_per_token(KV_BYTES[self.kv] if self.kv else self.sizes.size)
+        whole = self.config.kv_bytes_per_token(KV_BYTES[self.kv] if self.kv else self.sizes.cache)
         return whole // min(self.machine.count, self.config.num_key_value_heads)
 
     def cache(self, context: int, batch: int) -> int:
@@ -171,7 +171,7 @@ class Plan:
         found = []
         if self.kv != "fp8" and replace(self, kv="fp8").fits:
             found.append("--kv-dtype fp8")
-        elif self.kv is None and self.sizes.size == 4 and replace(self, kv="bfloat16").fits:
+        elif self.kv is None and self.sizes.cache == 4 and replace(self, kv="bfloat16").fits:
             found.append("--kv-dtype bfloat16")
         fewer = self.largest_batch(self.context)
         if fewer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwen3.kernels import BLOCK, StepPlan, dispatch, native, packed
+from qwen3.kernels import BLOCK, StepPlan, cpu, cpu_attend, dispatch, native, packed
 from qwen3.kernels.packed_layers import PackedLayers
 from qwen3.model.pack import pack_model
 from qwen3.model.step import Stepper
@@ -28,14 +28,17 @@ def decode_plan(lengths: list[int], stepper: Stepper) -> StepPlan:
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("lengths", [[1], [40], [3, 17, 16, 64, 1], [30] * 9])
-def test_bit_for_bit(kind: str, lengths: list[int]) -> None:
+def test_bit_for_bit(kind: str, lengths: list[int], dtype: torch.dtype) -> None:
+    if dtype == torch.float16 and not cpu_attend.has_half():
+        pytest.skip("no float16 on this processor")
     config = tiny_config(head_dim=32)
     stepper = Stepper(pack_model(random_model(config), kind))
     assert isinstance(stepper.at_once, PackedLayers)
     plan = decode_plan(lengths, stepper)
     shape = (config.num_hidden_layers, 1 + plan.tables.numel(), BLOCK, config.num_key_value_heads, config.head_dim)
-    caches = [torch.randn(shape) for _ in range(2)]
+    caches = [torch.randn(shape).to(dtype) for _ in range(2)]
     copies = [cache.clone() for cache in caches]
     ids = torch.randint(0, config.vocab_size, (len(lengths),))
     with torch.inference_mode():
@@ -65,6 +68,30 @@ def test_what_it_leaves_to_others() -> None:
     starts, lengths = torch.tensor([0, 2], dtype=torch.int32), torch.tensor([9], dtype=torch.int32)
     prompt = StepPlan(plan.positions, plan.slots, plan.tables, starts, lengths, plan.cos_sin, 0, 2, 9)
     assert layers.run(x, prompt, cache, cache) is None
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 128), (5, 1, 128), (3, 3, 48), (2, 1, 256)])
+@pytest.mark.parametrize(("before", "count"), [(0, 1), (0, 16), (0, 70), (61, 40), (130, 5), (3, 200)])
+def test_a_chunk_in_float16(heads: int, kv_heads: int, dim: int, before: int, count: int) -> None:
+    """Against PyTorch on what the cache then holds; beyond float16's range its largest number is kept."""
+    if not cpu_attend.has_half():
+        pytest.skip("no float16 on this processor")
+    length, wide = before + count, -(-(before + count) // BLOCK)
+    tables = (1 + torch.randperm(wide, dtype=torch.int32)).view(1, wide)
+    positions = torch.arange(before, length, dtype=torch.int32)
+    slots = tables[0, positions // BLOCK] * BLOCK + positions % BLOCK
+    starts, lengths = torch.tensor([0, count], dtype=torch.int32), torch.tensor([length], dtype=torch.int32)
+    angles = torch.randn(length, dim // 2)
+    cos_sin = torch.cat((angles.cos(), angles.sin()), -1)
+    plan = StepPlan(positions, slots, tables, starts, lengths, cos_sin, int(count == 1), count, length)
+    caches = [torch.randn(1 + wide, BLOCK, kv_heads, dim).half() for _ in range(2)]
+    qkv, weights = torch.randn(count, (heads + 2 * kv_heads) * dim), [torch.rand(dim) + 0.5 for _ in range(2)]
+    qkv[-1, -1] = 1e6  # of the last value
+    found = cpu.compiled_attend(qkv, heads, kv_heads, *weights, 1e-6, plan, *caches)
+    assert float(caches[1].flatten(0, 1)[slots[-1], -1, -1]) == 65504
+    wider = [cache.float() for cache in caches]
+    plain = cpu.attend(qkv.clamp(max=65504), heads, kv_heads, *weights, 1e-6, plan, *wider)
+    assert (found - plain).norm() <= 1e-3 * plain.norm()
 
 
 @pytest.mark.parametrize("bits", sorted(packed.PLANES))

@@ -244,13 +244,14 @@ FORMATS = {
 class Sizes:
     """Bytes of the weights: in files; in memory on a device. size: bytes of a number that is not held in few bits, and
     of activations. plain: numbers in matrices that are not, which a CPU may hold a second time (`model.threads`).
-    grouped: some are held by `kernels.grouped`."""
+    grouped: some are held by `kernels.grouped`. cache: bytes of a number in the KV cache, if nobody says."""
 
     file: int
     memory: int
     size: int
     plain: int
-    grouped: bool = False
+    grouped: bool
+    cache: int
 
 
 @lru_cache(maxsize=4096)
@@ -277,7 +278,7 @@ def sizes(config: ModelConfig, format: Format, device: Device) -> Sizes:
             wide += matrix.numbers
             plain += matrix.numbers if len(matrix.shape) == 2 and matrix.times == 1 else 0
     size = 4 if device == "cpu" and (held or config.num_parameters() < SMALL) else 2
-    return Sizes(stored, memory + wide * size, size, plain, held and device == "cuda")
+    return Sizes(stored, memory + wide * size, size, plain, held and device == "cuda", 2 if held else size)
 
 
 def _beside(matrix: Matrix, own: Group, format: Format, config: ModelConfig) -> Group:
@@ -337,4 +338,5 @@ def stored_sizes(path: str | Path, config: ModelConfig, device: Device) -> Sizes
         shapes = {name: shape for name, shape in fused_shapes(config).items() if name not in held}
         plain = sum(math.prod(s) for n, s in shapes.items() if len(s) == 2 and not n.endswith("mlp.gate.weight"))
         rest = sum(math.prod(shape) for shape in shapes.values())
-        return Sizes(source.nbytes, sum(held.values()) + rest * size, size, plain, grouped)
+        cache = 2 if held and device == "cpu" else size
+        return Sizes(source.nbytes, sum(held.values()) + rest * size, size, plain, grouped, cache)

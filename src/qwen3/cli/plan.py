@@ -222,7 +222,7 @@ def _wrapped(text: str) -> str:
 
 
 def _legend(machine: Machine, asked: dict[str, Any]) -> str:
-    kv = asked["kv"] or ("16 bits" if machine.device == "cuda" else "16 bits (beside weights in few bits float32)")
+    kv = asked["kv"] or ("16 bits" if machine.device == "cuda" else "16 bits (32 where a small model runs in float32)")
     told = (
         f"In GiB (2^30 bytes). FILE: its tensors. CACHE: keys and values in {kv}. NEEDED: free memory"
         f"{' of each device' if machine.count > 1 else ''}, working memory included. LONGEST: one sequence. "

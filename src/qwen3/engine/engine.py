@@ -38,7 +38,7 @@ from qwen3.engine.draft import DraftModel
 from qwen3.engine.graphs import Graphs
 from qwen3.engine.machine import Machine
 from qwen3.engine.measures import keep_routes, measure, read_prompt
-from qwen3.engine.memory import plan_blocks
+from qwen3.engine.memory import plan_blocks, usual_kv_dtype
 from qwen3.engine.pickers import DevicePicked, DevicePicker, Drafted, Picked, Sample, make_picker
 from qwen3.engine.recording import Flight
 from qwen3.engine.request import Request
@@ -68,13 +68,14 @@ class Engine(Adapting):
     together, in tokens, None: the model's context. prefill_chunk: prompt tokens of a step, which bounds its memory
     (None: up to 32,768 on a GPU, as memory allows; else 2,048). max_queue: most samples that wait; more are refused
     with QueueFullError. blocks: size of the KV pool in blocks of 16 tokens, None: what the device has room for.
-    kv_dtype: of the KV cache, None: the model's; "fp8" halves it. prefix_cache: keep the KV of what was computed, and
-    use it for prompts that begin alike. invariant: a request gets the same tokens and log-probabilities, bit for bit,
-    whatever runs beside it. uniform_routing: experts are drawn, not routed (speed on random weights). vocab_size: ids
-    from it on are never sampled (None: the tokenizer's). stall: seconds, by estimate, that prompt chunks may add to a
-    step in which others decode; None: little where anyone has a stream, else no limit. speculation: tokens are guessed
-    ahead and verified, the output stays the same: "ngram" looks for what followed before, a DraftModel guesses itself;
-    draft_tokens: most guesses of a row in a step. adapters: there from the start, so that the KV pool leaves them room.
+    kv_dtype: of the KV cache, None: `usual_kv_dtype`; "fp8" halves it. prefix_cache: keep the KV of what was computed,
+    and use it for prompts that begin alike. invariant: a request gets the same tokens and log-probabilities, bit for
+    bit, whatever runs beside it. uniform_routing: experts are drawn, not routed (speed on random weights). vocab_size:
+    ids from it on are never sampled (None: the tokenizer's). stall: seconds, by estimate, that prompt chunks may add to
+    a step in which others decode; None: little where anyone has a stream, else no limit. speculation: tokens are
+    guessed ahead and verified, the output stays the same: "ngram" looks for what followed before, a DraftModel guesses
+    itself; draft_tokens: most guesses of a row in a step. adapters: there from the start, so that the KV pool leaves
+    them room.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Engine(Adapting):
         self.max_len = min(max_len or config.context_length, config.context_length)
         self.prefill_chunk = prefill_chunk or self._usual_chunk()
         self.max_queue, self.prefix_cache = max_queue, prefix_cache
-        self.kv_dtype = kv_dtype or model.dtype
+        self.kv_dtype = kv_dtype or usual_kv_dtype(model)
         self.version = 0  # of the weights
         self.steps = 0
         if kind == "cuda":  # what a former engine left behind, it may be most of the memory

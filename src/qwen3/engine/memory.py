@@ -8,7 +8,9 @@ from qwen3.checkpoint.memory import available_bytes, dtype_bytes, gigabytes
 from qwen3.config import ModelConfig
 from qwen3.engine.budget import CPU_TOKENS, beside_bytes, cache_room
 from qwen3.errors import OutOfMemoryError
-from qwen3.kernels import BLOCK
+from qwen3.kernels import BLOCK, cpu_attend
+from qwen3.kernels.packed import PackedWeight
+from qwen3.model.network import Qwen3
 
 
 def plan_blocks(
@@ -38,3 +40,11 @@ def plan_blocks(
             "take a smaller model, or free some memory"
         )
     return found
+
+
+def usual_kv_dtype(model: Qwen3) -> torch.dtype:
+    """Of the KV cache if nobody says: the model's, or float16 where a CPU's compiled kernels read that: there weights
+    are in few bits and the cache is what is left to read."""
+    packed = any(isinstance(module, PackedWeight) for module in model.modules())
+    half = packed and cpu_attend.takes(model.config.head_dim) and cpu_attend.has_half()
+    return torch.float16 if half else model.dtype

@@ -1,4 +1,5 @@
-"""`attend` in float32 by the compiled kernels: norm, RoPE and the cache in one call, single queries in another.
+"""`attend` in float32, caches in that or in float16, by the compiled kernels: norm, RoPE and the cache in one call,
+attention in others.
 
 A decode step's attention is bound by what PyTorch takes to start operators, fifteen a layer, and by copying a sequence
 whose blocks do not lie in one piece. Here blocks are read where they are. Queries of a prompt's chunk go through their
@@ -8,12 +9,14 @@ keys sixteen at a time, side by side.
 from __future__ import annotations
 
 import ctypes
+import functools
 import weakref
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from qwen3.kernels import native
 from qwen3.kernels.native.calling import call
 from qwen3.kernels.plan import StepPlan
 
@@ -38,12 +41,29 @@ _last: Singles | None = None
 
 
 def fits(qkv: Tensor, heads: int, kv_heads: int, k_cache: Tensor) -> bool:
-    """Whether the compiled kernels take this: float32 throughout, heads of a size up to 256, a multiple of 16."""
-    dim = k_cache.shape[-1]
+    """Whether the compiled kernels take this: float32, caches in that or float16, heads of a size up to 256, a multiple
+    of 16."""
     return (
-        qkv.dtype == k_cache.dtype == torch.float32 and k_cache.is_contiguous()
-        and dim <= _WIDEST and dim % 16 == 0 and heads // kv_heads <= _GROUP
+        qkv.dtype == torch.float32 and k_cache.is_contiguous()
+        and (k_cache.dtype == torch.float32 or (k_cache.dtype == torch.float16 and has_half()))
+        and takes(k_cache.shape[-1]) and heads // kv_heads <= _GROUP
     )  # fmt: skip
+
+
+def takes(dim: int) -> bool:
+    """Whether heads have a size that the compiled kernels take."""
+    return dim <= _WIDEST and dim % 16 == 0
+
+
+@functools.cache
+def has_half() -> bool:
+    """Whether the compiled kernels read and write caches in float16 on this processor."""
+    library = native.library()
+    return library is not None and bool(library.qwen3_has_half())
+
+
+def is_half(cache: Tensor) -> int:
+    return int(cache.dtype == torch.float16)
 
 
 def singles(plan: StepPlan) -> Singles:
@@ -81,7 +101,8 @@ def rope_cache(
     q = torch.empty(qkv.shape[0], heads, dim, dtype=torch.float32, device="cpu")
     call(
         library.qwen3_rope_cache, qkv.contiguous(), qkv.shape[0], heads, kv_heads, dim, q_weight, k_weight,
-        ctypes.c_float(eps), plan.cos_sin, step.positions, step.slots, k_cache, v_cache, q, torch.get_num_threads(),
+        ctypes.c_float(eps), plan.cos_sin, step.positions, step.slots, k_cache, v_cache, is_half(k_cache), q,
+        torch.get_num_threads(),
     )  # fmt: skip
     return q
 
@@ -93,10 +114,10 @@ def attention(library: ctypes.CDLL, q: Tensor, plan: StepPlan, k_cache: Tensor, 
     for row, first, count, length in step.chunks:
         call(
             library.qwen3_attend_chunk, q[first:], count, length, heads, kv_heads, dim, k_cache, v_cache,
-            step.tables[row], out[first:], threads,
+            is_half(k_cache), step.tables[row], out[first:], threads,
         )  # fmt: skip
     call(
         library.qwen3_attend, q, step.which, step.rows, step.lengths, len(step.which), heads, kv_heads, dim,
-        k_cache, v_cache, step.tables, step.tables.shape[1], out, threads,
+        k_cache, v_cache, is_half(k_cache), step.tables, step.tables.shape[1], out, threads,
     )  # fmt: skip
     return out.view(len(q), -1)

@@ -55,7 +55,7 @@ class PackedLayers:
 
     def run(self, x: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor) -> Tensor | None:
         """x float32 [N, h], caches [L, blocks, 16, KV, D] -> states [N, h] before the last norm. None if this step is
-        not one for it: with a prompt's chunk, or a cache in another dtype."""
+        not one for it: with a prompt's chunk, or a cache that `cpu_attend.fits` does not take."""
         library, rows = native.library(), x.shape[0]
         if library is None or x.dtype != torch.float32 or not cpu_attend.fits(x, self.heads, self.kv_heads, k_cache):
             return None
@@ -67,10 +67,11 @@ class PackedLayers:
         x = x.clone()
         call(
             library.qwen3_layers, self._table(k_cache, v_cache), len(self._bounds), self._parts, x, rows, self.hidden,
-            self.inner, self.heads, self.kv_heads, dim, ctypes.c_float(self.eps), plan.cos_sin, step.positions,
-            step.slots, step.which, step.rows, step.lengths, step.tables, step.tables.shape[1],
-            torch.empty(floats, dtype=torch.float32), torch.empty(rows * widest, dtype=torch.int8),
-            torch.empty(2 * rows * widest // SPAN, dtype=torch.int32), torch.get_num_threads(),
+            self.inner, self.heads, self.kv_heads, dim, cpu_attend.is_half(k_cache), ctypes.c_float(self.eps),
+            plan.cos_sin, step.positions, step.slots, step.which, step.rows, step.lengths, step.tables,
+            step.tables.shape[1], torch.empty(floats, dtype=torch.float32),
+            torch.empty(rows * widest, dtype=torch.int8), torch.empty(2 * rows * widest // SPAN, dtype=torch.int32),
+            torch.get_num_threads(),
         )  # fmt: skip
         return x
 

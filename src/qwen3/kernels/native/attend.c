@@ -1,6 +1,6 @@
-/* QK-norm, RoPE, the write into the paged cache and attention, all in float32: see ../cpu_attend.py.
+/* QK-norm, RoPE, the write into the paged cache and attention, computed in float32: see ../cpu_attend.py.
 
-   Caches of one layer: [blocks][16][kv heads][size of a head, a multiple of 16]. A query's sums over its keys have one
+   Caches of one layer, float32 or (`half`) float16: [blocks][16][kv heads][size of a head, a multiple of 16]. A query's sums over its keys have one
    order, whatever else is in the batch: alone 16 keys at a time, in a chunk 64, with the largest score so far. */
 #include "kernels.h"
 #include "maths.h"
@@ -16,6 +16,51 @@ typedef float Lanes __attribute__((vector_size(64)));
 typedef float Loose __attribute__((vector_size(64), aligned(4), may_alias));
 #define AT(p) (*(const Loose *)(p))
 #define PUT(p, v) (*(Loose *)(p) = (v))
+
+#if defined(__AVX512F__) || (defined(__AVX__) && defined(__F16C__))
+#include <immintrin.h>
+int64_t qwen3_has_half(void) { return 1; }
+INLINE Lanes from_half(const uint16_t *p) {
+#if defined(__AVX512F__)
+    return (Lanes)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#else
+    union { Lanes all; __m256 half[2]; } v;
+    for (int i = 0; i < 2; i++) v.half[i] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8 * i)));
+    return v.all;
+#endif
+}
+/* what float16 cannot hold becomes its largest number */
+INLINE void to_half(uint16_t *p, const float *x) {
+    for (int i = 0; i < 2; i++) {
+        const __m256 most = _mm256_set1_ps(65504.0f), least = _mm256_set1_ps(-65504.0f);
+        const __m256 v = _mm256_min_ps(most, _mm256_max_ps(least, _mm256_loadu_ps(x + 8 * i))); /* NaN stays */
+        _mm_storeu_si128((__m128i *)(p + 8 * i), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    }
+}
+#else
+int64_t qwen3_has_half(void) { return 0; } /* then nobody asks for it */
+INLINE Lanes from_half(const uint16_t *p) {
+    (void)p;
+    return (Lanes){0};
+}
+INLINE void to_half(uint16_t *p, const float *x) {
+    (void)p;
+    (void)x;
+}
+#endif
+
+/* Sixteen numbers of a cache from number `at` on. */
+INLINE Lanes load(const void *cache, int64_t at, const int half) {
+    if (half) return from_half((const uint16_t *)cache + at);
+    return AT((const float *)cache + at);
+}
+
+INLINE void store(void *cache, int64_t at, const float *x, int64_t count, int64_t half) {
+    if (half)
+        for (int64_t j = 0; j < count; j += LANES) to_half((uint16_t *)cache + at + j, x + j);
+    else
+        memcpy((float *)cache + at, x, sizeof(float) * (size_t)count);
+}
 
 INLINE float across(Lanes v) {
     typedef float Eight __attribute__((vector_size(32)));
@@ -45,30 +90,33 @@ static void norm_and_turn(const float *x, const float *weight, float eps, const 
    turns [positions][dim]: cosines, then sines. */
 void qwen3_rope_cache(const float *qkv, int64_t tokens, int64_t heads, int64_t kv, int64_t dim, const float *q_weight,
                       const float *k_weight, float eps, const float *turns, const int32_t *positions,
-                      const int32_t *slots, float *k_cache, float *v_cache, float *q, int64_t threads) {
+                      const int32_t *slots, void *k_cache, void *v_cache, int64_t half, float *q, int64_t threads) {
     const int64_t width = (heads + 2 * kv) * dim;
     (void)threads;
 #pragma omp parallel for num_threads((int)threads) schedule(static) if (threads > 1 && tokens > 1)
     for (int64_t t = 0; t < tokens; t++) {
         const float *x = qkv + t * width, *turn = turns + positions[t] * dim;
+        const int64_t at = (int64_t)slots[t] * kv * dim;
+        float key[WIDEST];
         for (int64_t h = 0; h < heads; h++)
             norm_and_turn(x + h * dim, q_weight, eps, turn, dim, q + (t * heads + h) * dim);
-        for (int64_t h = 0; h < kv; h++)
-            norm_and_turn(x + (heads + h) * dim, k_weight, eps, turn, dim,
-                          k_cache + ((int64_t)slots[t] * kv + h) * dim);
-        memcpy(v_cache + (int64_t)slots[t] * kv * dim, x + (heads + kv) * dim, sizeof(float) * (size_t)(kv * dim));
+        for (int64_t h = 0; h < kv; h++) {
+            norm_and_turn(x + (heads + h) * dim, k_weight, eps, turn, dim, key);
+            store(k_cache, at + h * dim, key, dim, half);
+        }
+        store(v_cache, at, x + (heads + kv) * dim, kv * dim, half);
     }
 }
 
-/* `n` heads (one or two) of one query over `count` keys of a block. own [n][WIDEST], the query, shrunk; sum likewise:
+/* `n` heads (one or two) of one query over `count` keys of a block, from number `at` of the caches on. own [n][WIDEST], the query, shrunk; sum likewise:
    of the values so far, each times exp(score - peak), and total of these factors. */
-INLINE void some_keys(const int n, const int64_t dim, const float *own, const float *k, const float *v, int64_t stride,
-                      int64_t count, float *peak, float *total, float *sum) {
+INLINE void some_keys(const int n, const int64_t dim, const int half, const float *own, const void *k, const void *v,
+                      int64_t at, int64_t stride, int64_t count, float *peak, float *total, float *sum) {
     float score[2][BLOCK], shrink[2];
     for (int64_t i = 0; i < count; i++) {
         Lanes dot[2] = {{0}, {0}};
         for (int64_t j = 0; j < dim; j += LANES) {
-            const Lanes key = AT(k + i * stride + j);
+            const Lanes key = load(k, at + i * stride + j, half);
             for (int g = 0; g < n; g++) dot[g] += AT(own + g * WIDEST + j) * key;
         }
         for (int g = 0; g < n; g++) score[g][i] = across(dot[g]);
@@ -90,7 +138,7 @@ INLINE void some_keys(const int n, const int64_t dim, const float *own, const fl
             for (int w = 0; w < wide; w++) part[g][w] = AT(sum + g * WIDEST + j + w * LANES) * shrink[g];
         for (int64_t i = 0; i < count; i++)
             for (int w = 0; w < wide; w++) {
-                const Lanes value = AT(v + i * stride + j + w * LANES);
+                const Lanes value = load(v, at + i * stride + j + w * LANES, half);
                 for (int g = 0; g < n; g++) part[g][w] += score[g][i] * value;
             }
         for (int g = 0; g < n; g++)
@@ -98,9 +146,9 @@ INLINE void some_keys(const int n, const int64_t dim, const float *own, const fl
     }
 }
 
-/* One query of `group` heads over `length` keys of one kv head. q, out [group][dim]. */
-INLINE void one(const int64_t dim, const float *q, int64_t group, const float *k_cache, const float *v_cache,
-                int64_t kv, const int32_t *table, int64_t length, float *out) {
+/* One query of `group` heads over `length` keys of one kv head, number `head` of the caches' rows. q, out [group][dim]. */
+INLINE void one(const int64_t dim, const int half, const float *q, int64_t group, const void *k_cache,
+                const void *v_cache, int64_t head, int64_t kv, const int32_t *table, int64_t length, float *out) {
     float peak[GROUP], total[GROUP], sum[GROUP][WIDEST], own[GROUP][WIDEST];
     const float shrunk = 1.0f / sqrtf((float)dim);
     for (int64_t g = 0; g < group; g++) {
@@ -111,12 +159,12 @@ INLINE void one(const int64_t dim, const float *q, int64_t group, const float *k
     }
     for (int64_t first = 0; first < length; first += BLOCK) {
         const int64_t count = length - first < BLOCK ? length - first : BLOCK;
-        const int64_t at = (int64_t)table[first / BLOCK] * BLOCK * kv * dim;
-        const float *k = k_cache + at, *v = v_cache + at;
+        const int64_t at = ((int64_t)table[first / BLOCK] * BLOCK * kv + head) * dim;
+#define KEYS_OF(n_) \
+    some_keys(n_, dim, half, own[g], k_cache, v_cache, at, kv * dim, count, peak + g, total + g, sum[g])
         int64_t g = 0;
-        for (; g + 2 <= group; g += 2)
-            some_keys(2, dim, own[g], k, v, kv * dim, count, peak + g, total + g, sum[g]);
-        if (g < group) some_keys(1, dim, own[g], k, v, kv * dim, count, peak + g, total + g, sum[g]);
+        for (; g + 2 <= group; g += 2) KEYS_OF(2);
+        if (g < group) KEYS_OF(1);
     }
     for (int64_t g = 0; g < group; g++)
         for (int64_t j = 0; j < dim; j++) out[g * dim + j] = sum[g][j] / total[g];
@@ -125,29 +173,34 @@ INLINE void one(const int64_t dim, const float *q, int64_t group, const float *k
 /* Queries number which[i] of q [tokens][heads dim], each over lengths[i] keys in the blocks of its row of tables
    [rows][wide], number rows[i]; results go to the same places of out. */
 void qwen3_attend(const float *q, const int32_t *which, const int32_t *rows, const int32_t *lengths, int64_t count,
-                  int64_t heads, int64_t kv, int64_t dim, const float *k_cache, const float *v_cache,
+                  int64_t heads, int64_t kv, int64_t dim, const void *k_cache, const void *v_cache, int64_t half,
                   const int32_t *tables, int64_t wide, float *out, int64_t threads) {
     const int64_t group = heads / kv;
     (void)threads;
 #pragma omp parallel for num_threads((int)threads) schedule(dynamic) if (threads > 1)
     for (int64_t n = 0; n < count * kv; n++) {
         const int64_t i = n / kv, h = n % kv, at = ((int64_t)which[i] * heads + h * group) * dim;
-        const float *k = k_cache + h * dim, *v = v_cache + h * dim;
-        const int32_t *table = tables + rows[i] * wide;
-        if (dim == 128) /* as all published models have it */
-            one(128, q + at, group, k, v, kv, table, lengths[i], out + at);
+#define ONE(dim_, half_) \
+    one(dim_, half_, q + at, group, k_cache, v_cache, h, kv, tables + rows[i] * wide, lengths[i], out + at)
+        if (dim == 128 && half) /* 128: as all published models have it */
+            ONE(128, 1);
+        else if (dim == 128)
+            ONE(128, 0);
+        else if (half)
+            ONE(dim, 1);
         else
-            one(dim, q + at, group, k, v, kv, table, lengths[i], out + at);
+            ONE(dim, 0);
     }
 }
 
 /* Sixteen queries of `n` heads (one or two), side by side in the lanes, over the keys before `length`; each sees those
    up to its own place, last[lane]. q, out: of lane 0's head, `lanes` of them valid, `row` apart. */
-INLINE void tile(const int n, const int64_t dim, const float *q, int64_t lanes, int64_t row, const float *k_cache,
-                 const float *v_cache, int64_t stride, const int32_t *table, int64_t length, const int64_t *last,
-                 float *out) {
+INLINE void tile(const int n, const int64_t dim, const float *q, int64_t lanes, int64_t row, const void *k_cache,
+                 const void *v_cache, int64_t half, int64_t head, int64_t kv, const int32_t *table, int64_t length,
+                 const int64_t *last, float *out) {
     Lanes own[2][WIDEST], sum[2][WIDEST], score[KEYS][2], peak[2], total[2] = {{0}, {0}};
     const float *k[KEYS], *v[KEYS], shrunk = 1.0f / sqrtf((float)dim);
+    float wide[2][KEYS][WIDEST]; /* keys and values, where the caches are in float16 */
     for (int g = 0; g < n; g++) {
         for (int l = 0; l < LANES; l++) {
             const float *from = q + (l < lanes ? l : lanes - 1) * row + g * dim;
@@ -159,9 +212,14 @@ INLINE void tile(const int n, const int64_t dim, const float *q, int64_t lanes, 
     for (int64_t first = 0; first < length; first += KEYS) {
         const int64_t count = length - first < KEYS ? length - first : KEYS;
         for (int64_t i = 0; i < (count + BLOCK - 1) / BLOCK * BLOCK; i++) {
-            const int64_t at = ((int64_t)table[(first + i) / BLOCK] * BLOCK + i % BLOCK) * stride;
-            k[i] = k_cache + at;
-            v[i] = v_cache + at;
+            const int64_t at = (((int64_t)table[(first + i) / BLOCK] * BLOCK + i % BLOCK) * kv + head) * dim;
+            if (half)
+                for (int64_t j = 0; j < dim; j += LANES) {
+                    PUT(wide[0][i] + j, from_half((const uint16_t *)k_cache + at + j));
+                    PUT(wide[1][i] + j, from_half((const uint16_t *)v_cache + at + j));
+                }
+            k[i] = half ? wide[0][i] : (const float *)k_cache + at;
+            v[i] = half ? wide[1][i] : (const float *)v_cache + at;
         }
         for (int64_t i = 0; i < count; i += 8) { /* the last eight may reach beyond the keys, not beyond their block */
             Lanes dot[8][2];
@@ -211,7 +269,7 @@ INLINE void tile(const int n, const int64_t dim, const float *q, int64_t lanes, 
 
 /* The last `count` of `length` tokens of one sequence, whose queries are q [count][heads dim]; causal. */
 void qwen3_attend_chunk(const float *q, int64_t count, int64_t length, int64_t heads, int64_t kv, int64_t dim,
-                        const float *k_cache, const float *v_cache, const int32_t *table, float *out,
+                        const void *k_cache, const void *v_cache, int64_t half, const int32_t *table, float *out,
                         int64_t threads) {
     const int64_t group = heads / kv, pairs = (group + 1) / 2, tiles = (count + LANES - 1) / LANES;
     (void)threads;
@@ -221,11 +279,10 @@ void qwen3_attend_chunk(const float *q, int64_t count, int64_t length, int64_t h
         const int64_t h = n % (kv * pairs) / pairs, head = h * group + n % pairs * 2;
         const int64_t lanes = count - first < LANES ? count - first : LANES, at = (first * heads + head) * dim;
         const int64_t seen = length - count + first + lanes;
-        const float *k = k_cache + h * dim, *v = v_cache + h * dim;
         int64_t last[LANES];
         for (int l = 0; l < LANES; l++) last[l] = length - count + first + l;
 #define TILE(n_, dim_) \
-    tile(n_, dim_, q + at, lanes, heads * dim, k, v, kv * dim, table, seen, last, out + at)
+    tile(n_, dim_, q + at, lanes, heads * dim, k_cache, v_cache, half, h, kv, table, seen, last, out + at)
         if (n % pairs * 2 + 2 > group)
             TILE(1, dim);
         else if (dim == 128)

@@ -11,8 +11,8 @@ void qwen3_packed_linear(const int8_t *values, const float *scales, const int32_
                          int64_t silu, float *y, int64_t width, int64_t stride, int64_t threads);
 void qwen3_rope_cache(const float *qkv, int64_t tokens, int64_t heads, int64_t kv, int64_t dim, const float *q_weight,
                       const float *k_weight, float eps, const float *turns, const int32_t *positions,
-                      const int32_t *slots, float *k_cache, float *v_cache, float *q, int64_t threads);
+                      const int32_t *slots, void *k_cache, void *v_cache, int64_t half, float *q, int64_t threads);
 void qwen3_attend(const float *q, const int32_t *which, const int32_t *rows, const int32_t *lengths, int64_t count,
-                  int64_t heads, int64_t kv, int64_t dim, const float *k_cache, const float *v_cache,
+                  int64_t heads, int64_t kv, int64_t dim, const void *k_cache, const void *v_cache, int64_t half,
                   const int32_t *tables, int64_t wide, float *out, int64_t threads);
 #endif

@@ -12,7 +12,7 @@ typedef struct {
 /* parts of qkv, of out, of gate and up, of down: numbers of the first, and one behind the last */
 typedef struct {
     const float *norm1, *q_norm, *k_norm, *norm2;
-    float *k_cache, *v_cache;
+    void *k_cache, *v_cache;
     int64_t parts[5];
 } Layer;
 
@@ -36,7 +36,7 @@ static void linear(const Step *step, const Part *from, const Part *to, const flo
 /* x [rows][hidden] becomes the states behind the last layer. room: floats, for rows times (2 heads + 2 kv) dim + inner
    + widest / 32; values: rows times widest; sums: 2 rows times widest / 32; widest: of hidden, heads dim and inner. */
 void qwen3_layers(const Layer *layers, int64_t count, const Part *parts, float *x, int64_t rows, int64_t hidden,
-                  int64_t inner, int64_t heads, int64_t kv, int64_t dim, float eps, const float *turns,
+                  int64_t inner, int64_t heads, int64_t kv, int64_t dim, int64_t half, float eps, const float *turns,
                   const int32_t *positions, const int32_t *slots, const int32_t *which, const int32_t *of,
                   const int32_t *lengths, const int32_t *tables, int64_t wide, float *room, int8_t *values,
                   int32_t *sums, int64_t threads) {
@@ -48,9 +48,9 @@ void qwen3_layers(const Layer *layers, int64_t count, const Part *parts, float *
         const Part *down = parts + layer->parts[3], *end = parts + layer->parts[4];
         linear(&step, first, out, x, layer->norm1, hidden, 0, 0, qkv, width + 2 * kv * dim);
         qwen3_rope_cache(qkv, rows, heads, kv, dim, layer->q_norm, layer->k_norm, eps, turns, positions, slots,
-                         layer->k_cache, layer->v_cache, q, threads);
-        qwen3_attend(q, which, of, lengths, rows, heads, kv, dim, layer->k_cache, layer->v_cache, tables, wide, qkv,
-                     threads);
+                         layer->k_cache, layer->v_cache, half, q, threads);
+        qwen3_attend(q, which, of, lengths, rows, heads, kv, dim, layer->k_cache, layer->v_cache, half, tables, wide,
+                     qkv, threads);
         linear(&step, out, up, qkv, 0, width, 1, 0, x, hidden);
         linear(&step, up, down, x, layer->norm2, hidden, 0, 1, h, inner);
         linear(&step, down, end, h, 0, inner, 1, 0, x, hidden);
