@@ -93,8 +93,7 @@ def report(chosen: Any, found: dict[str, Any], sizes: dict[str, int]) -> dict[st
     for who, kinds in found.items():
         for kind, lines in kinds.items():
             best[f"{who} {kind}"] = {
-                key: (min if key == "first_token_s" else max)(line[key] for line in lines)
-                for key in lines[0]
+                key: (min if key == "first_token_s" else max)(line[key] for line in lines) for key in lines[0]
             }
     pairs = {kind: "Q4_0" if kind == "int4" else kind for kind in found["qwen3"]}
     ratios = {

@@ -181,12 +181,11 @@ export function Models({ app, close }) {
 
 export function KeyDialog({ app }) {
   const [key, set] = useState("");
-  const [asking, ask] = useState(false);
-  const send = async (event) => {
+  const asked = useRef(Promise.resolve());
+  const send = (event) => {
     event.preventDefault();
-    ask(true);
-    await app.giveKey(key.trim());
-    ask(false);
+    const given = key.trim();
+    asked.current = asked.current.then(() => app.giveKey(given)); // one after the other: none is lost, the last counts
   };
   return html`<${Dialog} title="This server asks for a key" close=${() => {
     app.needKey = false;
@@ -198,7 +197,7 @@ export function KeyDialog({ app }) {
       <p class="faint">It stays in this tab and is forgotten when you close it.</p>
       ${app.serverError && html`<p class="wrong" role="alert">${app.serverError}</p>`}
       <div class="row end"><button type="submit" class="primary"
-        disabled=${!key.trim() || asking}>Use this key</button></div>
+        disabled=${!key.trim()}>Use this key</button></div>
     </form>
   <//>`;
 }
