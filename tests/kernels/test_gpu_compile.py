@@ -60,7 +60,7 @@ def test_few_rows_of_weights_in_4_bits(tmp_path: Path) -> None:
     kernels = compiled([["Qwen3-0.6B", [1], INT4 | {"only": "_few"}]], tmp_path)
     check(kernels)
     assert len(kernels) >= 5
-    assert max(kernel["shared"] for kernel in kernels) <= 8192
+    assert max(kernel["shared"] for kernel in kernels) <= 16384  # 8192 with Triton 3.6
 
 
 @pytest.mark.slow  # hundreds of kernels, half a second each
