@@ -21,7 +21,7 @@ from qwen3.train.checkpoints import Checkpoints, random_state, restore_random, r
 from tests.train import killed_run
 
 CPU = torch.device("cpu")
-KILLS, UPDATES = 20, 100
+KILLS, FOREVER = 20, 1_000_000
 
 
 def some_tensors(value: float = 1.0) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     rng = random.Random(0)
     folder, kills = tmp_path / "killed", 0
     while kills < KILLS:
-        process = context.Process(target=killed_run.run, args=(folder, UPDATES))
+        process = context.Process(target=killed_run.run, args=(folder, FOREVER))
         wanted = lines_of(folder) + rng.randint(0, 5)
         process.start()
         while process.is_alive() and lines_of(folder) < wanted:
@@ -51,14 +51,15 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
         process.join()
         assert process.exitcode == -9  # not finished by itself
         kills += 1
+    updates = lines_of(folder) // 2 * 2 + 6
     for target in (folder, tmp_path / "whole"):
-        process = context.Process(target=killed_run.run, args=(target, UPDATES))
+        process = context.Process(target=killed_run.run, args=(target, updates))
         process.start()
         process.join()
         assert process.exitcode == 0
     killed, whole = (p / "log.jsonl" for p in (folder, tmp_path / "whole"))
     assert killed.read_text() == whole.read_text()
-    assert lines_of(folder) == UPDATES
+    assert lines_of(folder) == updates
     last = [sorted((p / "checkpoints").glob("step-*"))[-1] / "manifest.json" for p in (folder, tmp_path / "whole")]
     assert last[0].read_text() == last[1].read_text()
 
