@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
 
-from qwen3 import LLM  # noqa: E402 (the path is set above)
+from marked_page import between, renew  # noqa: E402 (the path is set above)
+
+from qwen3 import LLM  # noqa: E402
 from qwen3.checkpoint.journal import write_atomic  # noqa: E402
 from qwen3.errors import Qwen3Error  # noqa: E402
 
@@ -233,26 +235,13 @@ def _each(alone: dict[str, Any]) -> str:
 
 def made(text: str) -> str:
     """The page with what is between its marks made anew. Raises ValueError for a page without them."""
-    head, mark, rest = text.partition(BEGIN)
-    _, other, tail = rest.partition(END)
-    if not mark or not other:
-        raise ValueError(f"{PAGE} must have the lines {BEGIN.strip()} and {END.strip()}")
     files = sorted(BENCHMARKS.glob(f"20??-??-??-{KIND}.json"))
     lines = table(json.loads(files[-1].read_text(encoding="utf-8")), files[-1].name) if files else ()
-    return f"{head}{BEGIN}{''.join(f'{line}{chr(10)}' for line in lines)}{END}{tail}"
+    return between(PAGE, text, BEGIN, END, lines)
 
 
 def page(check: bool) -> int:
-    text = PAGE.read_text(encoding="utf-8")
-    new = made(text)
-    if new == text:
-        return 0
-    if check:
-        print(f"stale: {PAGE.relative_to(ROOT)}")
-        return 1
-    PAGE.write_text(new, encoding="utf-8")
-    print(f"written: {PAGE.relative_to(ROOT)}")
-    return 0
+    return renew(PAGE, ROOT, made(PAGE.read_text(encoding="utf-8")), check)
 
 
 def main() -> int:

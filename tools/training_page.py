@@ -17,7 +17,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from qwen3.train.start import RECIPES  # noqa: E402 (the path is set above)
+from marked_page import between, renew  # noqa: E402 (the path is set above)
+
+from qwen3.train.start import RECIPES  # noqa: E402
 
 PAGE, BENCHMARKS = ROOT / "docs/training.md", ROOT / "benchmarks"
 SPEEDS = ("dense06b", "embedded", "moe", "lora8b", "fp8")  # sections of tools/train_bench.py
@@ -29,7 +31,7 @@ OTHERS = (
     "newcomer",
     "embedded-v1",
     "kill-resume",
-    "parity",
+    "train-parity",
     "moe-balance",
 )
 
@@ -86,11 +88,7 @@ def made(text: str) -> str:
     """The page with what is between its marks made anew. Raises ValueError for a page without them."""
     for name, lines in (("recipes", recipes()), ("measured", measured())):
         begin, end = f"<!-- begin: made by tools/training_page.py: {name} -->\n", f"<!-- end: {name} -->"
-        head, mark, rest = text.partition(begin)
-        _, other, tail = rest.partition(end)
-        if not mark or not other:
-            raise ValueError(f"{PAGE} must have the lines {begin.strip()} and {end}")
-        text = f"{head}{begin}{''.join(f'{line}{chr(10)}' for line in lines)}{end}{tail}"
+        text = between(PAGE, text, begin, end, lines)
     return text
 
 
@@ -98,16 +96,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     options.add_argument("--check", action="store_true")
     check = options.parse_args().check
-    text = PAGE.read_text(encoding="utf-8")
-    new = made(text)
-    if new == text:
-        return 0
-    if check:
-        print(f"stale: {PAGE.relative_to(ROOT)}")
-        return 1
-    PAGE.write_text(new, encoding="utf-8")
-    print(f"written: {PAGE.relative_to(ROOT)}")
-    return 0
+    return renew(PAGE, ROOT, made(PAGE.read_text(encoding="utf-8")), check)
 
 
 if __name__ == "__main__":
