@@ -4,52 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-interpreter = pytest.importorskip("triton.runtime.interpreter")
+pytest.importorskip("triton.runtime.interpreter")
 
-from qwen3.kernels import reference_engine as reference  # noqa: E402
-from qwen3.kernels.gpu import attention, prefill  # noqa: E402
-from qwen3.kernels.plan import BLOCK, StepPlan  # noqa: E402
+from qwen3.kernels import reference_engine as reference
+from qwen3.kernels.gpu import attention, prefill
+from qwen3.kernels.plan import BLOCK, StepPlan
+from tests.kernels.interpreter import make_faithful
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
 FP8 = torch.float8_e4m3fn
 
 
-TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8e4nv": FP8}
-
-
 @pytest.fixture(autouse=True)
 def _faithful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton 3.6's interpreter loses carries where it rounds, multiplies matrices of bfloat16 as integers, and takes
-    int() of one-element arrays for a loop's bounds, which numpy 2.4 refuses. Not here."""
-    patch_tensor = interpreter._patch_lang_tensor
-
-    def convert(data: Any, source: Any, target: Any, mode: Any) -> Any:
-        found = as_torch(data, source).to(TORCH_TYPES[str(target)])
-        return found.view(torch.uint8).numpy().view(f"uint{8 * found.itemsize}").reshape(data.shape)
-
-    def dot(builder: Any, a: Any, b: Any, c: Any, precision: Any, imprecise: Any) -> Any:
-        product = as_torch(a.data, a.dtype.scalar).float() @ as_torch(b.data, b.dtype.scalar).float()
-        return interpreter.TensorHandle(product.numpy() + c.data, c.dtype.scalar)
-
-    def tensor(kind: type, scope: Any) -> None:
-        patch_tensor(kind, scope)
-        scope.set_attr(kind, "__index__", lambda self: self.handle.data.item())
-
-    monkeypatch.setattr(interpreter, "_convert_float", convert)
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", tensor)
-
-
-def as_torch(data: Any, source: Any) -> Tensor:
-    """The values of an interpreter's array, which keeps bfloat16 and float8 as integers."""
-    return torch.from_numpy(data.copy()).view(TORCH_TYPES[str(source)])
+    make_faithful(monkeypatch)
 
 
 class Step:

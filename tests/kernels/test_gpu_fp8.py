@@ -12,6 +12,7 @@ from qwen3 import kernels
 from qwen3.kernels import fp8 as plain
 from qwen3.kernels import reference
 from qwen3.kernels.fp8 import FP8, Fp8Weight, quantize_fp8
+from tests.kernels.interpreter import make_faithful
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
@@ -25,32 +26,13 @@ def fixture_rng() -> torch.Generator:
     return generator
 
 
-TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8e4nv": FP8}
-
-
-def as_torch(data: Any, source: Any) -> Tensor:
-    """The values of an interpreter's array, which keeps bfloat16 and float8 as integers."""
-    return torch.from_numpy(data.copy()).view(TORCH_TYPES[str(source)])
-
-
 @pytest.fixture(name="gpu")
 def fixture_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The kernels. Triton's interpreter loses carries where it rounds and multiplies bfloat16 as integers: not here."""
+    """The kernels."""
     pytest.importorskip("triton")
-    from triton.runtime import interpreter
-
     from qwen3.kernels.gpu import fp8
 
-    def convert(data: Any, source: Any, target: Any, mode: Any) -> Any:
-        found = as_torch(data, source).to(TORCH_TYPES[str(target)])
-        return found.view(torch.uint8).numpy().view(f"uint{8 * found.itemsize}").reshape(data.shape)
-
-    def dot(builder: Any, a: Any, b: Any, c: Any, precision: Any, imprecise: Any) -> Any:
-        product = as_torch(a.data, a.dtype.scalar).float() @ as_torch(b.data, b.dtype.scalar).float()
-        return interpreter.TensorHandle(product.numpy() + c.data, c.dtype.scalar)
-
-    monkeypatch.setattr(interpreter, "_convert_float", convert)
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
+    make_faithful(monkeypatch)
     return fp8
 
 

@@ -13,6 +13,7 @@ from qwen3 import kernels
 from qwen3.errors import UsageError
 from qwen3.kernels import dispatch, grouped, reference, reference_engine
 from qwen3.kernels.grouped import GroupWeight
+from tests.kernels.interpreter import make_faithful
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
@@ -34,38 +35,13 @@ def fixture_rng() -> torch.Generator:
     return generator
 
 
-TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
 @pytest.fixture(name="gpu")
 def fixture_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The kernels. Triton's interpreter loses carries where it rounds and multiplies bfloat16 as integers, and takes
-    int() of arrays for a loop's bounds: not here."""
+    """The kernels."""
     pytest.importorskip("triton")
-    from triton.runtime import interpreter
-
     from qwen3.kernels.gpu import weight_only
 
-    def as_torch(data: Any, source: Any) -> Tensor:
-        return torch.from_numpy(data.copy()).view(TORCH_TYPES[str(source)])
-
-    def convert(data: Any, source: Any, target: Any, mode: Any) -> Any:
-        found = as_torch(data, source).to(TORCH_TYPES[str(target)])
-        return found.view(torch.uint8).numpy().view(f"uint{8 * found.itemsize}").reshape(data.shape)
-
-    def dot(builder: Any, a: Any, b: Any, c: Any, precision: Any, imprecise: Any) -> Any:
-        product = as_torch(a.data, a.dtype.scalar).float() @ as_torch(b.data, b.dtype.scalar).float()
-        return interpreter.TensorHandle(product.numpy() + c.data, c.dtype.scalar)
-
-    patch_tensor = interpreter._patch_lang_tensor
-
-    def tensor(kind: type, scope: Any) -> None:
-        patch_tensor(kind, scope)
-        scope.set_attr(kind, "__index__", lambda self: self.handle.data.item())
-
-    monkeypatch.setattr(interpreter, "_convert_float", convert)
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", tensor)
+    make_faithful(monkeypatch)
     return weight_only
 
 

@@ -32,19 +32,6 @@ WHOLE = torch.tensor([[id for piece in PIECES for id in piece]])
 GROUPED = ("weights", "symmetric", "embedding", "activations", "block_size")
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    dense = random_checkpoint(root / "dense", tiny_config(), tokenizer=True)
-    sparse = shutil.copytree(dense, root / "moe")  # a tokenizer takes seconds to make
-    return {"dense": dense, "moe": random_checkpoint(sparse, tiny_config(moe=True))}
-
-
-@pytest.fixture(params=["dense", "moe"])
-def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
-    return folders[request.param]
-
-
 def twin(folder: Path, **how: Any) -> Qwen3:
     """Our network with the weights that are exported, widened."""
     model = load_model(folder, "cpu", "float32")
