@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from qwen3.errors import UsageError
 from qwen3.kernels import reference_engine
-from qwen3.kernels.frozen import Held, frozen_linear, register_frozen
-from qwen3.kernels.packed import rounded
+from qwen3.kernels.frozen import Held, register_frozen
+from qwen3.kernels.packed import as_weight, rounded
 
 SLAB = {4: 128, 8: 64}
 """Bits → columns that lie in 64 bytes; what a row lacks to whole slabs is filled up."""
@@ -98,17 +98,9 @@ class GroupWeight(nn.Module):
     def __torch_function__(
         cls, function: Any, types: Any, args: tuple[Any, ...] = (), how: dict[str, Any] | None = None
     ) -> Any:
-        """In PyTorch's own functions it acts as the weight it stands for; an embedding unpacks the rows it takes."""
         from qwen3.kernels import dispatch  # which imports this file
 
-        if function is F.embedding:
-            return dispatch.group_rows(args[1], args[0])
-        if function is F.linear and isinstance(args[1], cls):
-            if torch.is_grad_enabled():
-                return frozen_linear(*args)
-            flat = dispatch.fused_linear(args[0].flatten(0, -2), args[1])
-            return flat.view(*args[0].shape[:-1], flat.shape[-1])
-        return function(*(a.dequantize(args[0].dtype) if isinstance(a, cls) else a for a in args), **(how or {}))
+        return as_weight(cls, dispatch.group_rows, function, args, how)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight itself [E…, N, K], computed in float32 and rounded to `dtype`."""

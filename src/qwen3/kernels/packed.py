@@ -41,6 +41,24 @@ FORMS = {(bits, 0, False, mins) for bits in (4, 5, 8) for mins in (False, True)}
 """Those that the kernel multiplies: bits, columns to an integer scale or 0, table, minima."""
 
 
+def as_weight(
+    kind: Any, look_up: Callable[[Any, Tensor], Tensor], function: Any, args: tuple[Any, ...],
+    how: dict[str, Any] | None,
+) -> Any:  # fmt: skip
+    """`__torch_function__` of a weight in few bits, of class `kind`: in PyTorch's own functions it acts as the weight
+    it stands for. look_up: (weight, ids) -> its rows, for an embedding."""
+    if function is F.embedding:
+        return look_up(args[1], args[0])
+    if function is F.linear and isinstance(args[1], kind):
+        if torch.is_grad_enabled():
+            return frozen_linear(*args)
+        from qwen3.kernels import dispatch  # which imports the files of these weights
+
+        flat = dispatch.fused_linear(args[0].flatten(0, -2), args[1])
+        return flat.view(*args[0].shape[:-1], flat.shape[-1])
+    return function(*(a.dequantize(args[0].dtype) if isinstance(a, kind) else a for a in args), **(how or {}))
+
+
 class PackedWeight(nn.Module):
     """Stands where a Linear or Experts has its parameter; a module, so that it moves and is counted with its model.
 
@@ -141,17 +159,7 @@ class PackedWeight(nn.Module):
     def __torch_function__(
         cls, function: Any, types: Any, args: tuple[Any, ...] = (), how: dict[str, Any] | None = None
     ) -> Any:
-        """In PyTorch's own functions it acts as the weight it stands for; an embedding unpacks the rows it takes."""
-        if function is F.embedding:
-            return args[1].take(args[0])
-        if function is F.linear and isinstance(args[1], cls):
-            if torch.is_grad_enabled():
-                return frozen_linear(*args)
-            from qwen3.kernels import dispatch  # which imports this file
-
-            flat = dispatch.fused_linear(args[0].flatten(0, -2), args[1])
-            return flat.view(*args[0].shape[:-1], flat.shape[-1])
-        return function(*(a.dequantize(args[0].dtype) if isinstance(a, cls) else a for a in args), **(how or {}))
+        return as_weight(cls, lambda weight, ids: weight.take(ids), function, args, how)
 
     def take(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Rows `ids` [...] of a weight [N, K] -> [..., K]."""

@@ -54,8 +54,9 @@ class PackedLayers:
         return cls(layers, heads, kv_heads, eps)
 
     def run(self, x: Tensor, plan: StepPlan, k_cache: Tensor, v_cache: Tensor) -> Tensor | None:
-        """x float32 [N, h], caches [L, blocks, 16, KV, D] -> states [N, h] before the last norm. None if this step is
-        not one for it: with a prompt's chunk, or a cache that `cpu_attend.fits` does not take."""
+        """x float32 [N, h], which may be overwritten, caches [L, blocks, 16, KV, D] -> states [N, h] before the last
+        norm. None if this step is not one for it: with a prompt's chunk, or a cache that `cpu_attend.fits` does not
+        take."""
         library, rows = native.library(), x.shape[0]
         if library is None or x.dtype != torch.float32 or not cpu_attend.fits(x, self.heads, self.kv_heads, k_cache):
             return None
@@ -64,7 +65,7 @@ class PackedLayers:
             return None
         widest = max(self.hidden, self.heads * dim, self.inner)
         floats = rows * ((2 * self.heads + 2 * self.kv_heads) * dim + self.inner + widest // SPAN)
-        x = x.clone()
+        x = x.contiguous()
         call(
             library.qwen3_layers, self._table(k_cache, v_cache), len(self._bounds), self._parts, x, rows, self.hidden,
             self.inner, self.heads, self.kv_heads, dim, cpu_attend.is_half(k_cache), ctypes.c_float(self.eps),
