@@ -105,7 +105,7 @@ class Suite:
 
 
 def score_answer(suite: Suite, item: Item, answer: Answer) -> Score:
-    """The score of one sample, whatever came back. A scorer's own exception is not caught: it is a bug, not an answer."""
+    """The score of one sample, whatever came back. A scorer's own exception goes up: it is a bug, not an answer."""
     if answer.error or answer.finish_reason == "error":
         return Score(0.0, "failed", note=answer.error)
     if answer.finish_reason == "length":
