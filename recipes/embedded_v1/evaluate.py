@@ -88,7 +88,7 @@ def modes(llm: LLM, scale: Scale, say: Any) -> Result:
     for name, mode in MODES.items():
         progress = Progress(len(problems), say)
         policy = ThinkingPolicy(mode=mode)  # type: ignore[arg-type]
-        answers[name] = answer_all(llm, problems, policy, sampling(scale), progress, name)
+        answers[name] = [a for _, a in answer_all(llm, problems, policy, sampling(scale), progress, name)]
         right[name] = [FAMILIES[p.family].check(p, a.content) for p, a in zip(problems, answers[name], strict=True)]
     families: Result = {}
     for family, task in FAMILIES.items():
