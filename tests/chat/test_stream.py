@@ -270,6 +270,20 @@ def test_stop_strings_count_in_the_answer_only(run):
     assert (result.reasoning_content, result.content) == ("a STOP b", "c ")
 
 
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("<think>\na\n</think>\n\nc\n\nd<|im_end|>", "c"),
+        ("<think>\n\n</think>\n\nc\nd<|im_end|>", "c\nd"),
+        ("c\n\nd<|im_end|>", "c"),
+        ("\n\nc<|im_end|>", ""),  # no thought: these newlines are the answer's
+    ],
+)
+def test_stop_strings_do_not_find_the_blank_line_after_a_thought(run, text, content):
+    result = run(text, stop="\n\n")
+    assert (result.content, result.finish_reason) == (content, "stop")
+
+
 def test_stop_strings_property(tok, prompts):
     """Random texts and stops: the content is the text up to the first match, and nothing beyond is ever shown."""
     rng = random.Random(17)

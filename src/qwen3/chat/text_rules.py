@@ -57,11 +57,16 @@ class NewlineTrimmer:
         self.held = 0
         """How many newlines are held back."""
 
-    def push(self, text: str) -> str:
-        """What can be shown now."""
+    def lead(self, text: str) -> str:
+        """The text without what `push` would drop at the beginning, for who looks at it before."""
         if self._strip_start:
             text = text.lstrip("\n")
             self._strip_start = not text
+        return text
+
+    def push(self, text: str) -> str:
+        """What can be shown now."""
+        text = self.lead(text)
         body = text.rstrip("\n")
         trailing = len(text) - len(body)
         if not body:

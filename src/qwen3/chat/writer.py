@@ -129,10 +129,10 @@ class Writer:
         return [ToolCallDelta(self._index, new_id() if name else None, name, part) for name, part in pieces]
 
     def _show(self, text: str, match: bool) -> list[Event]:
-        """Answer text: stop strings first, then newlines."""
+        """Answer text: stop strings first, then newlines; those between thought and answer are no part of it."""
         self.begun = self.begun or bool(text.strip("\n"))
         if match:
-            text, self.matched = self._stops.push(text)
+            text, self.matched = self._stops.push(self._answer.lead(text))
         shown = self._answer.push(text)
         self._after_call = self._after_call and not shown
         return [self._delta(TextDelta, shown)] if shown else []
