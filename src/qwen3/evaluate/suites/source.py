@@ -56,8 +56,8 @@ def rows(
         if not (root := Path(local).expanduser()).exists():
             raise UsageError(f"{name}: there is no file or folder {local}; {how}")
         return _read(name, root, where)
-    if (folder := os.environ.get(FOLDER)) and (root := _dropped(Path(folder).expanduser(), name)):
-        return _read(name, root, where)
+    if (folder := os.environ.get(FOLDER)) and (dropped := _dropped(Path(folder).expanduser(), name)):
+        return _read(name, dropped, where)
     if package and (spec := _spec(package[0])):
         base = Path(next(iter(spec)))
         if files := sorted(base.glob(package[1])):
