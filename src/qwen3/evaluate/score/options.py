@@ -111,11 +111,11 @@ _CUE = re.compile(
     re.I,
 )
 _FOREIGN = re.compile(
-    r"(?:答案|答え|解答|正解|回答|选择|選擇|应选|故选|选|選|答复|答曰|答:|정답|답변|답은|답:|الإجابة|الاجابة|إجابة|الجواب|উত্তর|उत्तर|คำตอบ|ответ|відповідь"
-    r"|απάντηση|תשובה|جواب|پاسخ|պատասխան|პასუხი|பதில்|సమాధానం"
-    r"|\b(?:antwort|réponse|reponse|respuesta|resposta|risposta|jawaban|cevap|yanıt|đáp án|jibu|ìdáhùn|idáhùn|idahun|àmọ̀nà|àdáhùn|ànúgọ|àṣàyàn"
-    r"|odpowiedź|odpověď|odpoveď|răspuns|vastaus|svar|svaret|antwoord|válasz|erantzun|erantzuna|atsakymas|atbilde"
-    r"|vastus|odgovor|sagot|javob|жауап|адказ|одговор|отговор|cavab|përgjigja|jawapan)\b)",
+    r"(?:答案|答え|解答|正解|回答|答复|答曰|答:|选择|選擇|应选|故选|选|選|정답|답변|답은|답:|الإجابة|الاجابة|إجابة|الجواب"
+    r"|উত্তর|उत्तर|คำตอบ|ответ|відповідь|απάντηση|תשובה|جواب|پاسخ|պատասխան|პასუხი|பதில்|సమాధానం"
+    r"|\b(?:antwort|réponse|reponse|respuesta|resposta|risposta|jawaban|cevap|yanıt|đáp án|jibu|ìdáhùn|idáhùn|idahun"
+    r"|àmọ̀nà|àdáhùn|ànúgọ|àṣàyàn|odpowiedź|odpověď|odpoveď|răspuns|vastaus|svar|svaret|antwoord|válasz|erantzun"
+    r"|erantzuna|atsakymas|atbilde|vastus|odgovor|sagot|javob|жауап|адказ|одговор|отговор|cavab|përgjigja|jawapan)\b)",
     re.I,
 )
 _NOT = re.compile(

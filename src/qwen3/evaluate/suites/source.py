@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import importlib.util
 import io
 import json
@@ -90,6 +91,11 @@ def published(think: str, no_think: str, source: str = REPORT, sizes: Iterable[s
         for size, value in zip(sizes, line.split(), strict=True)
         if value != "-"
     )
+
+
+def in_sample(key: str, share: int = 10) -> bool:
+    """Whether a row belongs to the sample of one in `share`, by a hash of its key: the same rows everywhere."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % share == 0
 
 
 def pick(name: str, paths: Iterable[str], where: Hub) -> list[str]:
