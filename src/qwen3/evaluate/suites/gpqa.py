@@ -8,6 +8,7 @@ from qwen3.evaluate.score.options import choice_item, score
 from qwen3.evaluate.suites.source import field, published, rows
 from qwen3.evaluate.types import Item, Sampling, Suite
 
+REVISION = "5233cd1db58884ed0bf678c7c6be731722a23f84"
 HOW = (
     "Accept the terms at https://huggingface.co/datasets/Idavidrein/gpqa and set HF_TOKEN, or take gpqa_diamond.csv "
     "out of the archive that the authors publish at https://github.com/idavidrein/gpqa."
@@ -16,7 +17,7 @@ HOW = (
 
 def load(local: str | None) -> list[Item]:
     """The right answer stands first in the file: each item's options are shuffled by its id, the same in every run."""
-    found = rows("gpqa", local=local, hub=("Idavidrein/gpqa", "gpqa_diamond", None, "main"), how=HOW)
+    found = rows("gpqa", local=local, hub=("Idavidrein/gpqa", "gpqa_diamond", None, REVISION), how=HOW)
     items = []
     for row in found:
         question = field(row, "Question")

@@ -9,13 +9,14 @@ from qwen3.evaluate.score.options import choice_item, score
 from qwen3.evaluate.suites.source import field, in_sample, published, rows
 from qwen3.evaluate.types import Item, Suite
 
+REVISION = "325a01dc3e173cac1578df94120499aaca2e2504"
 HOW = "Get it with `hf download --repo-type dataset openai/MMMLU` (test/mmlu_DE-DE.csv and so on)."
 
 
 def load(local: str | None, *, all: bool = False) -> list[Item]:
     """A tenth of the questions, the same ones in every language, without Yoruba, as the report has it; or all."""
     items, numbers = [], dict[str, int]()
-    for row in rows("mmmlu", local=local, hub=("openai/MMMLU", None, "test", "main"), how=HOW):
+    for row in rows("mmmlu", local=local, hub=("openai/MMMLU", None, "test", REVISION), how=HOW):
         tag = re.search(r"[A-Z]{2}[_-][A-Z]{2}", row["_file"])
         language = str(row.get("Language") or (tag[0] if tag else row["_file"])).replace("_", "-")
         number = numbers[language] = numbers.get(language, -1) + 1

@@ -14,7 +14,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -63,7 +63,8 @@ def rows(
         base = Path(next(iter(spec)))
         if files := sorted(base.glob(package[1])):
             return [row for path in files for row in _file(path, path.relative_to(base).as_posix())]
-    why = f"the package {package[0]} is not installed" if package else ""
+    missing = f"the package {package[0]} " if package else ""
+    why = missing and missing + (f"has no {package[1]}" if package and _spec(package[0]) else "is not installed")
     if hub:
         try:
             return _hub(name, where)
@@ -91,6 +92,28 @@ def published(think: str, no_think: str, source: str = REPORT, sizes: Iterable[s
         for size, value in zip(sizes, line.split(), strict=True)
         if value != "-"
     )
+
+
+def settings(name: str, text: str | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What a generated suite is asked for in place of a file: "count=100,seed=2,lengths=4096+8192". Each value has its
+    default's type; lists are joined by "+". Raises UsageError for an unknown name and a wrong value."""
+    found = dict(defaults)
+    for part in filter(None, (text or "").split(",")):
+        key, mark, value = (word.strip() for word in part.partition("="))
+        if key not in defaults or not mark:
+            known = ", ".join(
+                f"{k}={'+'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in defaults.items()
+            )
+            raise UsageError(f"{name}: {part!r} is no setting; this suite is generated from {known}")
+        default, parts = defaults[key], value.split("+")
+        one = default[0] if isinstance(default, tuple) else default
+        if isinstance(one, int) and not all(word.isascii() and word.isdecimal() for word in parts):
+            raise UsageError(f"{name}: {key}={value!r} is not a whole number, 0 or more")
+        values = tuple(int(word) if isinstance(one, int) else word for word in parts)
+        if not isinstance(default, tuple) and len(values) > 1:
+            raise UsageError(f"{name}: {key} takes one value, not {value!r}")
+        found[key] = values if isinstance(default, tuple) else values[0]
+    return found
 
 
 def in_sample(key: str, share: int = 10) -> bool:
