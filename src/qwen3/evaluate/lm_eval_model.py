@@ -21,12 +21,14 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
+import torch
+
 from qwen3 import LLM, SamplingParams, ThinkingPolicy
 from qwen3.asking import Asking, Form
 from qwen3.chat import encode, render, resolve_mode
 from qwen3.chat.events import Result as Folded
 from qwen3.engine.request import Request
-from qwen3.errors import UsageError
+from qwen3.errors import Qwen3Error, UsageError
 from qwen3.evaluate.crowd import Case, drive
 
 _LOG = logging.getLogger("lm_eval")  # whose lines the harness shows
@@ -71,6 +73,9 @@ class Methods:
             max_batch = int(batch)
         else:
             max_batch = max_batch or max_batch_size
+        if options.get("device") == "cuda:0" and not torch.cuda.is_available():
+            _LOG.warning("device cuda:0, which is the harness's default, is not here: taking the CPU")
+            options["device"] = None
         self.llm = llm or LLM(pretrained or model, max_batch=max_batch, **_given(options))
         self.thinking = {None: None, True: ThinkingPolicy("on", budget=thinking_budget), False: ThinkingPolicy("off")}[
             enable_thinking
@@ -242,5 +247,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except UsageError as error:
+    except Qwen3Error as error:
         sys.exit(f"error: {error}")

@@ -46,7 +46,8 @@ class _Packed:
 
     def __del__(self) -> None:
         global packed_bytes
-        packed_bytes -= self.size
+        if packed_bytes is not None:  # the interpreter takes names away before it ends
+            packed_bytes -= self.size
 
 
 def packed(weight: Tensor) -> Callable[[Tensor], Tensor] | None:
