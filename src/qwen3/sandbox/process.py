@@ -12,7 +12,6 @@ import contextlib
 import functools
 import os
 import random
-import resource
 import selectors
 import shutil
 import signal
@@ -28,21 +27,28 @@ from pathlib import Path
 from qwen3.errors import SandboxError, UsageError
 from qwen3.sandbox import seccomp
 
+OUT_OF_TIME = (-signal.SIGXCPU, 128 + signal.SIGXCPU, -signal.SIGKILL, 128 + signal.SIGKILL)
+"""Exit codes of a program whose processor time is over: nobody else kills it."""
 _NOBODY = 65534
-_TEMPORARY = 64 << 20  # bytes of /tmp, and of a file
+_TEMPORARY, _SHARED = 64 << 20, 16 << 20  # bytes of /tmp, and of a file; of /dev/shm
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+LOOK = 0.25  # seconds between two looks at how much memory a sandbox holds
 _UIDS = range(1 << 20, 1 << 30)  # unassigned by any convention; where root starts a sandbox it takes one of these
 
 # Runs first, in the interpreter that then runs the program: the process limit counts within the namespaces only when it
-# is set inside them, and root's processes are not counted at all, so what root starts becomes somebody else here.
+# is set inside them, and root's processes are not counted at all, so what root starts becomes somebody else here. What
+# is set here need not be set between a fork and an exec of the caller, which may be large and have threads.
 _PRELUDE = """
 import os, resource, sys
-uid, processes = int(sys.argv[1]), int(sys.argv[2])
-resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
+uid, *bounds = map(int, sys.argv[1].split(","))
+names = ("NPROC", "CPU", "AS", "NOFILE", "FSIZE", "CORE", "MSGQUEUE", "MEMLOCK")
+for name, value in zip(names, bounds + [0, 0, 0], strict=True):
+    resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
 if uid:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-sys.argv = sys.argv[3:]
+sys.argv = sys.argv[2:]
 main = type(sys)("__main__")
 main.__file__ = sys.argv[0]
 sys.modules["__main__"] = main
@@ -54,8 +60,9 @@ exec(code, main.__dict__)
 
 @dataclass(frozen=True)
 class Limits:
-    """cpu, wall: seconds. memory: bytes of address space a process, and of the temporary folder. processes: at once,
-    threads included. output: bytes of stdout and stderr, each; a program that writes more is stopped."""
+    """cpu: seconds of a process; wall: seconds. memory: bytes of address space of a process, and of what all hold
+    together. processes: at once, threads included. output: bytes of stdout and stderr, each; a program that writes more
+    is stopped. files: open at once."""
 
     cpu: float = 5.0
     wall: float = 10.0
@@ -73,7 +80,7 @@ class Limits:
 @dataclass(frozen=True)
 class Outcome:
     """How a program ended. code: exit code, negative for a signal's number. ended: "exit", "time" (its own or that of
-    the clock) or "output" (it wrote too much). seconds: of the clock."""
+    the clock), "memory" (of all its processes together) or "output" (it wrote too much). seconds: of the clock."""
 
     code: int
     stdout: str
@@ -114,23 +121,23 @@ def require() -> str:
 
 
 def start(
-    source: Path, limits: Limits, arguments: Sequence[str] = (), pass_fds: Sequence[int] = ()
+    source: Path, limits: Limits, arguments: Sequence[str] = (), pass_fds: Sequence[int] = (), quiet: bool = False
 ) -> subprocess.Popen[bytes]:
-    """The program in `source` running in its sandbox, with pipes; `end` it. pass_fds: descriptors it gets, too."""
-    command = [require(), *_walls(require()), "--ro-bind", str(source), "/program.py"]
+    """The program in `source` running in its sandbox, with pipes; `end` it. pass_fds: descriptors it gets, too.
+    quiet: no input and no output instead of pipes."""
+    command = [require(), *_walls(require()), "--ro-bind", str(source), "/program.py", "--remount-ro", "/"]
     filter_fd = _filter()
     if filter_fd is not None:
         command += ["--seccomp", str(filter_fd)]
     uid = random.SystemRandom().choice(_UIDS) if _is_root() else 0
-    command += [str(_plain_python()), "-I", "-S", "-B", "-X", "utf8", "-c", _PRELUDE, str(uid), str(limits.processes)]
-    command += ["/program.py", *arguments]
+    bounds = (limits.processes, max(1, round(limits.cpu)), limits.memory, limits.files, _TEMPORARY)
+    command += [str(_plain_python()), "-I", "-S", "-B", "-X", "utf8", "-c", _PRELUDE]
+    command += [",".join(map(str, (uid, *bounds))), "/program.py", *arguments]
+    end = subprocess.DEVNULL if quiet else subprocess.PIPE
     try:
         return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={}, cwd="/", start_new_session=True,
+            command, stdin=end, stdout=end, stderr=end, env={}, cwd="/", start_new_session=True,
             pass_fds=[*pass_fds, *([] if filter_fd is None else [filter_fd])],
-            preexec_fn=functools.partial(_limit, limits),
         )  # fmt: skip
     finally:
         if filter_fd is not None:
@@ -156,11 +163,17 @@ def communicate(process: subprocess.Popen[bytes], stdin: bytes, limits: Limits) 
         for fd, what in ((feed, selectors.EVENT_WRITE), *((fd, selectors.EVENT_READ) for fd in held)):
             os.set_blocking(fd, False)
             selector.register(fd, what)
+        look = begin + LOOK
         while selector.get_map() and ended == "exit":
-            if (rest := begin + limits.wall - time.monotonic()) <= 0:
+            if (now := time.monotonic()) >= begin + limits.wall:
                 ended = "time"
                 break
-            for key, _ in selector.select(rest):
+            if now >= look:
+                look = now + LOOK
+                if held_by(process.pid) > limits.memory:
+                    ended = "memory"
+                    break
+            for key, _ in selector.select(min(look, begin + limits.wall) - now):
                 if key.fd == feed:
                     try:
                         left = left[os.write(feed, left[:65536]) :] if left else left
@@ -183,10 +196,22 @@ def communicate(process: subprocess.Popen[bytes], stdin: bytes, limits: Limits) 
             ended = "time"
     end(process)
     code = process.returncode
-    if ended == "exit" and code in (-signal.SIGXCPU, 128 + signal.SIGXCPU, -signal.SIGKILL, 128 + signal.SIGKILL):
-        ended = "time"  # nobody else kills it: its processor time is over
+    if ended == "exit" and code in OUT_OF_TIME:
+        ended = "time"
     out, err = (bytes(data[: limits.output]).decode("utf-8", "replace") for data in held.values())
     return Outcome(code, out, err, ended, time.monotonic() - begin)
+
+
+def held_by(pid: int) -> int:
+    """Bytes of memory that a process and all it has started hold; 0 where the system does not say."""
+    held, left = 0, [pid]
+    while left:
+        folder = Path(f"/proc/{left.pop()}")
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            held += int((folder / "statm").read_text().split()[1]) * _PAGE
+            for task in (folder / "task").iterdir():
+                left += map(int, (task / "children").read_text().split())
+    return held
 
 
 def _is_root() -> bool:
@@ -214,9 +239,11 @@ def _walls(bubblewrap: str) -> tuple[str, ...]:
             walls += ["--ro-bind", f"/{name}", f"/{name}"]
     walls += ["--proc", "/proc", "--dev", "/dev"]
     options = subprocess.run([bubblewrap, "--help"], capture_output=True, text=True, check=False).stdout
-    walls += ["--perms", "1777"] if "--perms" in options else []
-    walls += ["--size", str(_TEMPORARY)] if "--size" in options else []
-    return (*walls, "--tmpfs", "/tmp", "--chdir", "/tmp")
+    mode = ["--perms", "1777"] if "--perms" in options else []
+    if "--size" in options:
+        walls += [*mode, "--size", str(_SHARED), "--tmpfs", "/dev/shm"]
+        mode += ["--size", str(_TEMPORARY)]
+    return (*walls, "--remount-ro", "/dev", *mode, "--tmpfs", "/tmp", "--chdir", "/tmp")
 
 
 @functools.cache
@@ -248,17 +275,3 @@ def _filter() -> int | None:
     os.write(writer, data)
     os.close(writer)
     return reader
-
-
-def _limit(limits: Limits) -> None:
-    """In the child, before bubblewrap: what it starts inherits it."""
-    cpu = max(1, round(limits.cpu))
-    for what, value in (
-        (resource.RLIMIT_CPU, cpu),
-        (resource.RLIMIT_AS, limits.memory),
-        (resource.RLIMIT_NOFILE, limits.files),
-        (resource.RLIMIT_FSIZE, _TEMPORARY),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-    ):
-        resource.setrlimit(what, (value, value))

@@ -59,7 +59,27 @@ _REFUSED = {
     "clock_adjtime": (305, 266),
     "setpriority": (141, 140),
     "sched_setaffinity": (203, 122),
+    "sched_setscheduler": (144, 119),
+    "ioprio_set": (251, 30),
+    "socket": (41, 198),  # of every family: those for virtual machines, say, know no network namespace
+    "pidfd_getfd": (438, 438),
+    "process_madvise": (440, 440),
+    "kcmp": (312, 272),
+    "personality": (135, 92),
+    "kexec_file_load": (320, 294),
+    "fsconfig": (431, 431),
+    "fspick": (433, 433),
+    "io_setup": (206, 0),
+    "mbind": (237, 235),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    # memory that no limit of a process counts once it has let go of it
+    "memfd_create": (319, 279),
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "semget": (64, 190),
 }
+_ONLY_X86 = (154, 172, 173)  # modify_ldt, iopl, ioperm
 _ARCHES = {"x86_64": (0, 0xC000003E, 56, 435), "aarch64": (1, 0xC00000B7, 220, 435)}
 
 
@@ -69,7 +89,7 @@ def program() -> bytes | None:
     if found is None:
         return None
     column, arch, clone, clone3 = found
-    numbers = sorted(pair[column] for pair in _REFUSED.values())
+    numbers = sorted({pair[column] for pair in _REFUSED.values()}.union(() if column else _ONLY_X86))
     lines = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
     if column == 0:
         lines += [(0x35, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]  # another table of numbers, which this one is not
