@@ -120,7 +120,8 @@ def tidy(answer: str) -> str:
     text = re.sub(r"\\frac\s*(\{[^{}]*\})\s*(\w)", r"\\frac\1{\2}", re.sub(r"\\frac\s*(\w)\s*\{", r"\\frac{\1}{", text))
     text = re.sub(r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}", text)
     text = re.sub(r"\\le(?:q|qslant)?(?![a-z])", r"\\le ", re.sub(r"\\ge(?:q|qslant)?(?![a-z])", r"\\ge ", text))
-    return " ".join(text.split()).strip(" .;:`'\"") if not text.strip().startswith(".") else " ".join(text.split())
+    text = re.sub(r"(?<!\\)\\\s*$", "", " ".join(text.split())).strip(" ;:`'\"")
+    return text.rstrip(" .")
 
 
 _INTEGER = r"(?:\d{1,3}(?:[,  ]\d{3})+|\d+)"

@@ -1,4 +1,4 @@
-"""MATH-500: 500 problems of MATH's test set (Hendrycks et al. 2021, arXiv 2103.03874), as Lightman et al. chose them."""
+"""MATH-500: 500 problems of MATH's test set (Hendrycks et al. 2021, arXiv 2103.03874), chosen by Lightman et al."""
 
 from __future__ import annotations
 

@@ -40,6 +40,6 @@ SUITE = Suite(
     references=published("7.8 36.1 60.7 65.4 73.3 75.0 73.9 80.8", "1.5 4.9 13.9 16.6 23.2 24.1 24.6 32.4"),
     groups=("language",),
     needs=("math-verify",),
-    notes="Asked in the problem's language, with the request for a box in English. One problem's 55 translations are no "
-    "55 independent items: an interval over items is too narrow. The report does not say how many samples it took.",
+    notes="Asked in the problem's language, with the request for a box in English. One problem's 55 translations are "
+    "not 55 independent items: an interval over items is too narrow. The report does not say how many samples it took.",
 )
