@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qwen3.errors import UsageError
+from qwen3.tokenizer.grams import grams, hash_chars, hash_words, is_unspaced, words
 from qwen3.train.corpus.exact import (
     document_hash,
     first_documents,
@@ -15,7 +16,6 @@ from qwen3.train.corpus.exact import (
     paragraph_hashes,
     without_paragraphs,
 )
-from qwen3.train.corpus.grams import grams, hash_chars, hash_words, is_unspaced, words
 from qwen3.train.corpus.minhash import MinHash, similarity
 
 VOCABULARY = [f"w{i}" for i in range(3000)]

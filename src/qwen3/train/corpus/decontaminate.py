@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from qwen3.errors import UsageError
 from qwen3.tasks import FAMILIES
-from qwen3.train.corpus.grams import grams, hash_chars, hash_words, is_unspaced, words
+from qwen3.tokenizer.grams import grams, hash_chars, hash_words, is_unspaced, words
 from qwen3.train.corpus.readers import read
 
 WORDS, CHARS = 13, 8

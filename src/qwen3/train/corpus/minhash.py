@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3.errors import UsageError
-from qwen3.train.corpus.grams import grams, hash_words, mix, words
+from qwen3.tokenizer.grams import grams, hash_words, mix, words
 
 _CHUNK = 256  # shingles at once: the products of a chunk stay in the cache
 _PAIRS = 1 << 16  # pairs of signatures compared at once

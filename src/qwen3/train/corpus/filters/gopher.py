@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from qwen3.tokenizer.grams import is_unspaced, words
 from qwen3.train.corpus.documents import Document
-from qwen3.train.corpus.grams import is_unspaced, words
 from qwen3.train.recipe import key
 
 _BULLETS = ("-", "*", "•", "‣", "▪", "●", "◦")

@@ -14,8 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
+from qwen3.tokenizer.grams import words
 from qwen3.train.corpus.documents import Document
-from qwen3.train.corpus.grams import words
 from qwen3.train.recipe import key
 
 

@@ -13,9 +13,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3.tokenizer.grams import grams, hash_words, words
 from qwen3.train.corpus.documents import Document
 from qwen3.train.corpus.exact import paragraphs
-from qwen3.train.corpus.grams import grams, hash_words, words
 from qwen3.train.recipe import key
 
 

@@ -1,4 +1,4 @@
-"""Words and n-grams of texts as 64-bit hashes in arrays: what near duplicates and decontamination compare.
+"""Words and n-grams of texts as 64-bit hashes in arrays: near duplicates, decontamination, overlap with a suite.
 
 The same on every machine and in every process.
 """
