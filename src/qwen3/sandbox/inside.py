@@ -132,8 +132,8 @@ def judge(job, program):
         exec(compile(setup, "setup.py", "exec"), space)
         space |= {"candidate": candidate} | ({name: candidate} if name else {})
         exec(compile(tests, "tests.py", "exec"), space)
-        if callable(space.get("check")):
-            space["check"](candidate)
+        if callable(check := space.get("check")) and check is not candidate:
+            check(candidate)
         verdict("passed", "")
     except AssertionError as error:
         verdict("failed", str(error))
