@@ -26,6 +26,8 @@ from qwen3.errors import SandboxError
 from qwen3.sandbox.inside import JUDGE, SERVER
 from qwen3.sandbox.process import LOOK, OUT_OF_TIME, Limits, end, held_by, run, start
 
+_ALL = 8 << 30  # bytes of address space that a judge may be granted
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -90,7 +92,7 @@ def check_calls(program: str, entry: str, tests: str, limits: Limits | None = No
         _Judge.take(theirs, left)
         theirs.close()
         left.close()
-        bounds = (max(1, round(limits.cpu)), limits.wall, limits.memory)
+        bounds = (max(1, round(limits.cpu)), limits.wall, min(limits.memory, _ALL))
         nonce, name = secrets.token_hex(16), entry if entry.isidentifier() else ""
         job = json.dumps([nonce, setup, tests, name, bounds]).encode()
         word, detail = _verdict(ours, job, nonce, begin + limits.wall, solution.pid, limits)
@@ -141,7 +143,7 @@ class _Judge:
         with tempfile.TemporaryDirectory(prefix="qwen3-sandbox-") as folder, far:
             source = Path(folder, "judge.py")
             source.write_text(JUDGE, encoding="utf-8")
-            limits = Limits(cpu=1 << 30, memory=8 << 30, processes=512, files=256)
+            limits = Limits(cpu=1 << 30, memory=_ALL, processes=512, files=256)
             threading.Thread(target=self._hold, args=(source, limits, far), daemon=True).start()
             self.line.settimeout(30)
             try:

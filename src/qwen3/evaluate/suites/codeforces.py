@@ -6,6 +6,8 @@ contestants. Nothing here submits: the headline is the share of problems solved 
 
 from __future__ import annotations
 
+from typing import Any
+
 from qwen3.evaluate.score.code import UNPARSED, check_stdin, judged, program_in
 from qwen3.evaluate.suites.livecodebench import prompt
 from qwen3.evaluate.suites.source import Row, field, rows
@@ -29,7 +31,7 @@ def _usable(row: Row) -> bool:
 
 
 def _item(row: Row) -> Item:
-    gold = {
+    gold: dict[str, Any] = {
         "question": _question(row),
         "tests": [{"input": t["input"], "output": t["output"]} for t in row.get("official_tests") or row["examples"]],
         "seconds": float(row.get("time_limit") or 2),

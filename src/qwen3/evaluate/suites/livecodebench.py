@@ -22,7 +22,7 @@ from qwen3.evaluate.types import Answer, Item, Score, Suite
 
 HOW = "Get test.jsonl … test6.jsonl of livecodebench/code_generation_lite from the hub (v5 is up to test5.jsonl)."
 WINDOW = (date(2024, 10, 1), date(2025, 2, 28))
-SECONDS, MEMORY = 6.0, 4 << 30  # a test; the runner's timeout and memory
+SECONDS, MEMORY = 6.0, 2 << 30  # of a test; the benchmark's own runner gives 6 seconds and has no limit of memory
 LARGEST = 1 << 30
 
 # The prompt that its runner has for Qwen's coder models; the report drops ONLY in thinking mode.
