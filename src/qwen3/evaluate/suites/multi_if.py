@@ -17,18 +17,6 @@ from qwen3.evaluate.suites.source import Row, field, published, rows
 from qwen3.evaluate.types import Answer, Item, Score, Suite
 
 TURNS = 3
-    "Chinese",
-    "English",
-    "French",
-    "German",
-    "Hindi",
-    "Italian",
-    "Portuguese",
-    "Russian",
-    "Spanish",
-    "Thai",
-    "Vietnamese",
-]
 KINDS = ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose")
 
 

@@ -17,14 +17,15 @@ from typing import Any
 
 from qwen3.errors import UsageError
 
+
 def _set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
 _ABBREVIATIONS = _set(
-    "adm ala ariz aug ave bros calif cie co col colo conn corp cos ct dec dr feb fla fri ft ga gen ill inc jan jr kan ky"
-    " lt ltd maj messrs mg mich minn mr mrs ms nev nov oct ok okla ore pa prof rep reps sen sep sept sr st tenn tues va"
-    " vs vt wash wed wis yr a.m d.c l.a m.b.a n.c n.d n.h n.j n.m n.v n.y p.m ph.d r.i s.a s.c u.k u.n u.s u.s.a"
+    "adm ala ariz aug ave bros calif cie co col colo conn corp cos ct dec dr feb fla fri ft ga gen ill inc jan jr kan"
+    " ky lt ltd maj messrs mg mich minn mr mrs ms nev nov oct ok okla ore pa prof rep reps sen sep sept sr st tenn tues"
+    " va vs vt wash wed wis yr a.m d.c l.a m.b.a n.c n.d n.h n.j n.m n.v n.y p.m ph.d r.i s.a s.c u.k u.n u.s u.s.a"
     " u.s.s.r w.va c d e f g h k l m n p r s t v w"
 )
 # Which capitalized words begin a sentence after an abbreviation or dots: those that are never inside a name.
