@@ -126,16 +126,15 @@ def _argument(about: Mapping[str, Any], right: list[Any], value: Any, language: 
             return False
     elif type(value) is not given:
         return False
-    if given in (None, kind) and type(value) is kind:
-        if kind is dict:
-            return any(_dict(value, one) for one in right if isinstance(one, Mapping))
-        if kind is list and inner is dict:
-            return any(_dicts(value, one) for one in right)
-        if kind is str:
-            return _plain(value) in [_plain(one) for one in right if isinstance(one, str)]
-        if kind is list:
-            return [_plain(one) for one in value] in [[_plain(x) for x in one] for one in right if one is not None]
-    return value in right
+    if type(value) is not kind or given not in (None, kind):
+        return value in right
+    if kind is list and inner is dict:
+        return any(_dicts(value, one) for one in right)
+    if isinstance(value, dict):
+        return any(_dict(value, one) for one in right if isinstance(one, Mapping))
+    if isinstance(value, list):
+        return [_plain(one) for one in value] in [[_plain(x) for x in one] for one in right if one is not None]
+    return _plain(value) in [_plain(one) for one in right] if isinstance(value, str) else value in right
 
 
 def _plain(value: Any) -> Any:
@@ -143,7 +142,7 @@ def _plain(value: Any) -> Any:
     return re.sub(r"[ ,./\-_*^]", "", value).lower().replace("'", '"') if isinstance(value, str) else value
 
 
-def _inner(value: list[Any], right: Any, kind: type) -> bool:
+def _inner(value: Any, right: Any, kind: type) -> bool:
     """Whether the items' types are as expected, or as in one right list of variables' names."""
     if not isinstance(right, list):
         return True
@@ -157,7 +156,7 @@ def _dict(value: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
     )
 
 
-def _dicts(value: list[Any], right: Any) -> bool:
+def _dicts(value: Any, right: Any) -> bool:
     if len(value) != len(right):
         return False
     pairs = zip(value, right, strict=True)
