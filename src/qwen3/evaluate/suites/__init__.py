@@ -8,6 +8,7 @@ from functools import cache
 
 from qwen3.errors import UsageError
 from qwen3.evaluate.types import Suite
+from qwen3.evaluate.variants import variant
 
 
 @cache
@@ -21,7 +22,8 @@ def suites() -> dict[str, Suite]:
 
 
 def suite_named(name: str) -> Suite:
-    """Raises UsageError for an unknown name."""
+    """`NAME`, or `NAME+KIND` for a changed copy (`evaluate.variants`). Raises UsageError for an unknown name."""
+    name, plus, kind = name.partition("+")
     if (found := suites().get(name)) is None:
         raise UsageError(f"no suite {name!r}; there are: {', '.join(suites())}")
-    return found
+    return variant(found, kind) if plus else found

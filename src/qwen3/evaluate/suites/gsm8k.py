@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qwen3.errors import UsageError
 from qwen3.evaluate.score.math import math_item, score, whole
 from qwen3.evaluate.score.math_same import need
-from qwen3.evaluate.suites.source import field, rows
+from qwen3.evaluate.suites.source import Row, field, rows
 from qwen3.evaluate.types import Item, Suite
 
 HOW = (
@@ -14,11 +16,13 @@ HOW = (
 )
 
 
-def load(local: str | None) -> list[Item]:
-    """The reference is what stands after the solution's #### mark."""
+def load(local: str | None, change: Callable[[Row], Row | None] | None = None) -> list[Item]:
+    """The reference is what stands after the solution's #### mark. change: makes another row of one, None: of none."""
     need()
     items = []
-    for number, row in enumerate(rows("gsm8k", local=local, hub=("openai/gsm8k", "main", "test"), how=HOW)):
+    for number, given in enumerate(rows("gsm8k", local=local, hub=("openai/gsm8k", "main", "test"), how=HOW)):
+        if (row := change(given) if change else given) is None:
+            continue
         _, mark, answer = str(field(row, "answer")).rpartition("####")
         if not mark:
             raise UsageError(f"gsm8k: {row['_file']}: the answer of row {number + 1} has no #### line")
