@@ -282,8 +282,6 @@ def parts(text: str) -> Parts | None:
     pieces = _split(text, r",|;|\s(?:and|or)\s|\\(?:land|lor|vee|wedge)(?![a-z])")
     if len(pieces) > 1 and all(pieces):
         return Parts("list", _signed(pieces))
-    if r"\pm" in text:
-        return Parts("list", both) if len(both := _signed([text])) > 1 else None
     opened = "{" if text.startswith(r"\{") else text[:1]
     closed = "}" if text.endswith(r"\}") else text[-1:]
     if opened in ("(", "[", "{") and closed in (")", "]", "}") and (opened == "{") == (closed == "}"):
@@ -291,7 +289,7 @@ def parts(text: str) -> Parts | None:
         inner = [part for part in _split(text[width : len(text) - width], ",|;") if part]
         if len(inner) > 1 or (opened == "{" and width == 2 and inner and not re.search(r"\||\\mid|:", inner[0])):
             return Parts(opened + closed, _signed(inner) if opened == "{" else tuple(inner))
-    return None
+    return Parts("list", both) if len(both := _signed([text])) > 1 else None
 
 
 def _signed(pieces: Sequence[str]) -> tuple[str, ...]:
