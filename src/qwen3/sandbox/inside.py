@@ -109,6 +109,8 @@ def judge(job, program):
             name, text = map(str, found["error"])
             kind = getattr(builtins, name, None)
             kind = kind if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError
+            if issubclass(kind, StopIteration):  # it would end `all(map(candidate, …))` with a yes
+                kind = RuntimeError
             raise kind(text)
         return found
     def candidate(*arguments, **named):
