@@ -43,14 +43,14 @@ _COMMON = _STARTERS | _set(
     " those to today too two until up was we well what where who why will with would you"
 )
 
-_APART = "[?!)\";}\\]*:@'({\\[‘’“”«»]"  # characters that end a word
+_APART = "[?!)\";}\\]*:@'({\\[]"  # characters that end a word
 _MARKS = r"-{2,}|\.{2,}|(?:\.\s){2,}\."
 _TOKEN = re.compile(
     rf"{_MARKS}|(?=[^(\"`{{\[:;&#*@)}}\]\-,])\S+?(?=\s|$|{_APART}|{_MARKS}|,(?=$|\s|{_APART}|{_MARKS}))|\S"
 )
 _END = re.compile(rf"[.?!](?={_APART}|\s+\S)")
 _AFTER = re.compile(rf"{_APART}|\s+\S+")
-_CLOSING = re.compile("[\"')\\]}‘’“”«»]+?(?:\\s+|(?=--)|$)", re.M)
+_CLOSING = re.compile("[\"')\\]}]+?(?:\\s+|(?=--)|$)", re.M)
 _NUMBER = re.compile(r"-?[.,]?\d[\d,.-]*\.?")
 
 
