@@ -102,7 +102,7 @@ _LETTER = rf"(?<![{_WORD}\\])(?<![A-Za-z][-'’])({_ONE})(?![{_WORD}]|['’][A-Z
 _GLUE = re.compile(
     r"(?:[\s:=\-–—→>\"'“”‘’«»(\[{#|,]|(?:is|are|was|be|would|should|must|will|the|to|this|question|problem|letter|option"
     r"|options|choice|answer|number|therefore|thus|hence|so|clearly|definitely|most|likely|probably|correct|right|best"
-    r"|final|only|indeed|actually|but|rather|instead|it|it's|that|which|one|i|think|believe)\b)*",
+    r"|final|only|indeed|actually|but|rather|instead|it|it's|that|which|one|i\s+(?:think|believe))\b)*",
     re.I,
 )
 _CUE = re.compile(
