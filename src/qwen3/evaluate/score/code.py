@@ -41,7 +41,7 @@ def defines(code: str, name: str) -> bool:
 
 def program_in(text: str, entry: str | None = None) -> str | None:
     """The program in an answer, None where there is none. entry: the name that it is to define, if any."""
-    text = text.rpartition("</think>")[2]
+    text = text.rpartition("</think>")[2].replace("\r\n", "\n")
     text = re.sub(r"^\s*\[BEGIN\]\s*?\n|\[DONE\].*\Z", "", text, flags=re.DOTALL)
     blocks = [(block[2].lower(), textwrap.dedent(block[3])) for block in _FENCE.finditer(text)]
     python = [code for language, code in blocks if language in _PYTHON and code.strip()]
@@ -138,16 +138,17 @@ def checked(checker: str, given: str, wanted: str, found: str) -> str:
 
 
 def check_function(program: str, entry: str, cases: Sequence[Sequence[Any]], seconds: float, memory: int) -> Verdict:
-    """Does `entry` give for each case [arguments, value] that value (a tuple counts as a list)? seconds: a case."""
+    """Does `entry` give for each case [arguments, value] that value (a tuple counts as a list)? seconds: a case, on the
+    clock, and half as much again where the machine is loaded."""
     tests = (
         "import json, signal\ndef late(*_):\n    raise TimeoutError('more than its seconds')\n"
         "signal.signal(signal.SIGALRM, late)\n"
         f"cases = json.loads({json.dumps(cases)!r})\n"
         "for i, (given, wanted) in enumerate(cases, 1):\n"
-        f"    signal.setitimer(signal.ITIMER_REAL, {3 * seconds + 2})\n"
+        f"    signal.setitimer(signal.ITIMER_REAL, {1.5 * seconds})\n"
         "    found = candidate(*given)\n"
         "    found = list(found) if isinstance(found, tuple) else found\n"
         "    assert found == wanted, f'test {i} of {len(cases)}: {found!r:.100} is not {wanted!r:.100}'\n"
     )
-    total = min(600.0, (3 * seconds + 2) * max(1, len(cases)))
+    total = min(600.0, 2 + 1.5 * seconds * len(cases))
     return check_calls(program, entry, tests, Limits(min(120.0, seconds * max(2, len(cases))), total, memory))
