@@ -73,7 +73,7 @@ class Campaign:
         self.check(name)
         shards = None
         if self.text is not None:
-            shards = self.run / "shards"
+            shards = self.run.with_name(self.run.name + "-shards")  # `train` wants a folder of its own
             build_text(self.text, shards)
         recipe = build(self.size, shards, self.run, device=self.device, max_minutes=minutes)
         wanted = [stage for part in list(PARTS)[: list(PARTS).index(name) + 1] for stage in PARTS[part]]

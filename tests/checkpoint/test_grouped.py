@@ -191,3 +191,16 @@ def test_where_nothing_multiplies_them(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Qwen3(read_config(resolve("embedded").path), device="meta")
     with pytest.raises(UsageError, match="not for meta and bfloat16"):
         pack_model(model, "int8")
+
+
+def test_what_they_are_for_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a GPU they are slower than bfloat16 for many requests at once (docs/quantization.md)."""
+    folder, _ = small(tmp_path, "gptq", "dense")
+    monkeypatch.setattr(
+        "qwen3.model.load.load_weights", lambda *given, **how: load_weights(*given, **how | {"grouped": True})
+    )
+    with pytest.warns(
+        UserWarning, match="few bits are for up to 32 requests at once; for more, torch.float32 is faster"
+    ):
+        model = load_model(folder, "cpu")
+    assert any(isinstance(part, GroupWeight) for part in model.modules())

@@ -16,6 +16,7 @@ from qwen3.checkpoint.packed import BITS
 from qwen3.config import ModelConfig
 from qwen3.errors import UsageError
 from qwen3.kernels import native
+from qwen3.kernels.grouped import GroupWeight
 from qwen3.model import cpu_probe
 from qwen3.model.network import Qwen3
 from qwen3.model.pack import check_groups, has_groups, pack_model
@@ -113,6 +114,11 @@ def load_model(
         warnings.warn(f"{folder}: {problem}", stacklevel=2)
     pack = _packing(quantization, dtype, wanted, target)
     load_weights(model, folder, device=target, dtype=wanted, pack=pack, grouped=target.type == "cuda")
+    if any(isinstance(module, GroupWeight) for module in model.modules()):
+        say = (
+            f"{folder}: weights in few bits are for up to 32 requests at once; for more, {wanted} is faster if it fits"
+        )
+        warnings.warn(say, stacklevel=2)
     model.rotary.to(target)
     return model.eval()
 
