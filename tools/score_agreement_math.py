@@ -33,9 +33,39 @@ from qwen3.checkpoint.journal import write_atomic  # noqa: E402
 from qwen3.evaluate.machine import commit  # noqa: E402
 from qwen3.evaluate.score.math import compare  # noqa: E402
 from qwen3.evaluate.suites import gsm8k, math500  # noqa: E402
-from tests.evaluate.score.math_forms import Case, cases, number_cases, references  # noqa: E402
+from tests.evaluate.score.math_forms import Case, cases, number_cases, references, symbolic_cases  # noqa: E402
 
 Judge = Callable[[Case], bool]
+
+STRINGS = "it compares strings, and knows of other ways to write a value only fractions a/b, 0.5 and a few units"
+SIGNS = "∞, π and the minus sign − are no LaTeX to it"
+PARSER = "what sympy's LaTeX parser does not read is compared as a string: lists, intervals, matrices, words, \\,"
+CUT = "what stands after a list's first parts is not read by sympy's LaTeX parser"
+WHY: dict[str, dict[str, str]] = {
+    "math-verify": {
+        "unit": "a unit that is not in \\text{} is read as a product of letters",
+        "other base": "the base is dropped before the digits are compared",
+        "Unicode": SIGNS,
+        "pi in Unicode": SIGNS,
+        "inequality": "an inequality is an interval only where the reference is the inequality",
+        "spaced": "a unit with \\, after it is not taken off",
+        "thin spaces": "1\\,260 is read as a product of 1 and 260",
+    },
+    "lm-eval minerva_math exact_match": {
+        "": PARSER,
+        "bold": "\\mathbf is read as a symbol",
+        "mixed": "a mixed number is read as a product",
+        "long decimal": "a rounded decimal is not its fraction to it",
+        "one more part": CUT,
+        "one lost": CUT,
+        "other base": "a base is read as a symbol's index and lost",
+    },
+    "lm-eval aime": {"": STRINGS},
+    "lm-eval gsm8k strict-match": {"": "its pattern takes no currency sign, and 5.00 is not 5 to it"},
+    "lm-eval gsm8k flexible-extract": {"two decimals": "it compares strings: 90.00 is not 90 to it"},
+    "simple-evals mgsm": {"other sign": "its pattern of numbers has no minus sign"},
+}
+"""Why an official scorer judges otherwise than is so, by form; "": any other form."""
 
 
 def tasks() -> Path:
@@ -147,18 +177,21 @@ def beside(name: str, judge: Judge, judged: list[tuple[Case, bool]]) -> dict[str
             )
             classes[key] += 1
             examples.setdefault(key, {"reference": case.gold, "answer": case.text[-120:]})
-    total = both["answers"]
+    total, reasons = both["answers"], WHY.get(name.replace("lm-eval minerva_math math_verify", "math-verify"), {})
+    with_truth = sum(count for (who, _, _), count in classes.items() if who == "ours")
     return {
         "answers": total,
         "agreement": round(both["agree"] / total, 5),
         "theirs_true": round(both["theirs true"] / total, 5),
         "ours_true": round(both["ours true"] / total, 5),
+        "agree_or_truth_is_with_ours": round((both["agree"] + with_truth) / total, 5),
         "disagreements": [
             {
                 "truth_is_with": who,
                 "the_other": what,
                 "form": form,
                 "count": count,
+                "why": reasons.get(form, reasons.get("", "unexplained")) if who == "ours" else "unexplained",
                 "example": examples[who, what, form],
             }
             for (who, what, form), count in sorted(classes.items(), key=lambda entry: (entry[0][0], -entry[1]))
@@ -183,6 +216,7 @@ def main() -> None:
         "MATH-500": cases(golds, options.seed, options.each),
         "GSM8K": number_cases(numbers, options.seed),
         "made": cases(references(options.seed, 200), options.seed + 1, 2),
+        "sympy": symbolic_cases(options.seed, 300),
     }
     judged = [(case, bool(compare(case.gold, case.text).value)) for found in asked.values() for case in found]
     forms = defaultdict[str, Counter[str]](Counter)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import NamedTuple
 
 Form = tuple[str, str]  # its name, the text
@@ -38,7 +39,7 @@ class Case(NamedTuple):
 
 def written(gold: str, rng: random.Random) -> list[Form]:
     """A reference (in LaTeX) in forms of the same value, the plain copy first."""
-    found = [("copy", gold), ("display style", gold.replace(r"\frac", r"\dfrac")), ("spaced", f"\\, {gold}\\ ")]
+    found = [("copy", gold), ("display style", gold.replace(r"\frac", r"\dfrac")), ("spaced", f"\\,{gold}\\,")]
     if r"\left" not in gold and re.search(r"[(\[].*,.*[)\]]", gold) and "cup" not in gold:
         found.append(("sized brackets", re.sub(r"([)\]])$", r"\\right\1", re.sub(r"^([(\[])", r"\\left\1", gold))))
     if INTEGER.fullmatch(gold):
@@ -171,7 +172,7 @@ def changed(gold: str, rng: random.Random) -> list[Form]:
     if (m := BRACKETS.fullmatch(gold)) and "," not in m[2] and m[2] != m[3]:
         found.append(("ends turned", f"{m[1]}{m[3]}, {m[2]}{m[4]}"))
         found.append(("other end", f"{m[1]}{m[2]}, {m[3]} + 1{m[4]}")) if r"\infty" not in m[3] else None
-        if m[1] + m[4] != "()":
+        if m[1] + m[4] != "()" and r"\infty" not in m[2]:
             found.append(("brackets turned", f"{'[' if m[1] == '(' else '('}{m[2]}, {m[3]}{m[4]}"))
     elif LIST.fullmatch(gold) and not re.search(r"\d,\d{3}(?!\d)", gold):
         pieces = [piece.strip() for piece in gold.split(",")]
@@ -204,6 +205,8 @@ PROSE: dict[str, Callable[[str], str]] = {
     ),
     "minerva": lambda a: f"We count to $12$.\nFinal Answer: The final answer is ${a}$. I hope it is correct.",
     "said": lambda a: f"There are $12$ cases and $3$ are left. So the answer is ${a}$.",
+    "boxed, then checked": lambda a: f"So $\\boxed{{{a}}}$.\n\nTo check, we count again: $3 + 4 = 7$, and $7 < 12$.",
+    "boxed and bold": lambda a: f"With $y = 12$ we are done: **$\\boxed{{{a}}}$**",
     "labelled": lambda a: f"We have $x+y=12$.\n\n**Answer:** ${a}$",
 }
 """How an answer states a formula."""
@@ -238,8 +241,9 @@ def references(seed: int, count: int) -> list[str]:
     sign = lambda: rng.choice(["", "-"])  # noqa: E731
 
     def fraction() -> str:
-        a, b = i(), rng.choice([3, 4, 5, 6, 7, 8, 11, 20, 25])
-        return f"{sign()}\\frac{{{a}}}{{{b}}}"
+        value = Fraction(i(), rng.choice([3, 4, 5, 6, 7, 8, 11, 20, 25]))
+        value += Fraction(1, 7) if value.denominator == 1 else 0
+        return f"{sign()}\\frac{{{value.numerator}}}{{{value.denominator}}}"
 
     kinds: list[Callable[[], str]] = [
         lambda: f"{sign()}{i(1, 9999)}",
@@ -278,6 +282,43 @@ def cases(golds: list[str], seed: int, each: int) -> list[Case]:
             for form, text in rng.sample(forms, min(each, len(forms))):
                 prose = rng.choice(list(PROSE))
                 found.append(Case(gold, PROSE[prose](text), right, form, prose))
+    return found
+
+
+def symbolic_cases(seed: int, count: int) -> list[Case]:
+    """Expressions of one variable as sympy prints them, in other forms, and with a term changed."""
+    import sympy
+
+    rng = random.Random(f"symbolic cases/{seed}")
+    x = sympy.Symbol("x")
+    n = lambda low=1, high=9: rng.randint(low, high)  # noqa: E731
+    kinds: list[Callable[[], sympy.Expr]] = [
+        lambda: (x + n()) * (x - n()) * n(),
+        lambda: (n() * x + n()) ** 2 - n(),
+        lambda: x ** n(2, 5) + n() * x - n(),
+        lambda: (x + n()) / (n(2, 5) * x + n()),
+        lambda: sympy.sqrt(n(2, 30)) + sympy.Rational(n(), n(2, 9)),
+        lambda: n() * sympy.pi + sympy.Rational(n(), 7),
+        lambda: sympy.sqrt(n(2, 12)) / sympy.sqrt(n(2, 30)) + n(),
+        lambda: 2 ** sympy.Rational(n(), 3) * n(),
+        lambda: n() * sympy.sin(x) + n() * sympy.cos(x),
+        lambda: sympy.log(n(2, 9)) + n(),
+    ]
+    shown: dict[str, Callable[[sympy.Expr], sympy.Expr]] = {
+        "sympy: printed": lambda e: e,
+        "sympy: expanded": sympy.expand,
+        "sympy: factored": sympy.factor,
+        "sympy: simplified": sympy.simplify,
+        "sympy: together": sympy.together,
+    }
+    found = []
+    for _ in range(count):
+        expression = rng.choice(kinds)()
+        form = rng.choice(list(shown))
+        gold, prose = sympy.latex(expression), rng.choice(list(PROSE))
+        found.append(Case(gold, PROSE[prose](sympy.latex(shown[form](expression))), True, form, prose))
+        other = sympy.latex(shown[form](expression + rng.choice([1, -1, x, sympy.Rational(1, 9)])))
+        found.append(Case(gold, PROSE[prose](other), False, f"{form}, another", prose))
     return found
 
 

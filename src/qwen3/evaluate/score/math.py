@@ -50,7 +50,10 @@ _CUE = re.compile(
     r"|సమాధానం\s*[:：]?|คำตอบ(?:คือ)?\s*[:：]?)\s*",
     re.I,
 )
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|(?<!\\)\$((?:\\.|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)", re.S)
+_FORMULA = re.compile(
+    r"\$\$(.{1,2000}?)\$\$|\\\[(.{1,2000}?)\\\]|(?<!\\)\$((?:\\.|[^$\n]){1,2000}?)(?<!\\)\$|\\\((.{1,2000}?)\\\)", re.S
+)
+_PROSE = re.compile(r"(?:^|\s)[a-zA-Z]{2,}(?=\s|$)")
 _NUMBER = re.compile(
     r"(?<![\w.])-?(?:\\?\$\s*)?-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?(?:\s*\\?%)?|(?<![\w.])-?\.\d+"
 )
@@ -59,40 +62,45 @@ _END = re.compile(r"(?<!\d)\.(?=\s|$)|(?<=\d)\.(?=\s+\D|\s*$)|[。!?！？]|\n")
 
 def boxes(text: str) -> Iterator[tuple[int, int, str]]:
     r"""(start, end, content) of each \boxed{…} that closes and is not empty, braces nested; \boxed 5, too."""
+    closes, opened = dict[int, int](), list[int]()
+    for brace in re.finditer(r"\\.|[{}]", text, re.S):
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif brace[0] == "}" and opened:
+            closes[opened.pop()] = brace.start()
     for m in _BOX.finditer(text):
         if text[m.end() - 1] != "{":
-            bare = re.compile(r"\\[a-zA-Z]+(?:\{[^{}]*\})*|-?[\w.]+").match(text, m.end())
-            if bare:
+            if bare := re.compile(r"\\[a-zA-Z]+(?:\{[^{}]*\})*|-?[\w.]+").match(text, m.end()):
                 yield m.start(), bare.end(), bare[0]
-            continue
-        depth, at = 1, m.end()
-        while at < len(text) and depth:
-            if text[at] == "\\":
-                at += 1
-            else:
-                depth += (text[at] == "{") - (text[at] == "}")
-            at += 1
-        if not depth and (inside := text[m.end() : at - 1].strip()):
-            yield m.start(), at, inside
+        elif (end := closes.get(m.end() - 1)) and (inside := text[m.end() : end].strip()):
+            yield m.start(), end + 1, inside
 
 
 def extract(text: str, *, number: bool = False) -> str | None:
     """What an answer states. number: the reference is one number, so that of prose around a number only the number
     counts. None where there is nothing that could be an answer."""
-    stated = _boxed(text) or _hashed(text) or _said(text, number)
-    if stated is None:
-        formulas = [next(filter(None, m.groups())).strip() for m in _FORMULA.finditer(text)]
-        numbers = [m[0] for m in _NUMBER.finditer(text)]
-        lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-        if lines and len(lines) == 1 and len(lines[0]) <= 60 and not number:
-            stated = formulas[-1] if formulas else lines[0]
-        else:
-            stated = (
-                (numbers[-1:] or formulas[-1:] or [None])[0] if number else (formulas[-1:] or numbers[-1:] or [None])[0]
-            )
+    stated = _boxed(text) or _hashed(text) or _said(text, number) or _last(text, number)
     if stated is None or not stated.strip(" .$*"):
         return None
     return _only_number(stated) if number else stated
+
+
+def _inside(m: re.Match[str]) -> str:
+    """What a formula's marks hold; "" where that is prose between two dollar signs of prices."""
+    inside = next(filter(None, m.groups())).strip()
+    return "" if _PROSE.search(re.sub(r"\\[a-zA-Z]+\s*\{[^{}]*\}", "", inside)) else inside
+
+
+def _last(text: str, number: bool) -> str | None:
+    formulas = [(m.end(), inside) for m in _FORMULA.finditer(text) if (inside := _inside(m))]
+    numbers = [(m.end(), m[0]) for m in _NUMBER.finditer(text)]
+    if number and numbers:
+        within = formulas and formulas[-1][0] >= numbers[-1][0] and re.search(r"frac|sqrt|\\pi|\^", formulas[-1][1])
+        return formulas[-1][1] if within else numbers[-1][1]
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    if not formulas and len(lines) == 1 and len(lines[0]) <= 60 and not number:
+        return lines[0]
+    return next((found[-1][1] for found in (formulas, numbers) if found), None)
 
 
 def _boxed(text: str) -> str | None:
@@ -115,14 +123,14 @@ def _hashed(text: str) -> str | None:
 
 def _said(text: str, number: bool) -> str | None:
     """What follows the last "the answer is": the formula that begins there, else the rest of the sentence."""
-    for cue in reversed(list(_CUE.finditer(text))):
-        rest = text[cue.end() :].lstrip(" \n*_:：`")
+    for cue in reversed(list(_CUE.finditer(text))[-50:]):
+        rest = text[cue.end() : cue.end() + 2500].lstrip(" \n*_:：`")
         formula = _FORMULA.match(rest)
-        if formula and (inside := next(filter(None, formula.groups())).strip()):
+        if formula and (inside := _inside(formula)):
             return inside + (rest[formula.end()] if rest[formula.end() : formula.end() + 1] == "%" else "")
         sentence = rest[: end.start()] if (end := _END.search(rest)) else rest
-        if (inner := _FORMULA.search(sentence)) and not number:
-            return next(filter(None, inner.groups())).strip()
+        if not number and (inner := _FORMULA.search(sentence)) and (inside := _inside(inner)):
+            return inside
         sentence = re.sub(r"\*+|`", "", sentence).strip()
         if sentence and (not number or re.search(r"\d", sentence)) and len(sentence) <= 200:
             return re.sub(r"^(?:that|the|a|an|simply|therefore|thus|just|indeed)\s+", "", sentence)
@@ -130,11 +138,11 @@ def _said(text: str, number: bool) -> str | None:
 
 
 def _only_number(stated: str) -> str:
-    """The number in a statement's prose; the statement where it has none or is more than one."""
+    """The first number in a statement's prose; the statement where it is no prose around numbers."""
     if re.search(r"[\\^=+*()]", re.sub(r"\\[$%!,; ]|\\text\{[^{}]*\}", "", stated)):
         return stated
     found = [m[0] for m in _NUMBER.finditer(stated)]
-    return found[0] if len(found) == 1 and re.search(r"[^\W\d_]", stated) else stated
+    return found[0] if found and re.search(r"[^\W\d_]", stated) else stated
 
 
 def score(item: Item, answer: Answer) -> Score:

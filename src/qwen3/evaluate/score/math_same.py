@@ -213,6 +213,8 @@ def _based(text: str) -> tuple[str, int | None] | None:
 
 def quick(gold: str, found: str) -> bool | None:
     """Whether two answers are the same, where that is clear without sympy; None where it is not."""
+    if len(found) > LONGEST:
+        return False
     one, other = tidy(gold), tidy(found)
     if not other:
         return False
@@ -305,8 +307,6 @@ def equivalent(gold: str, found: str) -> bool:
     """
     if (clear := quick(gold, found)) is not None:
         return clear
-    if len(found) > LONGEST:
-        return False
     one, other = tidy(gold), tidy(found)
     ours, theirs = parts(one), parts(other)
     if ours and theirs and (result := _same_parts(ours, theirs)) is not None:
