@@ -66,8 +66,7 @@ def test_needs_name_suites_that_are_there() -> None:
         for test in claim.tests:
             for need in test["runs"]:
                 name = need["suite"]
-                if name not in ("arena_hard",):
-                    suite_named(name)
+                suite_named(name)
                 line = command(need)
                 assert f"qwen3 eval {name}" in line
                 assert ("--api-model" in line) == bool(need.get("api"))
