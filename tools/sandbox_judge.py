@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3.checkpoint.journal import write_atomic
-from qwen3.evaluate.suites import humaneval
+from qwen3.evaluate.suites import humaneval, mbpp
 from qwen3.evaluate.types import Answer, Item
 
 _OPPOSITE = {
@@ -109,13 +109,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=6, help="of all 164 canonical solutions, for the speed")
     parser.add_argument("--each", type=int, default=3, help="mutants of each problem")
+    parser.add_argument("--mbpp", help="mbpp.jsonl, for its reference solutions")
+    parser.add_argument("--cpuacct", type=Path, help="cpuacct.usage of a control group that holds this process alone")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     items = humaneval.load(args.source)
     loads = [os.getloadavg()[0]]
     canonical = [item.gold["canonical_solution"] for item in items]
     right, _ = timed(items, canonical, args.threads)
+    spent = int(args.cpuacct.read_text()) if args.cpuacct else 0
     many, seconds = timed(items * args.repeats, canonical * args.repeats, args.threads)
+    spent = int(args.cpuacct.read_text()) - spent if args.cpuacct else 0
     loads.append(os.getloadavg()[0])
     rng = random.Random(0)
     pairs = []
@@ -127,7 +131,7 @@ def main() -> None:
     )
     result: dict[str, Any] = {
         "what": "HumanEval in the sandbox: canonical solutions, mutants, the official executor beside it",
-        "command": "python tools/sandbox_judge.py",
+        "command": f"tools/sandbox_judge.py --threads {args.threads} --repeats {args.repeats} --each {args.each}",
         "machine": f"{os.cpu_count()} shared EPYC cores, {platform.release()}, Python {platform.python_version()}",
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
@@ -139,6 +143,7 @@ def main() -> None:
             "passed": sum(many),
             "seconds": round(seconds, 1),
             "programs_per_minute": round(60 * len(many) / seconds),
+            "processor_seconds_a_program": round(spent / 1e9 / len(many), 4) if spent else None,
             "load_before_and_after": [round(load, 1) for load in loads],
         },
         "mutants": {
@@ -147,6 +152,11 @@ def main() -> None:
             "survived": [[item.id, program] for (item, program), passed in zip(pairs, mutated, strict=True) if passed],
         },
     }
+    if args.mbpp:
+        tasks = mbpp.load(args.mbpp)
+        verdicts = [mbpp.score(item, Answer(f"```python\n{item.gold['code']}\n```")) for item in tasks]
+        failed = [[item.id, v.note] for item, v in zip(tasks, verdicts, strict=True) if v.value != 1]
+        result["mbpp"] = {"passed": len(tasks) - len(failed), "of": len(tasks), "failed": failed}
     if check := official():
         theirs = [check(item, program) for item, program in pairs]
         plain = [check(item, item.gold["prompt"] + item.gold["canonical_solution"]) for item in items]

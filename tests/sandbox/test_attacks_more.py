@@ -7,6 +7,8 @@ import json
 import os
 import secrets
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -124,6 +126,30 @@ def test_nothing_of_a_judged_program_stays() -> None:
     program = f"import ctypes, os, time\ndef f(x):\n    if os.fork() == 0:\n        ctypes.CDLL(None).prctl(15, {token.encode()!r}); os.setsid(); time.sleep(100)\n    time.sleep(0.2)\n    return x * 2"
     assert check_calls(program, "f", "assert f(2) == 4", SHORT).passed
     assert not left_running(token)
+
+
+def test_nothing_stays_when_we_are_killed() -> None:
+    """Not even the judge, nor what a thread has started."""
+    token = f"t{secrets.token_hex(6)}"
+    ours = (
+        "import threading\nfrom qwen3.sandbox import check_calls, run\n"
+        "check_calls('def f(): return 1', 'f', 'assert f() == 1')\n"
+        f"job = threading.Thread(target=run, args=('import time; time.sleep(50)', '', None, [{token!r}]))\n"
+        "job.start()\nprint('ready', flush=True)\njob.join()"
+    )
+    with subprocess.Popen([sys.executable, "-c", ours], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        tasks, children = Path(f"/proc/{process.pid}/task"), []
+        for _ in range(500):
+            children = [int(pid) for file in tasks.glob("*/children") for pid in file.read_text().split()]
+            if len(children) == 2:  # the judge and the program
+                break
+            time.sleep(0.01)
+        assert len(children) == 2
+        process.kill()
+    assert not left_running(token)
+    assert not [pid for pid in children if Path(f"/proc/{pid}/exe").exists()]
 
 
 GREED = {

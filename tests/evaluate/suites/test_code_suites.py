@@ -93,6 +93,14 @@ def test_mbpp(tmp_path: Path) -> None:
     assert scored(mbpp.SUITE, item, "```python\ndef total(a, b): return 3\n```").outcome == "wrong"
     assert scored(mbpp.SUITE, second, "def check(n): return n > 1").outcome == "right"
     assert scored(mbpp.SUITE, second, "def check(n): return True").outcome == "wrong"
+    boxes: dict[str, Any] = {
+        "test_setup_code": "box = Box()\nbox.n = 2",
+        "test_list": ["assert double(box) == 4", "assert double(Box()) == 0"],
+    }
+    boxes |= {"task_id": 14, "code": "class Box:\n    n = 0\ndef double(b): return 2 * b.n", "test_imports": []}
+    (third,) = mbpp.load(write(tmp_path / "own.jsonl", [{**MBPP, **boxes}]))
+    assert scored(mbpp.SUITE, third, f"```python\n{boxes['code']}\n```").outcome == "right"
+    assert scored(mbpp.SUITE, third, f"```python\n{boxes['code']} + 1\n```").outcome == "wrong"
     with pytest.raises(UsageError, match="MBPP task 12: its reference solution defines no function"):
         mbpp.load(write(tmp_path / "bad.jsonl", [{**MBPP, "code": "def other(): 0"}]))
 

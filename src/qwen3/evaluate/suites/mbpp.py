@@ -34,7 +34,10 @@ def _item(row: Row) -> Item:
         f"You are an expert Python programmer, and here is your task: {field(row, 'text', 'prompt')} "
         "Your code should pass these tests:\n\n" + "\n".join(tests)
     )
-    gold = {"entry": entry, "setup": setup, "tests": list(tests), "code": field(row, "code")}
+    gold = {"entry": entry, "setup": setup, "tests": list(tests), "code": field(row, "code"), "inside": False}
+    names = {node.id for node in ast.walk(ast.parse(setup)) if isinstance(node, ast.Name)}
+    if any(defines(gold["code"].replace("\r", ""), name) for name in names):
+        gold |= {"inside": True, "tests": [_asked(test, entry) for test in tests]}
     return Item(f"mbpp/{row['task_id']}", ({"role": "user", "content": content},), gold)
 
 
@@ -54,12 +57,24 @@ def called(tests: Sequence[str], code: str, where: str) -> str:
     raise UsageError(f"{where}: its reference solution defines no function that all of its tests call")
 
 
+def _asked(test: str, entry: str) -> str:
+    """The test with the text of its call for an argument: the setup builds objects of the answer's own class there, so
+    it runs where the answer does, and so does the call."""
+    tree = ast.parse(test)
+    call = next(n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == entry)
+    return ast.unparse(tree).replace(ast.unparse(call), f"candidate({ast.unparse(call)!r})")
+
+
 def score(item: Item, answer: Answer) -> Score:
     code = program_in(answer.content, item.gold["entry"])
     if code is None:
         return UNPARSED
-    setup, tests = item.gold["setup"], "\n".join(item.gold["tests"])
-    return judged(check_calls(f"{setup}\n{code}", item.gold["entry"], tests, LIMITS, setup), code)
+    setup, tests, entry = item.gold["setup"], "\n".join(item.gold["tests"]), item.gold["entry"]
+    if item.gold["inside"]:
+        verdict = check_calls(f"{code}\n{setup}", "lambda call: eval(call)", tests, LIMITS)
+    else:
+        verdict = check_calls(f"{setup}\n{code}", entry, tests, LIMITS, setup)
+    return judged(verdict, code)
 
 
 SUITE = Suite(
