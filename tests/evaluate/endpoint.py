@@ -162,7 +162,7 @@ def serving(script: Script) -> Iterator[Server]:
                 data["usage"] = dict(reply.usage)
             self._send(200, data, reply.headers, reply.cut)
 
-        def _send(self, status: int, data: Body, headers: Mapping[str, str] = {}, cut: bool = False) -> None:  # noqa: B006
+        def _send(self, status: int, data: Body, headers: Mapping[str, str] = {}, cut: bool = False) -> None:
             raw = json.dumps(data).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qwen3.cli import app_convert, app_diff, app_quantize
+from qwen3.cli import app_convert, app_diff, app_eval, app_quantize
 
 MODEL_HELP = "Folder, GGUF file, tag (qwen3:0.6b), hub id (owner/name@REVISION:QUANT) or 'embedded', the default."
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")]
@@ -327,8 +327,9 @@ def bench(
 
 
 @app.command(
-    help="Accuracy against the thinking budget, on problems that were never trained on. SUITE: tasks (all families), "
-    "steps, controls, or families' names with commas.",
+    help="Accuracy against the thinking budget. SUITE: tasks (all families of the package's own problems, none of them "
+    "trained on), steps, controls, families' names with commas, or a suite of `qwen3 eval --list`, for which each "
+    "budget is a run that can be resumed.",
     short_help="How much thinking buys: accuracy against budget.",
     epilog="Example: qwen3 curve tasks --budgets 0,16,64,none --problems 200",
 )
@@ -339,8 +340,9 @@ def curve(
         str | None, typer.Option("--budgets", metavar="LIST", help="Tokens, with commas; 'none' is unlimited.")
     ] = None,
     problems: Annotated[
-        int, typer.Option("--problems", metavar="N", min=1, help="Of each budget, in equal shares of the families.")
-    ] = 2000,
+        int | None,
+        typer.Option("--problems", "--limit", metavar="N", min=1, help="Of each budget (2000; of a suite: all)."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the problems and the sampling.")] = 1,
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 …; none: the best there is.")
@@ -349,7 +351,19 @@ def curve(
     max_batch: Annotated[
         int | None, typer.Option("--max-batch", metavar="N", min=1, help="Most sequences at once.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the JSON object there too.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PATH", help="Write the JSON object there; of a suite: its folder.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option("--samples", metavar="N", min=1, help="Of a suite: per item.")] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="PATH", help="Of a suite: as for eval.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", "-n", metavar="N", min=1, help="Of a suite: of a turn, with thinking.")
+    ] = None,
+    api: Annotated[str | None, typer.Option("--api", metavar="URL", help="Of a suite: ask this endpoint.")] = None,
+    api_model: Annotated[str | None, typer.Option("--api-model", metavar="NAME", help="The model there.")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option("--api-key-env", metavar="NAME", help="The environment variable with the key.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     import shlex
@@ -369,7 +383,8 @@ def curve(
         max_batch=max_batch,
         out_file=out,
         command=shlex.join(["qwen3", *sys.argv[1:]]),
-    )
+        samples=samples, data=data, max_tokens=max_tokens, api=api, api_model=api_model, api_key_env=api_key_env,
+    )  # fmt: skip
 
 
 @app.command(
@@ -542,3 +557,7 @@ app.command(help=app_quantize.HELP, short_help="Write a model in fewer bits.", e
 app.command(help=app_convert.HELP, short_help="Write a model as GGUF, folder or ONNX.", epilog=app_convert.EPILOG)(
     app_convert.convert
 )
+app.command("eval", help=app_eval.HELP, short_help="Ask a model a benchmark, with intervals and costs.",
+            epilog=app_eval.EPILOG)(app_eval.evaluate)  # fmt: skip
+app.command(help=app_eval.COMPARE_HELP, short_help="Two runs of a benchmark, paired by item.",
+            epilog=app_eval.COMPARE_EPILOG)(app_eval.compare)  # fmt: skip
