@@ -48,7 +48,7 @@ WHY: dict[str, dict[str, str]] = {
         "Unicode": SIGNS,
         "pi in Unicode": SIGNS,
         "inequality": "an inequality is an interval only where the reference is the inequality",
-        "spaced": "a unit with \\, after it is not taken off",
+        "spaced": "units and thousands separators with \\, beside them are not taken off",
         "thin spaces": "1\\,260 is read as a product of 1 and 260",
     },
     "lm-eval minerva_math exact_match": {

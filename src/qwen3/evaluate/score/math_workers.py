@@ -69,7 +69,7 @@ class Worker:
             stderr=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
-            env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": path},
+            env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1", "PYTHONPATH": path},
         )
         line, _ = self._ask(None, _START)
         if line != "ready\n":
