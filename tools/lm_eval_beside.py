@@ -2,7 +2,7 @@
 """One model through lm-evaluation-harness in three ways, and through `qwen3 eval`, on the same questions.
 
     python tools/lm_eval_beside.py --limit 100 --out benchmarks/DATE-lm-eval.json
-    python tools/lm_eval_beside.py --runs folder,folder …         # with runs of `qwen3 eval` at temperature 0
+    python tools/lm_eval_beside.py --runs folder,folder …  # with runs of `qwen3 eval SUITE --data count=100`, greedy
 
 The ways: `ours`, the harness's model class of this package; `api`, its clients of OpenAI's API on `qwen3 serve`; `hf`,
 transformers in float32. Answers are greedy and are scored by the suite. Choices are the right reply to a problem
@@ -35,7 +35,6 @@ from qwen3.chat import render
 from qwen3.checkpoint import resolve
 from qwen3.evaluate.lm_eval_model import model_class
 from qwen3.evaluate.machine import commit, describe
-from qwen3.evaluate.runs import read_run
 from qwen3.evaluate.suites import suite_named
 from qwen3.evaluate.thinking import held_out
 from qwen3.evaluate.types import Answer, Item, Suite, score_answer
@@ -151,6 +150,8 @@ def choices(docs: list[dict[str, Any]], way: str, path: Path, url: str, room: Pa
 
 def own_run(folder: Path) -> tuple[str, str, Found]:
     """(suite, mode, by item …) of a run of `qwen3 eval`, its first sample of each item."""
+    from qwen3.evaluate.runs import read_run
+
     run = read_run(folder)
     first = [sample for sample in run.samples if sample["sample"] == 0]
     found = {s["item"]: {"answer": s["answer"]["content"], "value": s["score"]["value"]} for s in first}
@@ -213,7 +214,7 @@ def main() -> int:
         url, room = at[0], Path(folder)
         for name in given.suites.split(","):
             suite = suite_named(name)
-            items = list(suite.load(None))[: given.limit]
+            items = list(suite.load(f"count={given.limit}"))
             for mode in MODES:
                 found = {
                     way: timed(seconds, f"{name} {mode} {way}", answers, suite, items, way, mode, path, url, room)
