@@ -22,7 +22,7 @@ def is_eval(key: str) -> bool:
     return int.from_bytes(digest[:8], "big") % 1000 < EVAL_PER_MILLE
 
 
-def interval(right: int, of: int) -> tuple[float, float]:
+def interval(right: float, of: float) -> tuple[float, float]:
     """95 % interval of a share (E. B. Wilson 1927)."""
     if not of:
         return 0.0, 1.0
