@@ -291,7 +291,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_campaign_in_toy_size(toy: Path) -> None:
     reports = {name: json.loads((toy / f"part-{name}.json").read_text()) for name in PARTS}
