@@ -120,8 +120,8 @@ def wins(games: Sequence[Game], *, weight: int = 3) -> list[float]:
 
 
 def pair_score(games: Sequence[Game]) -> Score:
-    """Value: the pair's share of battles won; right where more are won than lost. parts: `battles`, the pair's weight in
-    the win rate, and `agreed`, whether both verdicts are for the same side."""
+    """Value: the pair's share of battles won; right where more are won than lost. parts: `battles`, the pair's weight
+    in the win rate, and `agreed`, whether both verdicts are for the same side."""
     if not (battles := wins(games)):
         return Score(0.0, "unparsed", note="the judge gave no verdict")
     value = sum(battles) / len(battles)

@@ -121,7 +121,7 @@ _SHORT = re.compile(r"([^' ])('ll|'LL|'re|'RE|'ve|'VE|n't|N'T|'[sSmMdD])(?=\s|$)
 
 def capital_words(text: str) -> int:
     """Treebank tokens whose letters are all capitals: A and I, U.S., X-RAY as one, DON'T as two (DO, N'T)."""
-    text = re.sub(r"[\[\](){}<>;@#$%&?!*\"“”«»„`\u2012-\u2015‘’]|\.{2,}|--|[:,](?!\d)|''", " ", text)
+    text = re.sub(r"[\[\](){}<>;@#$%&?!*\"“”«»„`‘’]|\.{2,}|--|[:,](?!\d)|''", " ", text)
     text = _SHORT.sub(r"\1 \2 ", text)
     text = _JOINED.sub(lambda m: " ".join(part for part in m.groups() if part), text)
     return sum(token.isupper() for token in text.split())
