@@ -88,12 +88,12 @@ def test_mt_aime_has_an_item_for_each_language(tmp_path: Path) -> None:
         mt_aime.load(put(tmp_path / "bad.jsonl", [{"English": "", "answer": "3"}]))
 
 
-def test_polymath_asks_in_its_language_and_weighs_levels(tmp_path: Path) -> None:
+def test_polymath_asks_in_its_language(tmp_path: Path) -> None:
     for place in ("en/low", "zh/top"):
         put(tmp_path / f"{place}.jsonl", [{"id": place.replace("/", "-"), "question": "Q?", "answer": "$12$"}])
     one, other = polymath.load(str(tmp_path))
-    assert (one.id, one.about) == ("en/en-low", {"language": "en", "level": "low", "weight": 1})
-    assert other.about["weight"] == 8
+    assert (one.id, one.about) == ("en/en-low", {"language": "en", "level": "low"})
+    assert other.about["level"] == "top"
     assert one.messages[0]["content"] == "Q?\n\nNote: Please put the final answer in the $\\boxed\\{\\}$."
     assert other.messages[0]["content"].startswith("Q?\n\n注意")
     assert right(polymath.SUITE, one, r"$\boxed{12}$")
