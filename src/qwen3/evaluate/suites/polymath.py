@@ -60,6 +60,6 @@ SUITE = Suite(
     source="https://huggingface.co/datasets/Qwen/PolyMath",
     groups=("language", "level"),
     needs=("math-verify",),
-    notes="The paper and Qwen's report quote the difficulty-weighted accuracy, (low + 2 medium + 4 high + 8 top) / 15 of "
+    notes="The paper and the report quote the difficulty-weighted accuracy, (low + 2 medium + 4 high + 8 top) / 15 of "
     "the levels' accuracies: the plain mean here is higher, and no number of theirs is to be compared with it.",
 )
