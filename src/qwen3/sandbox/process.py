@@ -37,10 +37,16 @@ _UIDS = range(1 << 20, 1 << 30)  # unassigned by any convention; where root star
 
 # Runs first, in the interpreter that then runs the program: the process limit counts within the namespaces only when it
 # is set inside them, and root's processes are not counted at all, so what root starts becomes somebody else here. What
-# is set here need not be set between a fork and an exec of the caller, which may be large and have threads.
+# is set here need not be set between a fork and an exec of the caller, which may be large and have threads. bubblewrap
+# asks to be killed when its caller dies; a caller that died before it asked is one whose end of a pipe is closed here.
 _PRELUDE = """
 import os, resource, sys
-uid, *bounds = map(int, sys.argv[1].split(","))
+uid, alive, *bounds = map(int, sys.argv[1].split(","))
+try:
+    os.read(alive, 1)
+    os._exit(1)
+except BlockingIOError:
+    os.close(alive)
 names = ("NPROC", "CPU", "AS", "NOFILE", "FSIZE", "CORE", "MSGQUEUE", "MEMLOCK")
 for name, value in zip(names, bounds + [0, 0, 0], strict=True):
     resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
@@ -130,18 +136,27 @@ def start(
     if filter_fd is not None:
         command += ["--seccomp", str(filter_fd)]
     uid = random.SystemRandom().choice(_UIDS) if _is_root() else 0
+    alive = _lifeline()[0]
     bounds = (limits.processes, max(1, round(limits.cpu)), limits.memory, limits.files, _TEMPORARY)
     command += [str(_plain_python()), "-I", "-S", "-B", "-X", "utf8", "-c", _PRELUDE]
-    command += [",".join(map(str, (uid, *bounds))), "/program.py", *arguments]
+    command += [",".join(map(str, (uid, alive, *bounds))), "/program.py", *arguments]
     end = subprocess.DEVNULL if quiet else subprocess.PIPE
     try:
         return subprocess.Popen(
             command, stdin=end, stdout=end, stderr=end, env={}, cwd="/", start_new_session=True,
-            pass_fds=[*pass_fds, *([] if filter_fd is None else [filter_fd])],
+            pass_fds=[*pass_fds, alive, *([] if filter_fd is None else [filter_fd])],
         )  # fmt: skip
     finally:
         if filter_fd is not None:
             os.close(filter_fd)
+
+
+@functools.cache
+def _lifeline() -> tuple[int, int]:
+    """A pipe that nobody writes to and whose writing end is ours alone: reading it says whether we live."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    return reader, writer
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
