@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from statistics import NormalDist
 from typing import Any
 
@@ -30,6 +31,7 @@ _FLIPS = 16  # items up to which all signs are tried
 _DRAWS = 20_000
 
 
+@cache
 def t_quantile(share: float, df: float) -> float:
     """Quantile of Student's t, 0 < share < 1. With t = √df·tan(θ) its density is cos(θ)^(df-1), integrated by Gauss and
     Legendre, and θ is found by halving: exact to 1e-6 from df 1 on."""
@@ -74,24 +76,23 @@ def components(values: Sequence[Numbers]) -> tuple[float, float | None]:
     return whole, within / count**2
 
 
-def mean_interval(values: Sequence[Numbers]) -> tuple[float, float, str]:
-    """95 % interval of the mean over items of their mean value, all in 0 to 1, and the name of the method.
+def mean_interval(means: Numbers, samples: int | None = None) -> tuple[float, float, str]:
+    """95 % interval of the mean over items, and the name of the method. means: of each item, 0 to 1. samples: of all
+    items, whose number bounds what the items can tell; None: no such bound.
 
     Where every item is all right or all wrong: Wilson's, of items. Else Wilson's with the number of items that would
     have this variance (E. L. Korn, B. I. Graubard 1998), t for z, and half an item of the other kind mixed into the
     variance: without it the interval is too short where few items differ from the rest. Raises ValueError for no items.
     """
-    count = len(values)
+    count = len(means)
     if not count:
         raise ValueError("there are no items")
-    means = np.array([one.mean() for one in values])
     mean = float(means.mean())
     if np.isin(means, (0.0, 1.0)).all() or count == 1:
         return *wilson(mean * count, count), "Wilson"
     pseudo = 0.5 * (mean**2 * (1 - mean) + (1 - mean) ** 2 * mean)
     variance = (float(((means - mean) ** 2).sum()) + pseudo) / (count - 0.5) / count
-    most = sum(len(one) for one in values)
-    effective = min(max(mean * (1 - mean) / variance, count), most if most > count else math.inf)
+    effective = min(max(mean * (1 - mean) / variance, count), samples or math.inf)
     effective *= (Z / t_quantile(0.975, count - 1)) ** 2
     return *wilson(mean * effective, effective), "Wilson, effective items"
 
@@ -99,9 +100,12 @@ def mean_interval(values: Sequence[Numbers]) -> tuple[float, float, str]:
 def accuracy(values: Sequence[Numbers]) -> dict[str, Any]:
     """The mean over items with its errors, all in percent. items, samples: how many. percent; interval (95 %); method.
     error, sampling_error, item_error: standard errors, of the whole and of its two sources (None: not known).
-    noise: half-width of the 95 % interval of another run of the same items. detectable: points between two such runs
+    noise: half-width of the 95 % interval of the mean on these very items. detectable: points between two such runs
     of 80 % power at 5 %: unpaired (other items), same_items (the least that pairing can come to)."""
-    low, high, method = mean_interval(values)
+    means, samples = np.array([one.mean() for one in values]), sum(len(one) for one in values)
+    # A sample that may be right in part tells more than one that is right or wrong.
+    partial = any(not np.isin(one, (0.0, 1.0)).all() for one in values)
+    low, high, method = mean_interval(means, None if partial else samples)
     whole, within = components(values)
     error = 100 * math.sqrt(whole) if whole < math.inf else None
     sampling = None if within is None else 100 * math.sqrt(within)
@@ -111,8 +115,8 @@ def accuracy(values: Sequence[Numbers]) -> dict[str, Any]:
     power = (Z + POWER) * math.sqrt(2)
     return {
         "items": len(values),
-        "samples": sum(len(one) for one in values),
-        "percent": 100 * float(np.mean([one.mean() for one in values])),
+        "samples": samples,
+        "percent": 100 * float(means.mean()),
         "interval": [100 * low, 100 * high],
         "method": method,
         "error": error,

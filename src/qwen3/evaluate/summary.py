@@ -146,7 +146,7 @@ def _majority(samples: Sequence[Sample]) -> dict[str, Any] | None:
 
 
 def _mean(of_items: Sequence[float]) -> dict[str, Any]:
-    low, high, _ = mean_interval([np.array([one]) for one in of_items])
+    low, high, _ = mean_interval(np.array(of_items))
     return {"percent": 100 * float(np.mean(of_items)), "interval": [100 * low, 100 * high]}
 
 
