@@ -108,10 +108,6 @@ def evaluate(
         from qwen3.cli.contamination import check
 
         return check(words[1:], data, as_json, out)
-    if words[:1] == ["contamination"]:
-        from qwen3.cli.contamination import check
-
-        return check(words[1:], data, as_json, out)
     from qwen3.cli import eval as verb
 
     if list_:
