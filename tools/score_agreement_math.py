@@ -224,7 +224,8 @@ def main() -> None:
         forms[f"{case.form} ({'right' if case.right else 'wrong'})"]["right" if ours == case.right else "false"] += 1
     result: dict[str, Any] = {
         "what": "judgements of mathematical answers by qwen3 and by official scorers; answers of known worth",
-        "command": "python tools/score_agreement_math.py " + " ".join(f"--{n}" for n in ("math …", "gsm8k …", "out …")),
+        "command": "python tools/score_agreement_math.py --math … --gsm8k … --simple-evals … --out … "
+        f"--each {options.each} --seed {options.seed}",
         "machine": "2 shared EPYC cores",
         "commit": commit(),
         "versions": {name: version(name) for name in ("math-verify", "latex2sympy2_extended", "sympy", "lm_eval")},
