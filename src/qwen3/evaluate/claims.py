@@ -103,7 +103,9 @@ def command(need: Mapping[str, Any]) -> str:
     else:
         model = f"--model {name if name == 'embedded' or name.endswith('.gguf') else f'Qwen/{name}'}"
     data = f" --data {need['data']}" if need.get("data") else ""
-    how = {"budget": " --budget $N", "default": ""}.get(need["mode"], f" --{need['mode']}")
+    how = {"budget": " --budget $N", "default": "", "no-think": " --no-think --presence-penalty 1.5"}.get(
+        need["mode"], f" --{need['mode']}"
+    )
     line = f"qwen3 eval {need['suite']}{data} {model}{how} --samples {need['samples']}"
     return f"for N in {BUDGETS}; do {line}; done" if need["mode"] == "budget" else line
 
