@@ -222,7 +222,7 @@ def explained(item: Item, agreed: bool) -> str:
     if item.gold["language"] == calls.JAVA:
         return (
             "not right by either: the official reading of a Java list keeps the quotes of an array's strings, and "
-            "takes items of type any as text, so that an idiomatic literal is not the published value; ours does the same"
+            "takes items of type any as text, so that an idiomatic literal is not the published value; so does ours"
         )
     return "not right by either: the published answer lacks a required argument, or has one that the function does not"
 

@@ -14,6 +14,8 @@ import argparse
 import importlib.util
 import json
 import logging
+import random
+import re
 import sys
 import time
 from collections import Counter
@@ -28,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 from qwen3.checkpoint.journal import write_atomic  # noqa: E402
 from qwen3.evaluate.machine import commit  # noqa: E402
 from qwen3.evaluate.score import ifeval  # noqa: E402
+from qwen3.evaluate.score.ifeval import text as counts  # noqa: E402
 from tests.evaluate.score.ifeval_cases import MAKERS, Case, cases  # noqa: E402
 
 MULTILINGUAL = ("length_constraints:number_sentences", "length_constraints:number_words", "startend:quotation")
@@ -81,12 +84,34 @@ def compared(name: str, made: list[Case], registry: dict[str, Any], multilingual
     return {**{key: int(value) for key, value in count.items()}, "class": why, "differ": differ}
 
 
+def prose(files: list[Path], seed: int) -> dict[str, int]:
+    """Both counts of sentences, of capital words and of words on up to 3,000 passages of four paragraphs."""
+    from lm_eval.tasks.ifeval import instructions_util as util
+
+    passages = []
+    for file in files:
+        parts = re.split(r"\n\s*\n", file.read_text("utf-8", errors="replace"))
+        passages += [text for i in range(0, len(parts), 4) if (text := "\n\n".join(parts[i : i + 4])).strip()]
+    random.Random(seed).shuffle(passages)
+    count: Counter[str] = Counter()
+    for text in passages[:3000]:
+        capitals = sum(token.isupper() for token in util.nltk.word_tokenize(text))
+        mine, theirs = counts.sentences(text), util.count_sentences(text)
+        count["passages"] += 1
+        count["sentences differ"] += mine != theirs
+        count["sentences differ by more than one"] += abs(mine - theirs) > 1
+        count["capital words differ"] += counts.capital_words(text) != capitals
+        count["words differ"] += counts.words(text) != util.count_words(text)
+    return dict(count)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=8)
     parser.add_argument("--only", help="a part of an instruction's name")
     parser.add_argument("--multi-if")
+    parser.add_argument("--texts", nargs="*", default=[], help="files of prose, whose counts are compared too")
     parser.add_argument("--out", required=True)
     given = parser.parse_args()
     logging.disable(logging.ERROR)
@@ -115,7 +140,7 @@ def main() -> None:
     )
     result = {
         "what": "our checkers of IFEval's instructions and the official ones on the same responses",
-        "command": f"python tools/score_agreement_ifeval.py --count {given.count} --multi-if ifeval.py --out FILE",
+        "command": f"python tools/score_agreement_ifeval.py --count {given.count} --multi-if FILE --texts FILES --out FILE",
         "date": str(date(2026, 11, 23)),
         "machine": "2 shared EPYC cores",
         "commit": commit(),
@@ -129,6 +154,7 @@ def main() -> None:
         ),
         "truth by ours": total["ours true"] / total["truth known"],
         "truth by official": total["official true"] / total["truth known"],
+        "prose": prose([Path(name) for name in given.texts], given.seed),
         "by instruction": found,
     }
     write_atomic(Path(given.out), [json.dumps(result, indent=1, ensure_ascii=False).encode(), b"\n"])

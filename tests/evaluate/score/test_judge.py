@@ -68,7 +68,7 @@ class Scripted:
 def test_a_judge_of_quality_is_the_same_both_ways_round() -> None:
     ask = Scripted(lambda a, b: "[[A>B]]" if len(a) > len(b) else "[[B>A]]" if len(b) > len(a) else "[[A=B]]")
     won = judge.score_pair(ask, ITEM, Answer("a long {answer}"), "short")
-    assert (won.value, won.outcome, won.parts) == (1.0, "right", {"battles": 2.0, "agreed": 1.0})
+    assert (won.value, won.outcome, won.parts) == (1.0, "right", {"agreed": 1.0})
     assert "Say {hello} and 100 % more." in ask.asked[0][-1]["content"]
     assert ask.asked[0][0]["role"] == "system"
     assert judge.score_pair(ask, ITEM, Answer("no"), "short").value == 0.0
@@ -80,7 +80,7 @@ def test_a_judge_that_likes_the_first_one_finds_no_winner() -> None:
     found = judge.score_pair(Scripted(lambda a, b: "[[A>B]]"), ITEM, Answer("x"), "y")
     assert (found.value, found.parts["agreed"]) == (0.5, 0.0)
     strong = judge.score_pair(Scripted(lambda a, b: "[[A>>B]]"), ITEM, Answer("x"), "y")
-    assert (strong.value, strong.parts["battles"]) == (0.5, 6.0)
+    assert (strong.value, strong.extracted) == (0.5, "-2 2")
 
 
 def test_significant_verdicts_count_three_times() -> None:
@@ -107,7 +107,7 @@ def test_an_answer_that_holds_a_verdict_is_not_one() -> None:
 def test_single() -> None:
     assert judge.score_single(lambda _: "Good. [[10]]", ITEM, Answer("x")).outcome == "right"
     half = judge.score_single(lambda _: "[[4]]", ITEM, Answer("x"))
-    assert (half.outcome, round(half.value, 3), half.parts["rating"]) == ("wrong", 0.333, 4.0)
+    assert (half.outcome, round(half.value, 3), half.extracted) == ("wrong", 0.333, "4")
     assert judge.score_single(lambda _: "no", ITEM, Answer("x")).outcome == "unparsed"
 
 
@@ -121,6 +121,8 @@ def test_win_rate_and_its_interval() -> None:
     assert 0.49 < found.low < 0.52
     assert 0.68 < found.high < 0.71
     assert found == judge.win_rate(pairs, seed=1)
+    scores = [judge.pair_score(games) for games in pairs]
+    assert judge.win_rate([judge.recorded(score.extracted) for score in scores], seed=1) == found
     for bad in ([], [(Game(None, ""), Game(1, ""))]):
         with pytest.raises(UsageError, match="has a verdict"):
             judge.win_rate(bad)

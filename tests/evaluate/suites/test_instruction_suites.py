@@ -199,7 +199,7 @@ def test_arena_hard(tmp_path: Path) -> None:
         return "[[B>>A]]" if "Assistant B's Answer|>\nOf course" in messages[-1]["content"] else "[[A>B]]"
 
     found = score_answer(arena_hard.with_judge(suite, ask), item, Answer("Of course."))
-    assert (found.value, found.outcome, found.parts["battles"]) == (1.0, "right", 4.0)
+    assert (found.value, found.outcome, found.extracted) == (1.0, "right", "2 1")
     assert len(asked) == 2
     assert all("Because." in one and "Why?" in one for one in asked)
 

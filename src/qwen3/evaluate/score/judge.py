@@ -120,15 +120,20 @@ def wins(games: Sequence[Game], *, weight: int = 3) -> list[float]:
 
 
 def pair_score(games: Sequence[Game]) -> Score:
-    """Value: the pair's share of battles won; right where more are won than lost. parts: `battles`, the pair's weight
-    in the win rate, and `agreed`, whether both verdicts are for the same side."""
+    """Value: the pair's share of battles won; right where more are won than lost. extracted: both preferences, of which
+    `recorded` makes games again. parts: `agreed`, whether both verdicts are for the same side."""
     if not (battles := wins(games)):
         return Score(0.0, "unparsed", note="the judge gave no verdict")
     value = sum(battles) / len(battles)
     signs = {((game.preference or 0) > 0) - ((game.preference or 0) < 0) for game in games}
     shown = " ".join(str(game.preference) for game in games)
-    parts = {"battles": float(len(battles)), "agreed": float(len(signs) == 1)}
+    parts = {"agreed": float(len(signs) == 1)}
     return Score(value, "right" if value > 0.5 else "wrong", shown, parts, "a tie" if value == 0.5 else "")
+
+
+def recorded(extracted: str | None) -> tuple[Game, ...]:
+    """The games of a score's `extracted`, for `win_rate`; None: a pair without a verdict."""
+    return tuple(Game(int(one), "") for one in extracted.split()) if extracted else (Game(None, ""),)
 
 
 def score_pair(ask: Ask, item: Item, answer: Answer, baseline: str, *, tries: int = 2) -> Score:
@@ -143,7 +148,7 @@ def score_single(ask: Ask, item: Item, answer: Answer, *, tries: int = 2) -> Sco
     value, reply = _verdict(ask, messages, rating, tries)
     if value is None:
         return Score(0.0, "unparsed", note=f"the judge gave no rating: {reply[-200:]}")
-    return Score((value - 1) / 9, "right" if value == 10 else "wrong", str(value), {"rating": float(value)})
+    return Score((value - 1) / 9, "right" if value == 10 else "wrong", str(value))
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ _FIRST = Suite(
     references=published("8.5 43.1 76.6 85.8 91.7 93.8 91.0 95.6", "6.5 36.9 66.2 79.6 86.3 92.8 88.0 96.1"),
     groups=("category",),
     notes="The report does not name its judge; the benchmark's own was GPT-4-Turbo. Win rates of two judges do not "
-    "compare. An item's value is its share of won battles; `score.judge.win_rate` weighs items by their battles.",
+    "compare. An item's value is its share of won battles; in `score.judge.win_rate` items weigh by their battles.",
     needs=("judge",),
 )
 SUITES = (

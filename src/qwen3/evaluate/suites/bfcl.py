@@ -131,5 +131,4 @@ SUITE = Suite(
     ),
     groups=("set", "category"),
     notes="Needs an engine or endpoint that returns tool calls. The leaderboard averages its categories before sets.",
-    needs=("bfcl_eval",),
 )

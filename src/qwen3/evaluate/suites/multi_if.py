@@ -83,5 +83,5 @@ SUITE = Suite(
     references=published("36.1 51.2 66.3 71.2 74.8 73.0 72.2 71.9", "33.3 44.7 61.3 69.2 72.9 70.7 70.8 70.2"),
     groups=("language",),
     notes="The report has eight of the eleven languages and does not name them. Thai is counted by pythainlp.",
-    needs=("langdetect", "pythainlp"),
+    needs=("langdetect", "pythainlp", "python-crfsuite"),
 )

@@ -36,11 +36,12 @@ _STARTERS = _set(
     " when whether which while without yes yesterday yet your"
 )
 # Which ones do after a single letter ("Plan B. Next"); any other is taken for a surname ("J. Smith").
-_COMMON = _STARTERS | _set(
+_COMMON = _STARTERS - {"i"} | _set(
     "a about after again all also an and another any are as at be because before by can could did do during each every"
     " few first for from had has have how its just last later let like may maybe me more much must my never next no not"
     " now of often on once one only or other our over perhaps rather second she should something than that their then"
-    " those to today too two until up was we well what where who why will with would you"
+    " those to today too two until up was we well what where who why will with would you add ask call choose create"
+    " find give go help keep list look make open put read set start take tell think try turn use work write"
 )
 
 _APART = "[?!)\";}\\]*:@'({\\[]"  # characters that end a word
