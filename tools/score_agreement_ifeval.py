@@ -80,7 +80,8 @@ def compared(name: str, made: list[Case], registry: dict[str, Any], multilingual
         if mine != theirs or loose != their_loose:
             reading = "strict" if mine != theirs else "loose"
             differ.append({"reading": reading, "ours": mine, "official": theirs, **case._asdict()})
-    why = WHY.get(name, "not explained") if differ else ""
+    known = WHY[SPOKEN[0]] if multilingual else WHY.get(name, "not explained")
+    why = known if differ else ""
     return {**{key: int(value) for key, value in count.items()}, "class": why, "differ": differ}
 
 
@@ -140,7 +141,7 @@ def main() -> None:
     )
     result = {
         "what": "our checkers of IFEval's instructions and the official ones on the same responses",
-        "command": f"python tools/score_agreement_ifeval.py --count {given.count} --multi-if FILE --texts FILES --out FILE",
+        "command": f"score_agreement_ifeval.py --count {given.count} --multi-if FILE --texts FILES --out FILE",
         "date": str(date(2026, 11, 23)),
         "machine": "2 shared EPYC cores",
         "commit": commit(),
