@@ -166,9 +166,12 @@ def _spread(counts: Sequence[float | None]) -> dict[str, Any] | None:
 
 
 def _references(head: Mapping[str, Any], interval: Sequence[float]) -> list[dict[str, Any]]:
-    """Published values of the suite for this model and mode; nothing for a suite that is not ours."""
+    """Published values of the suite for this model and mode; nothing for a suite that is not ours, and for thinking
+    that is cut."""
     from qwen3.evaluate.suites import suites
 
+    if head.get("budget") is not None:
+        return []
     suite = suites().get(str(head.get("suite")))
     model = str(head.get("model")).rstrip("/").rpartition("/")[2].lower()
     return [
