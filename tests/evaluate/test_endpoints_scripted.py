@@ -20,6 +20,7 @@ from qwen3.evaluate.runs import Run
 from qwen3.evaluate.runs.endpoint import Endpoint
 from qwen3.evaluate.runs.run import Wish, evaluate, remarks
 from qwen3.evaluate.suites import suite_named
+from qwen3.evaluate.summary import summarise
 from qwen3.evaluate.types import Item
 from tests.evaluate.endpoint import Body, Reply, Script, faulty, leaking, oracle, serving, truncating
 
@@ -156,7 +157,9 @@ def test_cut_answers_are_called_cut_and_not_wrong(tmp_path, name):
     """Half-way through the answer, and in the thoughts, where there is no answer at all."""
     cut = asked(name, tmp_path, truncating)
     assert outcomes(cut) == {"truncated": cut.head["items"]["count"]}
-    assert any("were cut by the length limit" in line for line in remarks(cut))
+    told = summarise(cut)
+    assert told["finished"] is None
+    assert any(line.startswith("TRUNCATED: 100.0%") for line in told["cautions"])
 
     def in_thoughts(known: Script) -> Script:
         return lambda body: replace(known(body), content="", finish="length")
@@ -227,6 +230,26 @@ def test_fields_of_other_servers(tmp_path, field, usage):
         assert answer["thinking_tokens"] == 30
 
 
+def test_texts_in_parts(tmp_path):
+    """Mistral's content, and OpenRouter's `reasoning_details` where there is nothing beside."""
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
+
+    def parts(known: Script) -> Script:
+        def script(body: Body) -> Reply:
+            reply = known(body)
+            return replace(reply, content=[thought, {"type": "text", "text": reply.content}], reasoning="")
+
+        return script
+
+    def details(known: Script) -> Script:
+        found = [{"type": "reasoning.text", "text": "Hm."}]
+        return lambda body: replace(known(body), reasoning=found, reasoning_field="reasoning_details")
+
+    for name, script in (("parts", parts), ("details", details)):
+        (sample,) = asked("gpqa", tmp_path / name, script).samples
+        assert (sample["score"]["outcome"], sample["answer"]["thinking"]) == ("right", "Hm.")
+
+
 def test_null_content_and_thoughts_where_none_were_asked_for(tmp_path):
     def null(known: Script) -> Script:
         return lambda body: replace(known(body), content=None, reasoning="Hm.")
@@ -252,7 +275,7 @@ def test_an_endpoint_that_fails_gives_failed_samples_which_are_asked_again(tmp_p
     assert 0 < failed < 9
     assert outcomes(first)["right"] == 9 - failed
     assert all("status 500" in s["answer"]["error"] for s in first.samples if s["score"]["outcome"] == "failed")
-    assert any("got no answer" in line for line in remarks(first))
+    assert any(f"{failed} of 9 samples failed" in line for line in summarise(first)["cautions"])
     assert outcomes(again) == {"right": 9}
     assert len(server.bodies) - before == failed  # those alone
 

@@ -2,8 +2,8 @@
 
 What a network does is no answer: status 408, 429 and 5xx, timeouts, cut connections and broken bodies are tried again
 with growing pauses, and a sample that stays without an answer is "failed", which the next start asks again. Thinking is
-read from `reasoning_content` or `reasoning`; where a server leaves it in the content, tags included, it is taken out
-and the sample is flagged.
+read from `reasoning_content`, `reasoning` or parts of the content; where a server leaves it in the text, tags included,
+it is taken out and the sample is flagged.
 
 Source: https://platform.openai.com/docs/api-reference/chat; `chat_template_kwargs` and `reasoning_content` as vLLM and
 SGLang have them.
@@ -173,7 +173,8 @@ class Endpoint:
                     raise RemoteError(f"{self.url}: {problem}") from None
                 if error.code not in _AGAIN and error.code < 500:
                     return Reply(finish_reason="error", error=problem)
-            except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not the JSON it should be
+            # The last four: not the JSON that it should be.
+            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
                 reason = getattr(error, "reason", None) or error
                 problem, pause = f"{type(reason).__name__}: {reason}"[:300], None
             if attempt < self.retries:
@@ -197,7 +198,9 @@ class Endpoint:
         choice = answer["choices"][0]
         message = choice.get("message") or {}
         flags: list[str] = []
-        content, thinking = message.get("content") or "", message.get("reasoning_content") or message.get("reasoning")
+        content, inside = _texts(message.get("content"))
+        thinking = message.get("reasoning_content") or message.get("reasoning")
+        thinking = thinking or _texts(message.get("reasoning_details"))[0] or inside
         content, leaked = split_leak(content)
         if leaked is not None:
             flags.append("leak")
@@ -226,6 +229,15 @@ def split_leak(content: str) -> tuple[str, str | None]:
         return content, None
     thoughts = head.lstrip().removeprefix("<think>").strip()
     return (tail.lstrip("\n"), thoughts) if closed else ("", thoughts)
+
+
+def _texts(value: Any) -> tuple[str, str]:
+    """(text, thoughts) of a content that is a text, or a list of parts, as some servers have it."""
+    if not isinstance(value, list):
+        return value or "", ""
+    parts = [part for part in value if isinstance(part, dict)]
+    text = "".join(str(part.get("text") or part.get("summary") or "") for part in parts)
+    return text, "".join(_texts(part["thinking"])[0] for part in parts if part.get("thinking"))
 
 
 def _tokens(usage: dict[str, Any], thinking: str, content: str) -> tuple[int, int, bool]:
