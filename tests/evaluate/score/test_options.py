@@ -45,6 +45,7 @@ OPTIONS = ("red", "A dog", "15 m", "5 m/s")
         ("The correct option is B because A is wrong.", "B"),
         ("Option A is wrong. Option C is correct.", "C"),
         ("So both A and B are wrong, and the answer must be D.", "D"),
+        ("Answer B is correct; answer A is clearly wrong.", "B"),
         ("Thus, C is the answer.", "C"),
         ("I would choose C.", "C"),
         ("C", "C"),

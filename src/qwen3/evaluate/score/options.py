@@ -124,6 +124,10 @@ _NOT = re.compile(
     r"\s*(?:simply\s+|just\s+)?(?:the\s+|option\s+|choice\s+|answer\s+|letter\s+)*[(\[\"'“]?" + _LETTER + r"[)\]\"'”]?",
     re.I,
 )
+_WRONG = re.compile(
+    _LETTER + r"[)\]]?\s+(?:is|are|was|were)\s+(?:[a-z]+\s+){0,2}?"
+    r"(?:wrong|incorrect|false|untrue|impossible|excluded|eliminated|ruled\s+out)\b"
+)
 _MORE = re.compile(
     r"[)\]\"'”.]*\s*(?:,|/|&|\+|;|、|和|或|与|及|\b(?:or|and|oder|und|ou|et|o|y|e|и|или|as\s+well\s+as)\b)+\s*"
     r"(?:(?:option|choice|both)\s+)?[(\[\"'“]?" + _LETTER + r"(?!\s+(?:is|was|are|has|and|can|would|does))",
@@ -147,7 +151,7 @@ _ARTICLE = re.compile(r"\s+(?!because|since|as\b|for\b|is\b|due|with|that|by\b|i
 def taken(text: str, options: Sequence[str]) -> Taken:
     """Which of the options an answer takes. text: the answer without its thoughts."""
     marked = _plain(text)
-    bare = _NOT.sub(" ", marked.replace("*", "").replace("`", ""))
+    bare = _WRONG.sub(" ", _NOT.sub(" ", marked.replace("*", "").replace("`", "")))
     texts = [_folded(option) for option in options]
     for form, values in (
         ("field", [m[1] for m in _FIELD.finditer(marked.replace("*", ""))]),
