@@ -78,8 +78,8 @@ def _of_suite(name: str, options: evaluation.Options, budgets: str | None, as_js
             place = folder / f"budget-{'none' if budget is None else budget}"
             runs.append(evaluate(suite, model, wish, place, note))
             point = finish(runs[-1], place)
-            for line in point["remarks"]:
-                warn(f"budget {'none' if budget is None else budget}: {line}")
+            for line in point["cautions"]:
+                note(f"budget {'none' if budget is None else budget}: {line}")
             points.append({"budget": budget, **point})
     finally:
         model.close()

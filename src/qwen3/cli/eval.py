@@ -13,7 +13,7 @@ from qwen3.errors import UsageError
 from qwen3.evaluate import statistics
 from qwen3.evaluate.cost import costs
 from qwen3.evaluate.runs.endpoint import Endpoint
-from qwen3.evaluate.runs.record import FIXED, Run, difference, read_run
+from qwen3.evaluate.runs.record import Run, difference, read_run
 from qwen3.evaluate.runs.run import Model, Wish, check_needs, finish, items_of, remarks, summarised, write_page
 from qwen3.evaluate.runs.run import evaluate as ask
 from qwen3.evaluate.suites import suite_named, suites
@@ -135,8 +135,8 @@ def evaluate(words: list[str], options: Options, as_json: bool, command: str) ->
             folder = base if options.out and len(chosen) == 1 else base / suite.name
             run = ask(suite, model, wish, folder, note)
             result = finish(run, folder)
-            for line in result["remarks"]:
-                warn(f"{suite.name}: {line}")
+            for line in result["cautions"]:
+                note(f"{suite.name}: {line}")
             note(f"{suite.name}: {folder}")
             results.append(result)
             runs.append(run)
@@ -223,30 +223,22 @@ def _mean(counts: list[int | None]) -> str:
 def compare(folder_a: Path, folder_b: Path, html: Path | None, as_json: bool) -> int:
     """Prints what statistics.compare finds, in words, or as JSON with both heads."""
     a, b = read_run(folder_a), read_run(folder_b)
-    if a.head["suite"] != b.head["suite"]:
-        raise UsageError(
-            f"{folder_a} is a run of {a.head['suite']}, {folder_b} of {b.head['suite']}: nothing is shared"
-        )
     if html is not None and not html.resolve().parent.is_dir():
         raise UsageError(f"--html {html}: there is no folder {html.resolve().parent}")
-    result = statistics.compare(a.samples, b.samples)
-    changed = [
-        difference(name, a.head.get(name), b.head.get(name), ("a", "b"))
-        for name in FIXED
-        if a.head.get(name) != b.head.get(name)
-    ]
+    result = statistics.compare(a, b)
     for which, run in (("a", a), ("b", b)):
         for line in remarks(run):
             warn(f"{which}: {line}")
-    result = {"suite": a.head["suite"], "a": str(folder_a), "b": str(folder_b), "settings": changed, **result}
+    result = {"suite": a.head["suite"], "a": str(folder_a), "b": str(folder_b), **result}
     if html is not None:
         write_page(html, [summarised(a), summarised(b)])
         note(f"{html}: the page")
     if as_json:
         out_json(result)
         return 0
-    for line in changed:
-        out(f"settings differ in {line}")
+    out(f"a: {a.head['model']}, {a.head['mode']}; b: {b.head['model']}, {b.head['mode']}")
+    for name, there, here in result["settings"]:
+        out(f"settings differ in {difference(name, there, here, ('a', 'b'))}")
     out(f"{result['items']:,} items of {a.head['suite']}: a {result['percent_a']:.1f} %, b {result['percent_b']:.1f} %")
     low, high = result["interval"]
     points = f"{result['points']:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"

@@ -228,27 +228,17 @@ class Tally:
 
 
 def remarks(run: Run) -> list[str]:
-    """What a reader of the run's figures should know, one line each: flags, failed and cut samples, what is missing."""
+    """What the flags of its samples say to a reader of the run's figures, one line each."""
     flags = Counter(flag for record in run.samples for flag in record.get("flags", ()))
-    outcomes = Counter(record["score"]["outcome"] for record in run.samples)
-    all_of = len(run.samples)
-    wanted = run.head["items"]["count"] * run.head["samples"]
-    out = [f"{count:,} of {all_of:,} samples: {FLAGS.get(flag, flag)}" for flag, count in sorted(flags.items())]
-    if outcomes["truncated"]:
-        cut = f"{outcomes['truncated']:,} of {all_of:,} samples were cut by the length limit"
-        out.append(f"{cut} ({run.head['sampling'].get('max_tokens')} tokens): the figure is one of that limit, too")
-    if outcomes["failed"]:
-        out.append(f"{outcomes['failed']:,} samples got no answer; the same command asks them again")
-    if all_of < wanted:
-        out.append(f"the run is not finished: {all_of:,} of {wanted:,} samples")
-    return out
+    return [f"{count:,} of {len(run.samples):,} samples: {FLAGS[flag]}" for flag, count in sorted(flags.items())]
 
 
 def summarised(run: Run) -> dict[str, Any]:
-    """What `result.json` holds: the summary, and remarks."""
+    """What `result.json` holds: the summary, whose cautions begin with the remarks."""
     from qwen3.evaluate import summary
 
-    return {**summary.summarise(run), "remarks": remarks(run)}
+    result = summary.summarise(run)
+    return {**result, "cautions": [*remarks(run), *result["cautions"]]}
 
 
 def finish(run: Run, folder: Path) -> dict[str, Any]:
