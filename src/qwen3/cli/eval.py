@@ -80,8 +80,8 @@ class Options:
         )
 
 
-def model_of(options: Options) -> Model:
-    """Loaded, or the endpoint. Raises UsageError for flags that do not go together, and what LLM raises."""
+def endpoint_of(options: Options) -> Endpoint | None:
+    """The endpoint, None for a model in this process. Raises UsageError for flags that do not go together."""
     mode = options.mode
     if options.api is not None:
         here = ("model", "device", "dtype", "weights", "context", "max_batch")
@@ -101,6 +101,13 @@ def model_of(options: Options) -> Model:
         )  # fmt: skip
     if wrong := [name for name in ("api_model", "api_key_env") if getattr(options, name)]:
         raise UsageError(f"--{wrong[0].replace('_', '-')} goes with --api")
+    return None
+
+
+def model_of(options: Options) -> Model:
+    """The endpoint, or a model that is loaded. Raises what `endpoint_of` and LLM raise."""
+    if there := endpoint_of(options):
+        return there
     from qwen3 import LLM
     from qwen3.evaluate.runs.engine import InProcess
 
@@ -111,7 +118,7 @@ def model_of(options: Options) -> Model:
     for line in llm.warnings:
         warn(line)
     try:
-        return InProcess(llm, mode, options.budget, options.concurrency)
+        return InProcess(llm, options.mode, options.budget, options.concurrency)
     except BaseException:
         llm.close()
         raise
@@ -124,6 +131,7 @@ def evaluate(words: list[str], options: Options, as_json: bool, command: str) ->
         raise UsageError("name a suite; `qwen3 eval --list` shows them")
     wish = options.wish(command)
     chosen = [suite_named(name) for name in names]
+    endpoint_of(options)
     for suite in chosen:  # what cannot be had is said before a model is loaded
         check_needs(suite)
         items_of(suite, wish)
