@@ -152,6 +152,7 @@ def test_instructions_of_a_row() -> None:
         (["punctuation:none"], [{}], "x: unknown instruction 'punctuation:none'"),
         (["length_constraints:number_words"], [{"num_words": 5}], "lacks its argument 'relation'"),
         (["punctuation:no_comma"], ["{"], "are not JSON"),
+        (["punctuation:no_comma"], ["[1]"], "are not an object"),
         (["punctuation:no_comma"], [], "1 instructions with 0 sets"),
     ):
         with pytest.raises(UsageError, match=said):

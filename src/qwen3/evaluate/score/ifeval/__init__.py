@@ -32,6 +32,8 @@ def instructions(where: str, ids: Sequence[str], arguments: Sequence[Any]) -> li
             given = json.loads(given) if isinstance(given, str) else given or {}
         except ValueError as error:
             raise UsageError(f"{where}: the arguments of {name} are not JSON ({error})") from None
+        if not isinstance(given, Mapping):
+            raise UsageError(f"{where}: the arguments of {name} are not an object")
         needed = CHECKS[name].needs
         if missing := [key for key in needed if given.get(key) is None]:
             raise UsageError(f"{where}: {name} lacks its argument {missing[0]!r}")
