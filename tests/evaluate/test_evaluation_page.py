@@ -85,3 +85,5 @@ def test_the_run_that_is_shown_was_made() -> None:
     low, high = found["interval"]
     assert f"b - a: {found['points']:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}" in PAGE
     assert f"b is better on {found['better']} items, worse on {found['worse']}" in PAGE
+    for label, (word, detail) in made["claim_14"].items():
+        assert f"  {label}: {word}. {detail}\n" in PAGE
