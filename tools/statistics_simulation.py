@@ -3,7 +3,8 @@
     python tools/statistics_simulation.py --repeats 2000 --out benchmarks/DATE-statistics-simulation.json
 
 Items are drawn from a population of pass rates (a beta distribution, all the same, or all right or all wrong), samples
-from each item's rate; the truth is the population's mean. Pairs of runs share their items; b's rates are a's, shifted.
+from each item's rate; the truth is the population's mean. Pairs of runs share their items; of three in ten b's rates are
+drawn anew: whichever they are (difference, truth 0), or if they are better (gain).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from qwen3.evaluate.machine import commit
 from qwen3.evaluate.runs.record import write_json
 from qwen3.evaluate.statistics import components, difference_interval, mean_interval
 
-POPULATIONS = {
+POPULATIONS: dict[str, tuple[float, float] | float] = {
     "uniform": (1.0, 1.0),
     "middling": (7.0, 3.0),
     "two heaps": (0.2, 0.2),
@@ -44,8 +45,11 @@ def drawn(population: tuple[float, float] | float, items: int, rng: np.random.Ge
 
 
 def one(name: str, items: int, samples: int, repeats: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Coverage of the interval of a mean, and of that of a difference, in percent, with the widths' means."""
-    covered = paired = 0
+    """Coverage of the interval of a mean, of a difference and of a gain, in percent; the mean's mean width; the
+    estimated variance by sampling as a multiple of the true one."""
+    covered = paired = raised = 0
+    some, other_some = (drawn(POPULATIONS[name], 1_000_000, rng)[0] for _ in range(2))
+    gain = 0.3 * float((np.maximum(some, other_some) - some).mean())
     width = estimated = sampling = 0.0
     for trial in range(repeats):
         rates, truth = drawn(POPULATIONS[name], items, rng)
@@ -57,6 +61,9 @@ def one(name: str, items: int, samples: int, repeats: int, rng: np.random.Genera
         mixed = np.where(rng.random(items) < 0.3, other, rates)  # b: three in ten items have changed
         low, high = difference_interval((rng.binomial(samples, mixed) - right) / samples)
         paired += low <= 0.0 <= high
+        better = np.where(rng.random(items) < 0.3, np.maximum(other, rates), rates)  # here they have only become better
+        low, high = difference_interval((rng.binomial(samples, better) - right) / samples)
+        raised += low <= gain <= high
         if samples > 1 and trial < 20:  # it is slow, and its mean settles soon
             values = [np.repeat((1.0, 0.0), (good, samples - good)) for good in right]
             estimated += components(values)[1] or 0.0
@@ -68,6 +75,7 @@ def one(name: str, items: int, samples: int, repeats: int, rng: np.random.Genera
         "mean_covered": 100 * covered / repeats,
         "mean_width": width / repeats,
         "difference_covered": 100 * paired / repeats,
+        "gain_covered": 100 * raised / repeats,
         "sampling_variance_ratio": estimated / sampling if sampling else None,
     }
 
@@ -92,7 +100,7 @@ def main() -> int:
             "of": len(rows),
             "mean": float(np.mean([row[kind] for row in rows])),
         }
-        for kind in ("mean_covered", "difference_covered")
+        for kind in ("mean_covered", "difference_covered", "gain_covered")
     }
     result = {
         "what": "coverage of 95 % intervals by simulation",
