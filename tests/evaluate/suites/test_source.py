@@ -6,6 +6,7 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -152,3 +153,45 @@ def test_samples_and_tables() -> None:
         ("Qwen3-8B", "think", 2.0),
         ("Qwen3-8B", "no-think", 3.0),
     ]
+
+
+class FakeHub:
+    """What of huggingface_hub is used: a listing, and a snapshot in a folder. reachable: whether there is a listing."""
+
+    def __init__(self, folder: Path, reachable: bool = True) -> None:
+        self.folder, self.reachable, self.asked = folder, reachable, []
+
+    def HfApi(self) -> FakeHub:
+        return self
+
+    def dataset_info(self, dataset: str, revision: str, timeout: int) -> SimpleNamespace:
+        if not self.reachable:
+            raise ConnectionError("no network\nat all")
+        names = ["README.md", "main/test.jsonl", "main/train.jsonl", "other/test.jsonl"]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+
+    def snapshot_download(self, dataset: str, **given: object) -> str:
+        self.asked.append((dataset, given))
+        if given.get("local_files_only") and not any(self.folder.iterdir()):
+            raise FileNotFoundError("not in the cache")
+        for name in given.get("allow_patterns", ()):  # type: ignore[attr-defined]
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).write_text('{"a": 1}')
+        return str(self.folder)
+
+
+def test_the_hub_gives_the_files_of_a_config_and_its_cache_serves_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = FakeHub(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    where = ("org/data", "main", "test", "abc")
+    assert rows("s", hub=where, how=HOW) == [{"a": 1, "_file": "main/test.jsonl"}]
+    wanted = {"repo_type": "dataset", "revision": "abc", "allow_patterns": ["main/test.jsonl"]}
+    assert hub.asked == [("org/data", wanted)]
+    hub.reachable = False
+    assert rows("s", hub=where, how=HOW) == [{"a": 1, "_file": "main/test.jsonl"}]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", FakeHub(tmp_path / "empty", reachable=False))
+    with pytest.raises(UsageError, match=r"org/data at 'abc' on the hub: no network\)$"):
+        rows("s", hub=where, how=HOW)

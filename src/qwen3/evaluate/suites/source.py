@@ -164,7 +164,8 @@ def _hub(name: str, where: Hub) -> list[Row]:
         raise _NoHubError("huggingface_hub is not installed: pip install 'qwen3[eval]'") from None
     kind: dict[str, Any] = {"repo_type": "dataset", "revision": where.revision}
     try:
-        chosen = pick(name, lib.HfApi().list_repo_files(where.dataset, **kind), where)
+        about: Any = lib.HfApi().dataset_info(where.dataset, revision=where.revision, timeout=10)
+        chosen = pick(name, (file.rfilename for file in about.siblings or ()), where)
         root = Path(lib.snapshot_download(where.dataset, allow_patterns=chosen, **kind))
     except UsageError:
         raise
