@@ -110,6 +110,12 @@ def test_a_published_value_is_met_missed_or_left_open() -> None:
     assert published(0.857, 8) == UNDECIDED
 
 
+def test_a_subset_of_the_items_says_nothing_of_a_published_value() -> None:
+    found = run("aime24", "qwen3:235b", "think", lambda i: 0.9, items=10, samples=64)
+    found.head["limit"] = 10
+    assert judge(NAMED[1], [found])[0].word == NOT_TESTED
+
+
 def test_the_claim_with_two_values_is_right_in_part() -> None:
     found = run("livecodebench", "Qwen/Qwen3-235B-A22B", "think", lambda i: 0.707, items=300, samples=30)
     verdict, parts = judge(NAMED[2], [found])
