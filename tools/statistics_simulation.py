@@ -3,8 +3,8 @@
     python tools/statistics_simulation.py --repeats 2000 --out benchmarks/DATE-statistics-simulation.json
 
 Items are drawn from a population of pass rates (a beta distribution, all the same, or all right or all wrong), samples
-from each item's rate; the truth is the population's mean. Pairs of runs share their items; of three in ten b's rates are
-drawn anew: whichever they are (difference, truth 0), or if they are better (gain).
+from each item's rate; the truth is the population's mean. Pairs of runs share their items; of three in ten b's rates
+are drawn anew: whichever they are (difference, truth 0), or if they are better (gain).
 """
 
 from __future__ import annotations
