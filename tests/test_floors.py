@@ -81,6 +81,7 @@ def test_lower_floors_and_training_name_only_the_core_libraries() -> None:
         "chat/sandbox_worker.py": {"jinja2"},
         "checkpoint/huggingface.py": {"huggingface_hub"},
         "engine/constraint.py": {"llguidance"},
+        "evaluate/suites/source.py": {"huggingface_hub", "pyarrow"},
         "serve/tracing.py": {"opentelemetry"},
         "train/corpus/readers.py": {"pyarrow"},
     }

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from qwen3 import __version__
+from qwen3 import __version__, sandbox
 from qwen3.checkpoint.journal import write_atomic
 from qwen3.errors import Qwen3Error, RemoteError, UsageError
 from qwen3.evaluate.crowd import Progress, Say
@@ -74,7 +74,9 @@ class Wish:
 def check_needs(suite: Suite) -> None:
     """Raises UsageError where a package that scores the suite is not installed: now, not after the first answers."""
     for name in suite.needs:
-        if name not in ("judge", "sandbox"):
+        if name == "sandbox":
+            sandbox.require()
+        elif name != "judge":
             try:
                 metadata.version(name)
             except metadata.PackageNotFoundError:
