@@ -176,10 +176,9 @@ def _histograms(one: Summary) -> Iterator[str]:
     for kind in ("thinking", "answer"):
         if (spread := one["tokens"].get(kind)) and spread["max"]:
             edges = [edge for edge, _ in spread["histogram"]] + [spread["max"]]
-            steps = [(edges[0], 0.0)]
-            for (left, count), right in zip(spread["histogram"], edges[1:], strict=True):
-                steps += [(left, float(count)), (right, float(count))]
-            yield chart(f"{kind} tokens", "tokens", "samples", [Series("", PALETTE[0], steps)], "linear")
+            bins = zip(spread["histogram"], edges[1:], strict=True)
+            middles = [((left + right) / 2, float(count)) for (left, count), right in bins]
+            yield chart(f"{kind} tokens", "tokens", "samples", [Series("samples", PALETTE[0], middles)], "linear")
 
 
 def _costs(summaries: Sequence[Summary]) -> str:
