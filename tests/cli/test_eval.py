@@ -17,7 +17,8 @@ from qwen3.evaluate.runs import read_run
 from qwen3.evaluate.runs.run import Wish, items_of
 from qwen3.evaluate.suites import suite_named
 from tests.cli.conftest import Command
-from tests.evaluate.endpoint import leaking, oracle, serving, truncating
+from tests.evaluate.endpoint import Body, Reply, leaking, oracle, question, serving, truncating
+from tests.evaluate.suites.test_instruction_suites import arena
 
 KNOWS = oracle({
     str(item.messages[-1]["content"]): item.gold["answer"]
@@ -53,6 +54,27 @@ def test_an_endpoint_from_the_first_answer_to_the_report(qwen3: Command, tmp_pat
     with serving(leaking(KNOWS)) as server:
         ran = qwen3("eval", *SOME, "--api", server.url, "--api-model", "x", "--think", "--out", tmp_path / "c")
         assert "120 of 120 samples: thoughts with their tags stood in the content" in ran.err
+
+
+def test_a_judge_at_another_endpoint(qwen3: Command, tmp_path: Path) -> None:
+    def verdict(body: Body) -> Reply:
+        return Reply("[[A>>B]]" if "Assistant A's Answer|>\nOf course" in question(body) else "[[B>A]]")
+
+    asked = ("eval", "arena_hard", "--data", arena(tmp_path / "data"), "--api-model", "x", "--out", tmp_path / "run")
+    with serving(lambda body: Reply("Of course.")) as server, serving(verdict) as judge:
+        none = qwen3(*asked, "--api", server.url)
+        assert none.code == 2
+        assert "arena_hard is scored by a judge: give --judge URL and --judge-model NAME" in none.error
+        ran = qwen3(*asked, "--api", server.url, "--judge", judge.url, "--judge-model", "strict", "--json")
+        assert ran.code == 0
+        assert len(judge.bodies) == 2  # both ways round
+        assert {body["temperature"] for body in judge.bodies} == {0}
+        result = json.loads(ran.out)["runs"][0]
+        assert (result["percent"], result["head"]["judge"]) == (100, f"strict at {judge.url}")
+        other = qwen3(*asked, "--api", server.url, "--judge", judge.url, "--judge-model", "mild")
+        assert "judge: there" in other.error
+        unwanted = qwen3("eval", *SOME, "--judge", judge.url, "--judge-model", "strict", "--out", tmp_path / "b")
+        assert "none of controls is scored by a judge" in unwanted.error
 
 
 @pytest.mark.parametrize(

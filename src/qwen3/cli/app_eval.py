@@ -39,6 +39,15 @@ def evaluate(
     api_key_env: Annotated[
         str | None, typer.Option("--api-key-env", metavar="NAME", help="The environment variable with the key.")
     ] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", metavar="URL", help="The endpoint that judges, for suites that need one.")
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option("--judge-model", metavar="NAME", help="The judge's name there.")
+    ] = None,
+    judge_key_env: Annotated[
+        str | None, typer.Option("--judge-key-env", metavar="NAME", help="The environment variable with its key.")
+    ] = None,
     think: Annotated[bool, typer.Option("--think", help="Think.")] = False,
     no_think: Annotated[bool, typer.Option("--no-think", help="Answer at once.")] = False,
     auto: Annotated[bool, typer.Option("--auto", help="Think where the answer begins with doubt.")] = False,

@@ -17,7 +17,8 @@ from qwen3.evaluate.runs.record import Run, difference, read_run
 from qwen3.evaluate.runs.run import Model, Wish, check_needs, finish, items_of, remarks, summarised, write_page
 from qwen3.evaluate.runs.run import evaluate as ask
 from qwen3.evaluate.suites import suite_named, suites
-from qwen3.evaluate.types import OUTCOMES
+from qwen3.evaluate.suites.arena_hard import with_judge
+from qwen3.evaluate.types import OUTCOMES, Suite
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Options:
     api: str | None = None
     api_model: str | None = None
     api_key_env: str | None = None
+    judge: str | None = None
+    judge_model: str | None = None
+    judge_key_env: str | None = None
     think: bool = False
     no_think: bool = False
     auto: bool = False
@@ -76,6 +80,7 @@ class Options:
             seed=self.seed,
             sampling={name: getattr(self, name) for name in names},
             prices={name: price for name, price in prices.items() if price is not None},
+            judge=self.judge and f"{self.judge_model} at {self.judge}",
             command=command,
         )
 
@@ -90,18 +95,31 @@ def endpoint_of(options: Options) -> Endpoint | None:
             raise UsageError(f"--{wrong[0].replace('_', '-')} is of a model in this process, not of --api{hint}")
         if not options.api_model:
             raise UsageError("--api needs --api-model, the model's name there")
-        key = None
-        if options.api_key_env and not (key := os.environ.get(options.api_key_env)):
-            raise UsageError(
-                f"--api-key-env {options.api_key_env}: there is no such environment variable, or it is empty"
-            )
         return Endpoint(
-            options.api, options.api_model, key, mode, options.budget,
+            options.api, options.api_model, key_in(options.api_key_env, "--api-key-env"), mode, options.budget,
             concurrency=options.concurrency or 8, timeout_s=options.timeout, retries=options.retries,
         )  # fmt: skip
     if wrong := [name for name in ("api_model", "api_key_env") if getattr(options, name)]:
         raise UsageError(f"--{wrong[0].replace('_', '-')} goes with --api")
     return None
+
+
+def key_in(variable: str | None, flag: str) -> str | None:
+    """The key in an environment variable. Raises UsageError where there is none."""
+    if variable and not os.environ.get(variable):
+        raise UsageError(f"{flag} {variable}: there is no such environment variable, or it is empty")
+    return os.environ[variable] if variable else None
+
+
+def judged(suite: Suite, options: Options) -> Suite:
+    """The suite, bound to the judge where it needs one. Raises UsageError where that is not named whole."""
+    if "judge" not in suite.needs:
+        return suite
+    if not (options.judge and options.judge_model):
+        raise UsageError(f"{suite.name} is scored by a judge: give --judge URL and --judge-model NAME")
+    key = key_in(options.judge_key_env, "--judge-key-env")
+    endpoint = Endpoint(options.judge, options.judge_model, key, timeout_s=options.timeout, retries=options.retries)
+    return with_judge(suite, endpoint.judge)
 
 
 def model_of(options: Options) -> Model:
@@ -118,7 +136,7 @@ def model_of(options: Options) -> Model:
     for line in llm.warnings:
         warn(line)
     try:
-        return InProcess(llm, options.mode, options.budget, options.concurrency)
+        return InProcess(llm, options.mode, options.budget, options.concurrency, options.weights)
     except BaseException:
         llm.close()
         raise
@@ -130,7 +148,9 @@ def evaluate(words: list[str], options: Options, as_json: bool, command: str) ->
     if not names:
         raise UsageError("name a suite; `qwen3 eval --list` shows them")
     wish = options.wish(command)
-    chosen = [suite_named(name) for name in names]
+    chosen = [judged(suite_named(name), options) for name in names]
+    if options.judge and not any("judge" in suite.needs for suite in chosen):
+        raise UsageError(f"--judge: none of {', '.join(names)} is scored by a judge")
     endpoint_of(options)
     for suite in chosen:  # what cannot be had is said before a model is loaded
         check_needs(suite)

@@ -112,7 +112,7 @@ def _cautions(
                "(80 % power)")  # fmt: skip
     if groups > 1:
         out.append(f"{groups} groups are shown: {0.05 * groups:.1f} of their intervals are expected to miss by chance")
-    return out, missing <= 0 and failed <= MOST_FAILED
+    return out, missing <= 0 and failed <= MOST_FAILED and cut <= MOST_TRUNCATED
 
 
 def _parts(samples: Sequence[Sample]) -> dict[str, float]:

@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -159,8 +159,19 @@ class Endpoint:
             body["tools"] = talk.item.tools
         return body
 
+    def judge(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text that comes back, at temperature 0: `score.judge.Ask`. Raises RemoteError where none does: a judge
+        that cannot be reached is no verdict."""
+        reply = self._send({"model": self.model, "messages": list(messages), "temperature": 0.0})
+        if reply.error:
+            raise RemoteError(f"the judge at {self.url}: {reply.error}")
+        return reply.content
+
     def _ask(self, talk: Talk, sampling: dict[str, Any]) -> Reply:
-        data = json.dumps(self.body(talk, sampling)).encode()
+        return self._send(self.body(talk, sampling))
+
+    def _send(self, body: dict[str, Any]) -> Reply:
+        data = json.dumps(body).encode()
         problem = ""
         for attempt in range(self.retries + 1):
             start = time.monotonic()

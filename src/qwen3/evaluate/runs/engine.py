@@ -22,11 +22,14 @@ class InProcess:
 
     mode: "think", "no-think", "auto", None: the model's own. budget: most thinking tokens of a turn. concurrency:
     samples at once, None: twice the engine's batch. thinks: whether prompts are those for thinking. mode is settled
-    afterwards. Raises UsageError for what the model cannot do.
+    afterwards. weights: what they were rounded to while they were read, for the record. Raises UsageError for what the
+    model cannot do.
     """
 
-    def __init__(self, llm: LLM, mode: str | None, budget: int | None, concurrency: int | None = None) -> None:
-        self.llm = llm
+    def __init__(
+        self, llm: LLM, mode: str | None, budget: int | None, concurrency: int | None = None, weights: str | None = None
+    ) -> None:
+        self.llm, self.weights = llm, weights
         self._told = mode
         self.mode = mode or ("think" if llm.mode in ("hybrid", "thinking") else "no-think")
         self.thinks = self.mode != "no-think"
@@ -63,6 +66,7 @@ class InProcess:
             "numbers": {
                 "device": llm.device.type,
                 "dtype": str(llm.dtype).removeprefix("torch."),
+                "weights": self.weights,
                 "invariant": engine.runner.invariant,
                 "context": llm.context,
             },

@@ -22,7 +22,7 @@ HEAD, SAMPLES, RESULT, PAGE = "run.json", "samples.jsonl", "result.json", "repor
 FORMAT = 1
 FIXED = (
     "format", "suite", "model", "mode", "budget", "samples", "limit", "seed", "items", "sampling", "endpoint",
-    "template_sha256", "checkpoint_sha256", "numbers",
+    "template_sha256", "checkpoint_sha256", "numbers", "judge",
 )  # fmt: skip
 """Fields of the head that samples of one run share. The others (machine, commit, date, prices) may change."""
 

@@ -60,7 +60,7 @@ class Model(Protocol):
 class Wish:
     """What is asked for beyond the suite's own way. samples: per item, None: the suite's. limit: items, a subset that
     `seed` chooses. data: file, folder or settings as the suite's `load` takes them. sampling: fields of SamplingParams
-    that are set. prices: fields of `cost.Prices`."""
+    that are set. prices: fields of `cost.Prices`. judge: who judges, for the record."""
 
     samples: int | None = None
     limit: int | None = None
@@ -68,6 +68,7 @@ class Wish:
     seed: int = 1
     sampling: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, float] = field(default_factory=dict)
+    judge: str | None = None
     command: str = ""
 
 
@@ -122,6 +123,7 @@ def head_of(suite: Suite, items: Sequence[Item], model: Model, wish: Wish) -> di
         **answering,
         "concurrency": min(answering["concurrency"], len(items) * each),
         "prices": dict(wish.prices),
+        "judge": wish.judge if "judge" in suite.needs else None,
         "engine": f"qwen3 {__version__}",
         "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
