@@ -44,7 +44,8 @@ def test_one_run() -> None:
         "pass@4", "truncated 20 (25.0 %)", "a right answer", "subject", "95th percentile",
     ):  # fmt: skip
         assert told in text, told
-    assert "Not to be quoted" not in text
+    assert "Not to be quoted" in text  # a quarter of it was cut
+    assert "Not to be quoted" not in whole(page([summarise(run(["rrrw"] * 20))]))
 
 
 def test_several_budgets_make_curves() -> None:

@@ -56,7 +56,8 @@ def _suites(summaries: Sequence[Summary]) -> list[str]:
 
 def _warning(one: Summary, many: bool) -> str:
     whose = f"<b>{escape(label(one))}</b>" if many else ""
-    unfit = "" if one["quotable"] else '<p class="bad"><b>Not to be quoted</b>: samples failed or are missing.</p>'
+    why = "<b>Not to be quoted</b>: samples failed, are missing or were cut."
+    unfit = "" if one["quotable"] else f'<p class="bad">{why}</p>'
     loud = [line for line in one["cautions"] if line.startswith("TRUNCATED")]
     soft = [*(line for line in one["cautions"] if line not in loud), *one.get("remarks", ())]
     shouts = "".join(f'<p class="bad"><b>{escape(line)}</b></p>' for line in loud)

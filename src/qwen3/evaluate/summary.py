@@ -27,8 +27,9 @@ def summarise(run: Run, seed: int = 0) -> dict[str, Any]:
 
     head: the run's. accuracy: `statistics.accuracy` of all samples but those that failed (truncated, empty and
     unparsed ones count as wrong); finished: the same of samples that were judged (None: none was). outcomes: {class:
-    {count, percent}} of all samples. missing: samples that were asked for and are not there. quotable, cautions:
-    whether the figure may be quoted, and what is to be said with it. parts: means of the scores' parts. pass_at: {k:
+    {count, percent}} of all samples. missing: samples that were asked for and are not there. quotable: nothing is
+    missing, next to nothing failed or was cut; cautions: what is to be said with the figure. parts: means of the
+    scores' parts. pass_at: {k:
     {percent, interval}}, for scores that are 0 or 1, at samples that every item has; majority: the same of the answer
     most samples gave, None where answers have no short form. groups: [{key, value, …accuracy}]. tokens: {kind: {mean,
     p50, p95, max, unknown, histogram: [[edge, count]…]}}. seconds: the same of a sample's wall time. cost:
