@@ -142,7 +142,7 @@ def check() -> None:
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512)
 
 
-def tiles_for(m: int, n: int, k: int, bits: int) -> list[Cut | None]:
+def tiles_for(m: int, n: int, k: int, bits: int, norm: bool = False) -> list[Cut | None]:
     base = weight_only.choose(m, n, k, bits)
     slab = grouped.SLAB[bits]
     if m <= weight_only.FEW_ROWS:
@@ -154,7 +154,9 @@ def tiles_for(m: int, n: int, k: int, bits: int) -> list[Cut | None]:
             (16, slab, 2, 8),
             (32, slab, 2, 4),
         ]
-        return list(dict.fromkeys([base, *(Cut(*cut) for cut in cuts if cut[0] < 32 or n >= 16384)]))
+        found = [base, *(Cut(*cut) for cut in cuts if cut[0] < 32 or n >= 16384)]
+        apart = [cut._replace(apart=True) for cut in found if cut is not None] if norm else []
+        return list(dict.fromkeys([*found, *apart]))
     tokens = min(128, m)
     found = [base]
     for rows, warps, depth in ((64, 4, 4), (128, 8, 3)) if m <= 64 else ((64, 8, 3), (128, 8, 3), (128, 8, 4)):
@@ -172,9 +174,9 @@ def tune_work() -> list[tuple[str, int, int, int, int, list[bool], list[Cut | No
             bits = 8 if name == "head" else 4
             rows = ROWS if model == "8B" else (1, 8, 32)
             for m in rows if name != "head" else (1, 32, 64):
-                work.append((f"{model} {name}", m, n, k, bits, flags, tiles_for(m, n, k, bits)))
+                work.append((f"{model} {name}", m, n, k, bits, flags, tiles_for(m, n, k, bits, flags[0])))
             if model == "8B" and name != "head":
-                work += [(f"{model} {name}", m, n, k, 8, flags, tiles_for(m, n, k, 8)) for m in (1, 32)]
+                work += [(f"{model} {name}", m, n, k, 8, flags, tiles_for(m, n, k, 8, flags[0])) for m in (1, 32)]
     return work
 
 

@@ -356,7 +356,8 @@ It serves fewer rows too, as `linear.TUNED`."""
 
 @lru_cache(4096)
 def choose(M: int, N: int, K: int, bits: int, silu: bool = False, processors: int = 132) -> linear.Tile | None:
-    """How M rows are multiplied; split 0: by `_few`, `depth` steps ahead, else by `_gemm`; None: by PyTorch."""
+    """How M rows are multiplied; split 0: by `_few`, `depth` steps ahead, else by `_gemm`; None: by PyTorch. apart:
+    x is normalised before, once, and not by every program of `_few`, where that is more work than widening weights."""
     for size in range(M, (1 if M == 1 else max(8, next_power_of_2(M))) + 1) if processors == 132 else ():
         if (bits, size, N, K, silu) in TUNED:
             return TUNED[bits, size, N, K, silu]
@@ -409,7 +410,7 @@ def group_linear(
         tile = INVARIANT
     elif tile is None:
         tile = choose(M, N, K, weight.bits, silu, processors)
-    if norm is not None and (tile is None or tile.split or x.dtype == torch.float16):
+    if norm is not None and (tile is None or tile.split or tile.apart or x.dtype == torch.float16):
         x, norm = elementwise.rms_norm(x, norm, eps), None  # (unnormalised, float16 might overflow)
     if tile is None:
         return linear._library(x, group_rows(weight, None, x.dtype), residual, silu, overwrite=False)
