@@ -16,6 +16,7 @@ the part before from its pieces: what is lost is only the optimiser's state, whi
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import hashlib
 import io
 import json
@@ -207,8 +208,11 @@ def main() -> None:
     parser.add_argument("--text", default="runs/text")
     parser.add_argument("--before", type=Path, help="JSON that evaluate.py wrote of the packaged model")
     parser.add_argument("--minutes", type=float, help="of training in this part; then it ends with a checkpoint")
+    parser.add_argument("--stacks", type=float, metavar="S", help="print what every thread does, each S seconds")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
+    if args.stacks:
+        faulthandler.dump_traceback_later(args.stacks, repeat=True)
     say: Say = lambda line: print(line, flush=True)  # noqa: E731
     if args.tiny:
         run_tiny(args.out, say)
