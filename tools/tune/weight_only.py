@@ -1,7 +1,7 @@
 """Checks and times weights of 4 and 8 bits on a GPU: `PYTHONPATH=src python tools/tune/weight_only.py [SECTION ...]`.
 
-Sections: check (against float32: shapes of four models, every form, experts), tune (ways of cutting at shapes of
-8B, 0.6B and 30B-A3B beside bfloat16's and FP8's products; writes $OUT/weight_only_tiles.json, which is to replace that in
+Sections: check (against float32: shapes of four models, every form, experts), tune (ways of cutting at shapes of 8B,
+0.6B and 30B-A3B beside bfloat16's and FP8's products; writes $OUT/weight_only_tiles.json, which is to replace that in
 src/qwen3/data), experts (the tiles of 30B-A3B's; $OUT/moe_tiles.json has them), chain (all products of an 8B step in
 one graph, also with many rows: where PyTorch's product begins to win). Tables go to stdout, figures to
 $OUT/weight_only.json. Times are medians of CUDA graphs that walk over more weights than the L2 cache holds.
