@@ -2,7 +2,7 @@
 """The embedded model in many formats: what each weighs, how far it is from the original, what it still answers.
 
 python tools/quality_table.py measure OUT.json --work FOLDER   # what OUT.json lacks; --only NAME, --again for some
-python tools/quality_table.py speed OUT.json --work FOLDER     # all that were measured, in turn
+python tools/quality_table.py speed OUT.json --work FOLDER     # all that were measured, in turn; --only NAME
 python tools/quality_table.py page                   # the newest file in benchmarks/ as a table into the page
 python tools/quality_table.py page --check           # changes nothing; exit code 1 if it would not stay as it is
 """
@@ -128,14 +128,16 @@ def _write(one: Format, place: str) -> None:
         raise Qwen3Error(lines[-1].removeprefix("error: "))
 
 
-def speed(out: Path, folder: Path, rounds: int) -> int:
-    """Tokens a second, one stream, of all that `out` has: all are loaded and take turns. 64 tokens take what 80 take
-    less what 16 take, each the best of all rounds, since what else the machine does only slows."""
+def speed(out: Path, folder: Path, chosen: Sequence[Format], rounds: int) -> int:
+    """Tokens a second, one stream, of those that `out` has: all are loaded and take turns. 64 tokens take what 80 take
+    less what 16 take, each the best of all rounds, since what else the machine does only slows. A rate is the ratio to
+    the reference's in this very run, times the reference's that `out` has, if any: a later run may have less of the
+    machine."""
     from qwen3.evaluate.measured import meant
     from qwen3.evaluate.workloads import Subject
 
     found = json.loads(out.read_text(encoding="utf-8"))
-    formats = [one for one in FORMATS if "error" not in found["formats"].get(one.name, {"error": ""})]
+    formats = [one for one in chosen if "error" not in found["formats"].get(one.name, {"error": ""})]
     subjects, seconds = [], {(i, tokens): float("inf") for i in range(len(formats) + 1) for tokens in (16, 80)}
     for place in (REFERENCE, *(_place(one, folder) for one in formats)):
         model, weights, dtype = meant(place)
@@ -148,10 +150,12 @@ def speed(out: Path, folder: Path, rounds: int) -> int:
         for i, tokens in seconds:
             seconds[i, tokens] = min(seconds[i, tokens], subjects[i].generate([128], [tokens]))
     best = [64 / max(seconds[i, 80] - seconds[i, 16], 1e-9) for i in range(len(subjects))]
-    found["reference"]["speed"] = {"1": best[0]}
+    if len(formats) == len(found["formats"]) or "speed" not in found["reference"]:
+        found["reference"]["speed"] = {"1": best[0]}
     for one, rate in zip(formats, best[1:], strict=True):
-        found["formats"][one.name]["variant"]["speed"] = {"1": rate}
-        found["formats"][one.name]["speed"] = {"1": rate / best[0]}
+        ratio = rate / best[0]
+        found["formats"][one.name]["variant"]["speed"] = {"1": ratio * found["reference"]["speed"]["1"]}
+        found["formats"][one.name]["speed"] = {"1": ratio}
     write_atomic(out, [json.dumps(found, indent=1).encode(), b"\n"])
     return 0
 
@@ -251,20 +255,20 @@ def main() -> int:
         one = verbs.add_parser(verb)
         one.add_argument("out", type=Path)
         one.add_argument("--work", type=Path, required=True, help="folder of the models that are written")
+        one.add_argument("--only", action="append", help="a format's name; may be repeated")
     one.add_argument("--rounds", type=int, default=5)
     one = verbs.choices["measure"]
-    one.add_argument("--only", action="append", help="a format's name; may be repeated")
     one.add_argument("--again", action="store_true", help="also what OUT has")
     verbs.add_parser("page").add_argument("--check", action="store_true")
     options = parser.parse_args()
     if options.verb == "page":
         return page(options.check)
-    if options.verb == "speed":
-        return speed(options.out, options.work, options.rounds)
     unknown = {*(options.only or ())} - {format.name for format in FORMATS}
     if unknown:
         parser.error(f"no format {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in FORMATS)}")
     chosen = [format for format in FORMATS if not options.only or format.name in options.only]
+    if options.verb == "speed":
+        return speed(options.out, options.work, chosen, options.rounds)
     return measure(options.out, options.work, chosen, options.again, shlex.join(["python", *sys.argv]))
 
 

@@ -64,7 +64,7 @@ def test_measured_once_and_written_as_a_table(
     monkeypatch.setattr(table, "FORMATS", formats)
     tick = iter((1, 3, 1, 2, 1, 1.5, 9, 2.5, 0.5, 9, 1, 9))  # seconds of 16 and 80 tokens, two rounds of three
     monkeypatch.setattr(workloads.Subject, "generate", lambda subject, inputs, outputs: next(tick))
-    assert table.speed(out, tmp_path, 2) == 0
+    assert table.speed(out, tmp_path, table.FORMATS, 2) == 0
     data = json.loads(out.read_text(encoding="utf-8"))
     assert data["reference"]["speed"]["1"] == pytest.approx(64 / 1.5)
     rates = [data["formats"][name]["variant"]["speed"]["1"] for name in ("int8", "nearest")]
