@@ -84,5 +84,6 @@ def test_published_values_of_the_same_model_and_mode() -> None:
     assert reference["value"] == 97
     assert reference["inside"]
     assert not summarise(run(["r"] * 50 + ["w"] * 50))["references"][0]["inside"]
+    assert summarise(run(["r"] * 10, model="qwen3:4b"))["references"]  # as a model that was loaded here is called
     for other in ({"budget": 512}, {"model": "Qwen/Qwen3-9B"}, {"suite": "nobody's"}):
         assert summarise(run(["r"] * 10, **other))["references"] == []

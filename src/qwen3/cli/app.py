@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from qwen3.cli import app_convert, app_diff, app_eval, app_quantize
+from qwen3.cli.flags import Json
 
 MODEL_HELP = "Folder, GGUF file, tag (qwen3:0.6b), hub id (owner/name@REVISION:QUANT) or 'embedded', the default."
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")]
 Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)]
 
 app = typer.Typer(

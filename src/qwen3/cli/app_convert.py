@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from qwen3.cli.flags import Json
+
 HELP = (
     "Write a model in another container, its numbers unchanged where that can hold them: gguf (one file for llama.cpp "
     "and its like), hf (a folder in the published layout; quantized weights are widened), onnx. Read back, compared "
@@ -52,7 +54,7 @@ def convert(
     context: Annotated[
         int | None, typer.Option("--context", metavar="TOKENS", help="onnx: longest sequence [the model's].")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")] = False,
+    as_json: Json = False,
 ) -> int:
     from qwen3.cli import convert as verb
 

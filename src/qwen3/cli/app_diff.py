@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qwen3.cli.flags import Json
 from qwen3.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def diff(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write one page with charts there.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")] = False,
+    as_json: Json = False,
 ) -> int:
     if len(models) < 2:
         raise UsageError("give two models or more: the reference first, then its variants")

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from qwen3.cli.flags import Json
+
 HELP = (
     "Ask a model the items of a SUITE (several with commas; --list shows them), score the answers, and sum them up "
     "with intervals and costs. The model runs in this process, or answers at --api. A run that was ended goes on when "
@@ -20,7 +22,6 @@ COMPARE_HELP = (
     "Two runs of the same suite, paired by item: the difference with its interval, and the items that changed."
 )
 COMPARE_EPILOG = "Example: qwen3 compare evals/base/math500 evals/mine/math500 --html difference.html"
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")]
 
 
 def evaluate(

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from qwen3.cli.flags import Json
+
 HELP = (
     "Write a model in fewer bits: read back, compared with the original, then put in place. METHOD: rtn (round to "
     "nearest), gptq, awq, w8a8 (SmoothQuant), fp8, or gguf with --type. Calibration data comes with the program; "
@@ -81,7 +83,7 @@ def quantize(
         Path | None, typer.Option("--report", metavar="FILE", help="Measure what it cost (qwen3 diff); a page there.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")] = False,
+    as_json: Json = False,
 ) -> int:
     given = {name: value for name, value in locals().items() if value is not None}
     from qwen3.cli import app_diff

@@ -68,16 +68,15 @@ def _of_suite(name: str, options: evaluation.Options, budgets: str | None, as_js
     suite, wish = suite_named(name), options.wish(command)
     chosen = SUITE_BUDGETS if budgets is None else budgets_of(budgets)
     check_needs(suite)
-    items_of(suite, wish)
-    points, runs = [], []
+    items = items_of(suite, wish)
+    points = []
     model = evaluation.model_of(replace(options, think=True))
     try:
         folder = options.out or Path("evals") / f"{evaluation.place(model)}-curve" / suite.name
         for budget in chosen:
             model.bound(budget)
             place = folder / f"budget-{'none' if budget is None else budget}"
-            runs.append(evaluate(suite, model, wish, place, note))
-            point = finish(runs[-1], place)
+            point = finish(evaluate(suite, model, wish, place, note, items), place)
             for line in point["cautions"]:
                 note(f"budget {'none' if budget is None else budget}: {line}")
             points.append({"budget": budget, **point})
@@ -90,7 +89,7 @@ def _of_suite(name: str, options: evaluation.Options, budgets: str | None, as_js
     if as_json:
         out_json(result)
     else:
-        evaluation.show(runs)
+        evaluation.show(points)
     return 0
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qwen3.cli.console import note, out, out_json, table, warn
 from qwen3.errors import UsageError
 from qwen3.evaluate import statistics
-from qwen3.evaluate.cost import costs
 from qwen3.evaluate.runs.endpoint import Endpoint
-from qwen3.evaluate.runs.record import Run, difference, read_run
+from qwen3.evaluate.runs.record import difference, read_run
 from qwen3.evaluate.runs.run import Model, Wish, check_needs, finish, items_of, remarks, summarised, write_page
 from qwen3.evaluate.runs.run import evaluate as ask
 from qwen3.evaluate.suites import suite_named, suites
@@ -154,26 +153,24 @@ def evaluate(words: list[str], options: Options, as_json: bool, command: str) ->
     endpoint_of(options)
     for suite in chosen:  # what cannot be had is said before a model is loaded
         check_needs(suite)
-        items_of(suite, wish)
+    items = [items_of(suite, wish) for suite in chosen]
     model = model_of(options)
-    results, runs = [], []
+    results = []
     try:
         base = options.out or Path("evals") / place(model)
-        for suite in chosen:
+        for suite, asked in zip(chosen, items, strict=True):
             folder = base if options.out and len(chosen) == 1 else base / suite.name
-            run = ask(suite, model, wish, folder, note)
-            result = finish(run, folder)
+            result = finish(ask(suite, model, wish, folder, note, asked), folder)
             for line in result["cautions"]:
                 note(f"{suite.name}: {line}")
             note(f"{suite.name}: {folder}")
             results.append(result)
-            runs.append(run)
     finally:
         model.close()
     if as_json:
         out_json({"runs": results})
     else:
-        show(runs)
+        show(results)
     return 0
 
 
@@ -205,28 +202,24 @@ def list_suites(as_json: bool) -> int:
     return 0
 
 
-def show(runs: list[Run]) -> None:
-    """A line for each run: how much is right, how sure that is, how samples ended, tokens, cost of a right answer."""
+def show(results: list[dict[str, Any]]) -> None:
+    """A line for each result: how much is right, how sure, how samples ended, tokens, cost of a right answer."""
     rows = []
-    for run in runs:
-        head, answers = run.head, [sample["answer"] for sample in run.samples]
-        outcomes = Counter(sample["score"]["outcome"] for sample in run.samples)
-        mode = head["mode"] if head["budget"] is None else f"{head['mode']}, {head['budget']}"
-        values = list(statistics.by_item(run.samples, statistics.score).values())
-        number = statistics.accuracy(values) if values else None
-        low, high = number["interval"] if number else (0.0, 100.0)
-        paid = costs(head, run.samples)
-        price = paid["by_tokens"] or paid["by_gpu"]
+    for one in results:
+        low, high = one["interval"]
+        counts = {name: outcome["count"] for name, outcome in one["outcomes"].items()}
+        price = one["cost"]["by_tokens"] or one["cost"]["by_gpu"]
         rows.append([
-            head["suite"],
-            str(head["model"]),
-            mode,
-            f"{number['percent']:.1f} %" if number else "-",
+            one["suite"],
+            str(one["model"]),
+            one["mode"] if one["budget"] is None else f"{one['mode']}, {one['budget']}",
+            f"{one['percent']:.1f} %",
             f"{low:.1f} to {high:.1f}",
-            f"{len(run.samples):,}",
-            ", ".join(f"{outcomes[name]} {name}" for name in OUTCOMES[2:] if outcomes[name]) or "-",
-            *(_mean([answer[name] for answer in answers]) for name in ("thinking_tokens", "answer_tokens")),
-            f"{price['per_right']:.2g} {paid['currency']}" if price and price["per_right"] else "-",
+            f"{sum(counts.values()):,}",
+            ", ".join(f"{counts[name]} {name}" for name in OUTCOMES[2:] if counts[name]) or "-",
+            *(f"{one['tokens'][kind]['mean']:.0f}" if kind in one["tokens"] else "-"
+              for kind in ("thinking", "answer")),
+            f"{price['per_right']:.2g} {one['cost']['currency']}" if price and price["per_right"] else "-",
         ])  # fmt: skip
     names = [
         "suite",
@@ -241,11 +234,6 @@ def show(runs: list[Run]) -> None:
         "a right one",
     ]
     out(table(rows, names))
-
-
-def _mean(counts: list[int | None]) -> str:
-    known = [count for count in counts if count is not None]
-    return f"{sum(known) / len(known):.0f}" if known else "-"
 
 
 def compare(folder_a: Path, folder_b: Path, html: Path | None, as_json: bool) -> int:

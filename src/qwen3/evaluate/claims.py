@@ -28,8 +28,8 @@ from qwen3.errors import UsageError
 from qwen3.evaluate.claims_settled import SETTLED
 from qwen3.evaluate.contamination import by_date
 from qwen3.evaluate.paired import bootstrap, share
-from qwen3.evaluate.runs.record import HEAD, Record, Run, read_run
-from qwen3.family import MODELS, find
+from qwen3.evaluate.runs.record import HEAD, Record, Run, model_name, read_run
+from qwen3.family import MODELS
 from qwen3.tasks.base import interval
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
@@ -110,16 +110,10 @@ def command(need: Mapping[str, Any]) -> str:
     return f"for N in {BUDGETS}; do {line}; done" if need["mode"] == "budget" else line
 
 
-def _name(model: str) -> str:
-    """A model's name as claims have it: of a tag, a repository, a folder or a file."""
-    member = find(model)
-    return (member.name if member else model.rstrip("/").rpartition("/")[2]).lower()
-
-
 def _fits(run: Run, need: Mapping[str, Any]) -> bool:
     head = run.head
     mode = "budget" if head.get("budget") is not None else head.get("mode")
-    same = head.get("suite") == need["suite"] and _name(str(head.get("model"))) == _name(need["model"])
+    same = head.get("suite") == need["suite"] and model_name(str(head.get("model"))) == model_name(need["model"])
     return same and mode == need["mode"] and bool(run.samples)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from qwen3.errors import UsageError
 from qwen3.evaluate.cost import costs
-from qwen3.evaluate.runs.record import Run
+from qwen3.evaluate.runs.record import Run, model_name
 from qwen3.evaluate.statistics import Sample, accuracy, by_item, grouped, majority, mean_interval, pass_at, score
 from qwen3.evaluate.types import OUTCOMES
 
@@ -174,9 +174,9 @@ def _references(head: Mapping[str, Any], interval: Sequence[float]) -> list[dict
     if head.get("budget") is not None:
         return []
     suite = suites().get(str(head.get("suite")))
-    model = str(head.get("model")).rstrip("/").rpartition("/")[2].lower()
+    model = model_name(str(head.get("model")))
     return [
         {"value": one.value, "source": one.source, "inside": interval[0] <= one.value <= interval[1]}
         for one in (suite.references if suite else ())
-        if one.model.rpartition("/")[2].lower() == model and one.mode == head.get("mode")
+        if model_name(one.model) == model and one.mode == head.get("mode")
     ]

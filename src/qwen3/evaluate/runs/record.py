@@ -17,6 +17,7 @@ from typing import IO, Any
 from qwen3.checkpoint.header import read_json
 from qwen3.checkpoint.journal import write_atomic
 from qwen3.errors import CorruptFileError, UsageError
+from qwen3.family import find
 
 HEAD, SAMPLES, RESULT, PAGE = "run.json", "samples.jsonl", "result.json", "report.html"
 FORMAT = 1
@@ -50,6 +51,12 @@ def read_run(folder: str | Path) -> Run:
         raise CorruptFileError(f"{folder / HEAD}: not the head of a run of format {FORMAT}")
     found = _read(folder / SAMPLES)[0]
     return Run(head, [found[key] for key in sorted(found)])
+
+
+def model_name(model: str) -> str:
+    """What a model is called wherever it came from: the same of its tag, repository, folder or file."""
+    member = find(model)
+    return (member.name if member else model.rstrip("/").rpartition("/")[2]).lower()
 
 
 def _read(path: Path) -> tuple[dict[tuple[str, int], Record], int]:

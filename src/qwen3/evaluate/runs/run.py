@@ -131,13 +131,21 @@ def head_of(suite: Suite, items: Sequence[Item], model: Model, wish: Wish) -> di
     }
 
 
-def evaluate(suite: Suite, model: Model, wish: Wish, folder: Path, say: Say = lambda line: None) -> Run:
+def evaluate(
+    suite: Suite,
+    model: Model,
+    wish: Wish,
+    folder: Path,
+    say: Say = lambda line: None,
+    items: Sequence[Item] | None = None,
+) -> Run:
     """Asks what the run in `folder` does not have yet, and gives the whole run. Samples that failed are asked again.
+    items: of `items_of`, where they are loaded already.
 
     Raises UsageError as `opened` and `items_of` do, RemoteError where a server refuses or fails every time; what has
     been answered stays, and the same call goes on.
     """
-    items = items_of(suite, wish)
+    items = items_of(suite, wish) if items is None else items
     head = head_of(suite, items, model, wish)
     with opened(folder, head, say) as store:
         keys = [(item, k) for item in items for k in range(head["samples"])]

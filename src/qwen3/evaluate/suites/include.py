@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from qwen3.evaluate.score.options import LETTERS, choice_item, score
-from qwen3.evaluate.suites.source import field, in_sample, published, rows
+from qwen3.evaluate.suites.source import field, in_sample, published, rows, tenth_and_all
 from qwen3.evaluate.types import Item, Suite
 
 HOW = "Get it with `hf download --repo-type dataset CohereLabs/include-base-44`."
 
 
-def load(local: str | None, *, all: bool = False) -> list[Item]:
+def load(local: str | None, all: bool) -> list[Item]:
     """A tenth of the test questions, as in the report, or all of them."""
     items, numbers = [], dict[str, int]()
     for row in rows("include", local=local, hub=("CohereLabs/include-base-44", None, "test", "main"), how=HOW):
@@ -28,20 +28,20 @@ def load(local: str | None, *, all: bool = False) -> list[Item]:
     return items
 
 
-def _suite(name: str, title: str, all: bool) -> Suite:
-    return Suite(
-        name=name,
-        title=title,
-        load=lambda local: load(local, all=all),
+SUITES = tenth_and_all(
+    Suite(
+        name="include",
+        title="INCLUDE",
+        load=lambda local: load(local, False),
         score=score,
         licence="Apache-2.0",
         source="https://huggingface.co/datasets/CohereLabs/include-base-44",
-        references=()
-        if all
-        else published("35.9 51.8 61.8 67.8 71.7 73.7 71.9 78.7", "34.4 42.6 53.8 62.5 67.8 70.9 67.8 75.6"),
+        references=published(
+            "35.9 51.8 61.8 67.8 71.7 73.7 71.9 78.7",
+            "34.4 42.6 53.8 62.5 67.8 70.9 67.8 75.6",
+        ),
         groups=("language", "domain", "regional"),
-        notes="" if all else "A tenth of the questions, by hash; the report's own tenth is not published.",
-    )
-
-
-SUITES = (_suite("include", "INCLUDE, a tenth", False), _suite("include_full", "INCLUDE", True))
+        notes="A tenth of the questions, by hash; the report's own tenth is not published.",
+    ),
+    load,
+)

@@ -6,14 +6,14 @@ import re
 
 from qwen3.errors import UsageError
 from qwen3.evaluate.score.options import choice_item, score
-from qwen3.evaluate.suites.source import field, in_sample, published, rows
+from qwen3.evaluate.suites.source import field, in_sample, published, rows, tenth_and_all
 from qwen3.evaluate.types import Item, Suite
 
 REVISION = "325a01dc3e173cac1578df94120499aaca2e2504"
 HOW = "Get it with `hf download --repo-type dataset openai/MMMLU` (test/mmlu_DE-DE.csv and so on)."
 
 
-def load(local: str | None, *, all: bool = False) -> list[Item]:
+def load(local: str | None, all: bool) -> list[Item]:
     """A tenth of the questions, the same ones in every language, without Yoruba, as the report has it; or all."""
     items, numbers = [], dict[str, int]()
     for row in rows("mmmlu", local=local, hub=("openai/MMMLU", None, "test", REVISION), how=HOW):
@@ -31,22 +31,20 @@ def load(local: str | None, *, all: bool = False) -> list[Item]:
     return items
 
 
-def _suite(name: str, title: str, all: bool) -> Suite:
-    return Suite(
-        name=name,
-        title=title,
-        load=lambda local: load(local, all=all),
+SUITES = tenth_and_all(
+    Suite(
+        name="mmmlu",
+        title="MMMLU",
+        load=lambda local: load(local, False),
         score=score,
         licence="MIT",
         source="https://huggingface.co/datasets/openai/MMMLU",
-        references=()
-        if all
-        else published("43.1 59.1 69.8 74.4 77.9 80.6 78.4 84.3", "37.1 48.3 61.7 66.9 72.6 76.5 73.8 79.8"),
+        references=published(
+            "43.1 59.1 69.8 74.4 77.9 80.6 78.4 84.3",
+            "37.1 48.3 61.7 66.9 72.6 76.5 73.8 79.8",
+        ),
         groups=("language", "subject"),
-        notes=""
-        if all
-        else "A tenth of the questions, by hash, without Yoruba; the report's own tenth is not published.",
-    )
-
-
-SUITES = (_suite("mmmlu", "MMMLU, a tenth", False), _suite("mmmlu_full", "MMMLU", True))
+        notes="A tenth of the questions, by hash, without Yoruba; the report's own tenth is not published.",
+    ),
+    load,
+)

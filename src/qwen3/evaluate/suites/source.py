@@ -14,12 +14,13 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from qwen3.errors import UsageError
-from qwen3.evaluate.types import Reference
+from qwen3.evaluate.types import Item, Reference, Suite
 
 Row = dict[str, Any]
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
@@ -119,6 +120,14 @@ def settings(name: str, text: str | None, defaults: Mapping[str, Any]) -> dict[s
 def in_sample(key: str, share: int = 10) -> bool:
     """Whether a row belongs to the sample of one in `share`, by a hash of its key: the same rows everywhere."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % share == 0
+
+
+def tenth_and_all(suite: Suite, load: Callable[[str | None, bool], list[Item]]) -> tuple[Suite, Suite]:
+    """Two suites: the tenth of the questions that `in_sample` draws, as the report drew one, and NAME_full of all of
+    them, which no published value is of. load: (source, whether all are wanted)."""
+    tenth = replace(suite, title=f"{suite.title}, a tenth", load=lambda local: load(local, False))
+    whole = replace(suite, name=f"{suite.name}_full", load=lambda local: load(local, True), references=(), notes="")
+    return tenth, whole
 
 
 def pick(name: str, paths: Iterable[str], where: Hub) -> list[str]:
