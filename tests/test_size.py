@@ -16,7 +16,7 @@ ADAPTERS = {"adapters.py", "frozen.py", "lora.py"}  # what serves LoRA adapters,
 # weights of few bits, and the kernels that multiply them: compiled where they run, or for a GPU
 FEW_BITS = {
     "build.py", "calling.py", "cpu_attend.py", "grouped.py", "pack.py", "packed.py", "packed_layers.py",
-    "weight_only.py",
+    "stationary.py", "unpack.py", "weight_only.py",
 }  # fmt: skip
 SOURCE = '''"""Of a module,
 on two lines."""
@@ -52,7 +52,7 @@ def test_the_engine_stays_small(counter) -> None:  # type: ignore[no-untyped-def
     thinking = sum(n for path, n in lines.items() if path.name in THINKING)
     adapters = sum(n for path, n in lines.items() if path.name in ADAPTERS)
     few_bits = sum(n for path, n in lines.items() if path.name in FEW_BITS)
-    assert few_bits < 1100, few_bits
+    assert few_bits < 1340, few_bits
     assert thinking < 1450, thinking
     assert adapters < 400, adapters
     rest = sum(lines.values()) - thinking - adapters - few_bits

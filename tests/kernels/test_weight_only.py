@@ -176,6 +176,33 @@ def test_few_rows(gpu: Any, rng: torch.Generator, bits: int, group: int, columns
         assert distance(found, wanted(x, weight, **how)) < 2e-2
 
 
+@pytest.mark.parametrize(("bits", "group", "columns", "mins"), CASES)
+def test_rows_that_stay_in_registers(
+    gpu: Any, rng: torch.Generator, bits: int, group: int, columns: int, mins: bool
+) -> None:
+    """Tiles of 40 rows for a few programs: some get one tile less, splits meet, warps may have nothing."""
+    weight, Tile = some(rng, bits, group, 40, columns, mins=mins), gpu.linear.Tile
+    cuts = [
+        (3, Tile(16, 0, 1, 2, 1, walkers=2)),
+        (1, Tile(16, 0, 2, 4, 2, walkers=4)),
+        (8, Tile(32, 0, 1, 1, 1, walkers=9)),
+    ]
+    for dtype in (torch.bfloat16, torch.float16):
+        for rows, tile in cuts[mins:] if dtype == torch.bfloat16 else cuts[:1]:
+            x, how = normal(rng, rows, columns + 16, dtype=dtype)[:, :columns], {}
+            how["residual"] = normal(rng, rows, 40, dtype=dtype)
+            assert distance(gpu.group_linear(x, weight, tile=tile, **how), wanted(x, weight, **how)) < 5e-3
+            how = {"norm": 1 + 0.3 * normal(rng, columns, dtype=dtype), "eps": EPS, "silu": True}
+            assert distance(gpu.group_linear(x, weight, tile=tile, **how), wanted(x, weight, **how)) < 2e-2
+
+
+def test_too_many_rows_to_stay(gpu: Any, rng: torch.Generator) -> None:
+    with pytest.raises(UsageError, match="9 rows"):
+        gpu.group_linear(
+            normal(rng, 9, 128), some(rng, 4, 128, 16, 128), tile=gpu.linear.Tile(16, 0, 1, 1, 1, walkers=1)
+        )
+
+
 @pytest.mark.parametrize(("bits", "group", "columns", "split"), CASES)
 def test_many_rows(gpu: Any, rng: torch.Generator, bits: int, group: int, columns: int, split: bool) -> None:
     weight = some(rng, bits, group, 40, columns, mins=split)
@@ -203,15 +230,17 @@ def test_float16_and_chosen_tiles(gpu: Any, rng: torch.Generator, monkeypatch: p
 
 
 @pytest.mark.parametrize(("bits", "group", "mins"), [(4, 128, False), (4, 32, True), (8, 64, False), (8, 16, True)])
-@pytest.mark.parametrize("listed", [False, True])
-def test_experts(gpu: Any, rng: torch.Generator, bits: int, group: int, mins: bool, listed: bool) -> None:
+@pytest.mark.parametrize("kind", ["stationary", "masked", "listed"])
+def test_experts(gpu: Any, rng: torch.Generator, bits: int, group: int, mins: bool, kind: str) -> None:
     from qwen3.kernels.gpu import moe
 
     up = some(rng, bits, group, 6, 64, 128, mins=mins)
     down = some(rng, bits, 32 if group > 32 else group, 6, 128, 32, mins=mins)
     x, residual = normal(rng, 5, 128), normal(rng, 5, 128)
     weights, chosen = reference.route(normal(rng, 5, 6, dtype=torch.float32), 2, True)
-    tile = moe.Tile(16 if listed else 0, 32, 64, 4, 2, not listed)
+    chosen[1, 1] = -1
+    weights = weights.bfloat16().float()
+    tile = moe.Tile(16 if kind == "listed" else 0, 32, 64, 4, 2, kind != "listed", 20 * (kind == "stationary"))
     out = moe.run(x, up, down, weights.bfloat16(), chosen.int(), residual, tile, tile)
     wide = [part.dequantize(torch.float32) for part in (up, down)]
     right = reference.experts(x.float(), *wide, weights, chosen, residual=residual.float())

@@ -414,6 +414,7 @@ class Tile(NamedTuple):
     Else `_gemm`: `depth` pipeline stages, K in `split` slices, the first `ahead` columns of a slice (a power of two, 32
     or more, or 0) prefetched into the L2 cache. rows: then also the sum of two powers of two from 64, if split is 1.
     tokens: rows of x in a program, 0: as many as there are. apart: a norm is a launch of its own.
+    walkers: for weights of few bits, so many programs of `stationary`, which walk over tiles of rows (0: another).
     """
 
     rows: int
@@ -424,6 +425,7 @@ class Tile(NamedTuple):
     ahead: int = 0
     tokens: int = 0
     apart: bool = False
+    walkers: int = 0
 
 
 def tuned(name: str) -> dict[tuple[int, int, int, bool], Tile | None]:

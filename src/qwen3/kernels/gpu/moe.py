@@ -21,6 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from qwen3.errors import UsageError
 from qwen3.kernels.fp8 import Fp8Weight
+from qwen3.kernels.gpu import linear, stationary
 from qwen3.kernels.gpu.launch import EARLY, cdiv, launch, next_power_of_2, wait
 from qwen3.kernels.gpu.linear import _silu_mul
 from qwen3.kernels.gpu.routing import list_pairs
@@ -32,7 +33,8 @@ Weight = Tensor | Fp8Weight | GroupWeight
 
 class Tile(NamedTuple):
     """A program's part of a product: bm pairs (0: those of all tokens, 64 at most) × bn weight rows, bk columns a step;
-    swap: weights are the left operand."""
+    swap: weights are the left operand. walkers: for 8 tokens at most and weights of few bits, so many programs of
+    `stationary` in all, `stages` tiles ahead (0: it is another kernel)."""
 
     bm: int
     bn: int
@@ -40,6 +42,7 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     swap: bool
+    walkers: int = 0
 
 
 Pair = tuple[Tile, Tile]
@@ -205,6 +208,10 @@ def run(
         w, scale = (weight, None) if isinstance(weight, Tensor) else (weight.data, weight.scale)
         (N, K), mins, packed = weight.shape[1:], None, {}
         bn, bk = _fit(tile.bn, N), _fit(min(tile.bk, 128) if fp8 == 128 else tile.bk, K)
+        if isinstance(weight, GroupWeight) and tile.walkers:
+            stationary.experts(a, weight, chosen, weights, to, linear.Tile(tile.bn, 0, tile.stages, tile.warps, 1,
+                               walkers=tile.walkers), gated=a is x)  # fmt: skip
+            continue
         if isinstance(weight, GroupWeight):
             mins, packed = weight.mins, {"BITS": weight.bits, "GROUP": weight.group}
             slab = SLAB[weight.bits]

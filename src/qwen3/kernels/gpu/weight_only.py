@@ -18,69 +18,16 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from qwen3.errors import UsageError
 from qwen3.kernels import grouped as plain
-from qwen3.kernels.gpu import elementwise, linear
-from qwen3.kernels.gpu.launch import EARLY, PDL, cdiv, launch, next_power_of_2, wait
+from qwen3.kernels.gpu import elementwise, linear, stationary
+from qwen3.kernels.gpu.launch import EARLY, cdiv, launch, next_power_of_2, wait
 from qwen3.kernels.gpu.linear import _ask, _finish, _meet, _silu_mul, _tuple, _weight_rows
+from qwen3.kernels.gpu.unpack import excess, minus, numbers
 from qwen3.kernels.grouped import SLAB, GroupWeight
 
 FEW_ROWS = 16
 MOST_ROWS = 512
-_ASM = tl.constexpr(PDL)  # the interpreter has no assembler
-
-
-@triton.jit
-def _minus(a, b):
-    """Both bfloat16 or both float16, two at a time; Triton would take two registers for them."""
-    if _ASM:
-        name: tl.constexpr = "sub.rn.bf16x2 $0, $1, $2;" if a.dtype == tl.bfloat16 else "sub.rn.f16x2 $0, $1, $2;"
-        a = tl.inline_asm_elementwise(name, "=r,r,r", [a, b], dtype=a.dtype, is_pure=True, pack=2)
-    else:
-        a = (a.to(tl.float32) - b.to(tl.float32)).to(a.dtype)
-    return a
-
-
-@triton.jit
-def _and_or(a, b, c):
-    """(a & b) | c in one instruction, which the assembler does not find by itself."""
-    if _ASM:
-        a = tl.inline_asm_elementwise(
-            "lop3.b32 $0, $1, $2, $3, 0xEA;", "=r,r,r,r", [a, b, c], dtype=tl.int32, is_pure=True, pack=1
-        )
-    else:
-        a = (a & b) | c
-    return a
-
-
-@triton.jit
-def _half(words, at, BITS: tl.constexpr, dtype: tl.constexpr):
-    """Of each word the number at bit `at`, as `_numbers` has it."""
-    if BITS == 4:
-        # It becomes the last bits of a mantissa, and so does its neighbour, 16 bits above: one register, two numbers.
-        one: tl.constexpr = 0x43004300 if dtype == tl.bfloat16 else 0x64006400
-        mask = tl.full(words.shape, 0x000F000F, tl.int32)
-        two = _and_or(words >> (at % 16), mask, tl.full(words.shape, one, tl.int32))
-        number = ((two >> (at // 16 * 16)) & 0xFFFF).to(tl.int16).to(dtype, bitcast=True)
-    else:
-        number = (((words >> at) & 255) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
-        number = number.to(dtype)
-    return number
-
-
-@triton.jit
-def _four(words, at, BITS: tl.constexpr, dtype: tl.constexpr):
-    """Those at bits `at`, and BITS, 2 · BITS, 3 · BITS above, in order […, 2, 2]."""
-    even = tl.join(_half(words, at, BITS, dtype), _half(words, at + 2 * BITS, BITS, dtype))
-    return tl.join(even, tl.join(_half(words, at + BITS, BITS, dtype), _half(words, at + 3 * BITS, BITS, dtype)))
-
-
-@triton.jit
-def _numbers(words, BITS: tl.constexpr, dtype: tl.constexpr):
-    """int32 words […] -> their numbers in order […, 2, 2(, 2)], 16-bit; those of 4 bits plus 128 (float16: 1024)."""
-    q = _four(words, 0, BITS, dtype)
-    if BITS == 4:
-        q = tl.join(q, _four(words, 16, BITS, dtype))
-    return q
 
 
 @triton.jit
@@ -118,8 +65,8 @@ def widened(words, s, low, MINS: tl.constexpr, GROUP: tl.constexpr, BITS: tl.con
     R: tl.constexpr = words.shape[0]
     SLABS: tl.constexpr = words.shape[1] // 16
     G: tl.constexpr = 1 if GROUP >= 512 // BITS else 512 // BITS // GROUP
-    OFFSET: tl.constexpr = 128 if BITS == 4 else 0
-    q = tl.reshape(_numbers(words, BITS, tl.bfloat16), (R, SLABS, 4, G, 128 // BITS // G)).to(tl.float32)
+    OFFSET: tl.constexpr = excess(BITS, tl.bfloat16)
+    q = tl.reshape(numbers(words, BITS, tl.bfloat16), (R, SLABS, 4, G, 128 // BITS // G)).to(tl.float32)
     s = s.to(tl.float32)
     least = low.to(tl.float32) - OFFSET * s if MINS else -(OFFSET + (1 << (BITS - 1))) * s
     q = q * s + least
@@ -161,10 +108,11 @@ def _few_step(
         squares += tl.sum(wide * wide, 2)
         at = tl.broadcast_to(k, (8, WARPS, SPANS, 1, WIDTH))  # so that each thread loads what it needs
         x_tile = (wide * _few_x(norm + at, at >= 0, at, step, WARPS * SPANS * WIDTH, K).to(tl.float32)).to(dtype)
-    OFFSET: tl.constexpr = 0 if BITS == 8 else 128 if dtype == tl.bfloat16 else 1024
-    q = _numbers(words, BITS, dtype)
-    if not MINS:
-        q = _minus(q, tl.full(q.shape, OFFSET + (1 << (BITS - 1)), tl.float32).to(dtype))
+    OFFSET: tl.constexpr = excess(BITS, dtype)
+    q = numbers(words, BITS, dtype)
+    MUCH: tl.constexpr = OFFSET + (1 << (BITS - 1))
+    if not MINS and MUCH != 0:
+        q = minus(q, tl.full(q.shape, MUCH, tl.float32).to(dtype))
     # Four of a thread, those of 4 threads side by side: Triton's registers of a dot whose operand was joined.
     q = tl.reshape(q, (8, WARPS, ROWS, 4, G, LONG // 16, 4))
     q = tl.reshape(tl.permute(q, (4, 1, 5, 3, 6, 2, 0)), (BATCH, LONG, BLOCK_N))
@@ -379,6 +327,10 @@ def choose(M: int, N: int, K: int, bits: int, silu: bool = False, processors: in
 @lru_cache(4096)
 def plan(m: int, n: int, silu: bool, tile: linear.Tile, dependent: bool, device: torch.device) -> linear.Launch:
     """(kernel, grid, constants, workspace) of m rows by n rows of weights; dependent: programmatic dependent launch."""
+    if tile.walkers:
+        if m > stationary.MOST_ROWS:
+            raise UsageError(f"{m} rows: so many cannot stay in registers, {stationary.MOST_ROWS} can")
+        return stationary.plan(n, silu, tile, 0, dependent, device)
     meta: dict[str, Any] = {"BLOCK_N": tile.rows, "SILU": silu, "PDL": dependent, "num_warps": tile.warps}
     if dependent:
         meta["launch_pdl"] = True
@@ -410,14 +362,15 @@ def group_linear(
         tile = INVARIANT
     elif tile is None:
         tile = choose(M, N, K, weight.bits, silu, processors)
-    if norm is not None and (tile is None or tile.split or tile.apart or x.dtype == torch.float16):
+    many = tile is None or (tile.split > 0 and not tile.walkers)
+    if norm is not None and (tile is None or many or tile.apart or x.dtype == torch.float16):
         x, norm = elementwise.rms_norm(x, norm, eps), None  # (unnormalised, float16 might overflow)
     if tile is None:
         return linear._library(x, group_rows(weight, None, x.dtype), residual, silu, overwrite=False)
     out = x.new_empty(M, N // 2 if silu else N)
     kernel, grid, meta, shared = plan(M, N, silu, tile, dependent, x.device)
-    given = (norm, residual, out) if tile.split == 0 else (residual, out, *shared)
-    tail = (M, x.stride(0) if M > 1 else K)
-    launch(kernel, grid, x, *weight.tensors, *given, *tail, *((eps,) if tile.split == 0 else ()), **_shape(weight),
-           **meta)  # fmt: skip
+    given = (residual, out, *shared) if many else (norm, residual, out, *shared)
+    places = (None, None) if tile.walkers else ()  # of experts
+    tail = (M, x.stride(0) if M > 1 else K, *(() if many else (eps,)))
+    launch(kernel, grid, x, *weight.tensors, *given, *places, *tail, **_shape(weight), **meta)
     return out
