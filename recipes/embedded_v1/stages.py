@@ -74,7 +74,7 @@ class Size:
     polish_updates: int = 25
     polish_answer: int = 1024  # a sudoku takes 850
     sampled: int = 4000
-    max_batch: int = 256
+    max_batch: int = 1024
     held_out: int = 192  # questions of an evaluation between updates
     agree: float = 0.01  # see RL.agree_mean
     save_every: int = 500

@@ -39,8 +39,8 @@ class InterpretedPicker(DevicePicker):
         self.sampler.sample(logits, torch.tensor([item.row.slot for item in samples], dtype=torch.int32), out)
         return _Picked(out, len(samples))
 
-    def fetch(self, item: Sample, picked: Any) -> Any:
-        return self.sampler.snapshot(item.row.slot)
+    def fetch(self, items: Sequence[Sample], picked: Any) -> Any:
+        return self.sampler.snapshots([item.row.slot for item in items])
 
 
 class _NoGraphs:

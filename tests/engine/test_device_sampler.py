@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -261,7 +262,7 @@ def test_states_follow_the_machine() -> None:
             assert twins.device.last_token[slot] == token
             assert twins.device.position[slot] == 1 + machine.count
             assert twins.device.count[slot] == machine.count
-            ids, found = twins.device.snapshot(slot)
+            ids, found, _ = twins.device.snapshot(slot)
             assert ids == twins.output[slot]
             if machine.done is None:
                 assert found == machine
@@ -284,7 +285,7 @@ def test_coming_back_is_as_if_never_gone() -> None:
         assert out[0, 0].item() == expected[0]
         if i % 2:
             old, new = 1 + i // 2 % 3, 1 + (i // 2 + 1) % 3
-            ids, machine = twins.device.snapshot(old)
+            ids, machine, _ = twins.device.snapshot(old)
             twins.device.release(old)
             assert ids == twins.output[old]
             twins.bind(new, params, machine, output=ids)
@@ -349,7 +350,11 @@ def test_logprobs_are_raw_and_kept() -> None:
         out, expected = twins.step(logits[step], [1, 2])
         assert out[:, 0].tolist() == expected
         wanted.append(torch.log_softmax(logits[step, 0].double(), 0)[out[0, 0]].item())
-    assert twins.device.logprobs(1, 0, 4).tolist() == pytest.approx(wanted, abs=1e-5)
+    kept, nothing = twins.device.snapshots([1, 2])
+    assert (-abs(kept.logprobs)).tolist() == pytest.approx(wanted, abs=1e-5)
+    assert np.signbit(kept.logprobs).tolist() == [False, True, True, True]  # the first was forced
+    assert nothing.logprobs is None
+    assert nothing.ids == twins.output[2]
     assert twins.output[1][0] == 5
 
 

@@ -15,6 +15,7 @@ from qwen3.engine.engine import Engine
 from qwen3.errors import UsageError
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.rollout import Prompt, Rollout, rollouts
+from tests.engine.overlapped import overlapped
 from tests.fixtures import random_model, tiny_config
 
 TOK = Tokenizer.from_pretrained().prefix(608)
@@ -104,3 +105,20 @@ def test_routes_belong_to_their_tokens() -> None:
 def test_what_does_not_fit_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"prompt 0 of .* max_tokens 500 was cut"):
         rollouts(engine(), [prompt("a")], 1, "s", max_tokens=500)
+
+
+@pytest.mark.parametrize("how", [{}, {"blocks": 14, "max_batch": 4}])
+def test_what_a_device_keeps_is_what_the_host_hears(how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens, log-probabilities and what was forced, also of samples that were set aside meanwhile."""
+    prompts = [prompt("a"), prompt("b", thinking=True), prompt("c", thinking=True)]
+    heard, kept = engine(), overlapped(engine().model, TOK, max_len=128, invariant=True, **how)
+    aside = []
+    displace = kept._displace
+    monkeypatch.setattr(kept, "_displace", lambda item: (aside.append(item), displace(item)))
+    for budget in (4, None):
+        told = [rollouts(it, prompts, 2, "s", max_tokens=40, budget=budget) for it in (heard, kept)]
+        for x, y in zip(*(chain.from_iterable(groups) for groups in told), strict=True):
+            assert (x.output, x.forced, x.finish) == (y.output, y.forced, y.finish)
+            assert (x.sample.trained == y.sample.trained).all()
+            np.testing.assert_allclose(x.sample.streams["logprob"], y.sample.streams["logprob"], atol=2e-4)
+    assert bool(aside) == bool(how)

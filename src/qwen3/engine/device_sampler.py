@@ -11,6 +11,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,16 @@ REPLACED = 4
 `TokenStream`, push an end id, not the recorded one."""
 
 
+class Told(NamedTuple):
+    """What the device has recorded of a sample. ids: its tokens. logprobs [len(ids)] float32, None where the params do
+    not ask for them: log-softmax of the unmodified logits, of tokens recorded since `bind`; with the other sign where
+    the token was forced (a sampled one of probability 1 has -0.0)."""
+
+    ids: list[int]
+    machine: Machine
+    logprobs: NDArray[np.float32] | None
+
+
 class _Table:
     """Rows that few samples need: made on demand, found by the kernels through `cell`, which holds their address."""
 
@@ -34,6 +45,7 @@ class _Table:
         self.cell = cell
         self.rows = torch.empty(0, columns, dtype=dtype, device=cell.device)
         self.free: list[int] = []
+        self.moved: torch.cuda.Event | None = None  # from when on `rows` may be read
 
     def take(self) -> int:
         """A row's number, 1 or more. Growing moves the rows; captured graphs follow the address in `cell`."""
@@ -42,6 +54,9 @@ class _Table:
             self.rows = old.new_zeros(max(8, 2 * len(old)), old.shape[1])
             self.rows[: len(old)] = old
             self.cell.fill_(self.rows.data_ptr())
+            if self.cell.is_cuda:
+                self.moved = torch.cuda.Event()
+                self.moved.record()
             self.free = list(range(len(self.rows) - 1, max(len(old), 1) - 1, -1))
         return self.free.pop()
 
@@ -180,20 +195,34 @@ class DeviceSampler:
             self._copy(self._tables[2].rows[rows[2], : len(words)], words)
         self._packed[slot, self._kernel.MASK_ROW.value].fill_(rows[2] if words is not None else 0)
 
-    def snapshot(self, slot: int) -> tuple[list[int], Machine]:
-        """Recorded ids and machine of a slot now, to `bind` it again later. Waits for the device."""
-        machine, text, _ = self._bound[slot]
-        _, _, count, phase, used, at, end, done, steps, line = self._state[:, slot].tolist()
-        ids = [~i if i < 0 else i for i in self.history[slot, :count].tolist()]
-        machine = replace(machine, phase=PHASES[phase], used=used, steps=steps, line_state=line, count=count)
-        machine.queue = deque(text[at:end])
-        machine.done = None if done == 0 else "length" if done == 2 else "stop"
-        return ids, machine
+    def snapshot(self, slot: int) -> Told:
+        """Of one slot, to `bind` it again later. Waits for the device."""
+        return self.snapshots([slot])[0]
 
-    def logprobs(self, slot: int, start: int, stop: int) -> Tensor:
-        """Log-probabilities [stop - start] float32, on the device, of tokens recorded since `bind`: log-softmax of the
-        unmodified logits. Only for a sample whose params ask for `logprobs`."""
-        return self._tables[3].rows[self._bound[slot][2][3], start:stop]
+    def snapshots(self, slots: Sequence[int]) -> list[Told]:
+        """What is recorded of slots now. Waits for the device, as often for many as for one."""
+        bound = [self._bound[slot] for slot in slots]
+        told: list[Told] = []
+        states = self._state.index_select(1, self._places(slots)).t().tolist()
+        longest = max(state[2] for state in states)
+        recorded = self.history[:, :longest].index_select(0, self._places(slots)).cpu().numpy()
+        recorded = np.where(recorded < 0, ~recorded, recorded)
+        kept = [rows[3] for _, _, rows in bound]
+        if any(kept):
+            if self._tables[3].moved is not None:
+                torch.cuda.current_stream().wait_event(self._tables[3].moved)
+            logprobs = self._tables[3].rows[:, :longest].index_select(0, self._places(kept)).cpu().numpy()
+        for i, (state, (machine, text, _)) in enumerate(zip(states, bound, strict=True)):
+            _, _, count, phase, used, at, end, done, steps, line = state
+            machine = replace(machine, phase=PHASES[phase], used=used, steps=steps, line_state=line, count=count)
+            machine.queue = deque(text[at:end])
+            machine.done = None if done == 0 else "length" if done == 2 else "stop"
+            told.append(Told(recorded[i, :count].tolist(), machine, logprobs[i, :count] if kept[i] else None))
+        return told
+
+    def _places(self, numbers: Sequence[int]) -> Tensor:
+        places = torch.tensor(numbers, dtype=torch.int32)
+        return places.pin_memory().to(self._cells.device, non_blocking=True) if self._cells.is_cuda else places
 
     def release(self, slot: int) -> None:
         """Give back what the slot holds. Nothing is done on the device: a step in flight may still write it."""

@@ -147,7 +147,7 @@ class Engine(Adapting):
         self._flight: Flight | None = None
         self._decoding: tuple[list[Sample], list[int] | None] = [], []  # of the last plan: samples, places followed
         self._torn = False
-        self._ended = False
+        self._ended = []
         self._routed = False  # a request has asked for routes
         self._next_id = 0
         self._chunk_tokens = self.scheduler.chunk_tokens
@@ -235,7 +235,9 @@ class Engine(Adapting):
         sampler = RowSampler(request.params, request.ids, self.vocab_size, self.model.device, request.index)
         row = self._row(request)
         self.scheduler.add(row)
-        self._live[request.id] = item = Sample(request, row, sampler, reader, trial=request.trial)
+        # Of these the device keeps as much as of samples of which tokens alone are wanted.
+        blind = self.overlap and request.stream is None and request.params.logprobs == 0
+        self._live[request.id] = item = Sample(request, row, sampler, reader, trial=request.trial, blind=blind)
         if request.time_limit is not None:
             self._watch(item)
         return row
@@ -291,10 +293,10 @@ class Engine(Adapting):
         item = self._live.get(request_id)
         if item is None or item.request.done or item.observed:
             raise UsageError(f"request {request_id} cannot be rolled back: it must run and have no stream")
-        self._know(item)
+        self._know([item])
         if not 0 <= count <= len(item.request.output):
             raise UsageError(f"rollback of {count} tokens: request {request_id} has {len(item.request.output)}")
-        del item.request.tokens[len(item.request.tokens) - count :]
+        item.request.forget(count)
         item.reader = self._machine(item.request).replay(item.request.tokens)
         self.scheduler.rollback(item.row, count)
         self._bind_again(item)
@@ -373,9 +375,9 @@ class Engine(Adapting):
                 self._land(before)
             if not self.overlap:
                 self._drain()
-            if self._ended:
-                self._live = {item.request.id: item for item in self._live.values() if not item.request.done}
-                self._ended = False
+            for item in self._ended:
+                self._live.pop(item.request.id, None)
+            self._ended.clear()
             if launched or not self._live:
                 self._pace.step(time.perf_counter() if self._live else None)
             self._torn = False
@@ -585,8 +587,8 @@ class Engine(Adapting):
     def _rebuild(self) -> None:
         """Start a fresh schedule with an empty cache: unfinished samples are computed again from their tokens."""
         waiting = [item for item in self._live.values() if not item.request.done]
+        self._know(waiting)
         for item in waiting:
-            self._know(item)
             self._unbind(item)
         self.scheduler = self._fresh_scheduler()
         self.scheduler.max_queue = None

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3 import kernels
-from qwen3.engine.device_sampler import DeviceSampler
+from qwen3.engine.device_sampler import DeviceSampler, Told
 from qwen3.engine.machine import Machine
 from qwen3.engine.request import Request
 from qwen3.engine.sampler import RowSampler, sample
@@ -44,12 +44,13 @@ class Sample:
     custom_slot: int = 0  # where its number of experts per token or its adapter is written, 0: nowhere
     trial: Trial | None = None  # while it is not decided whether it thinks
     masked: bool = False  # its slot has a grammar's mask
+    blind: bool = False  # the device keeps what it asks for until it ends
+    observed: bool = field(init=False)  # the host follows it token by token
     drafts: tuple[int, ...] = ()  # proposed for the next step, to be verified
 
-    @property
-    def observed(self) -> bool:
-        """Whether the host follows it token by token."""
-        return self.request.stream is not None or self.request.params.logprobs is not None
+    def __post_init__(self) -> None:
+        request = self.request
+        self.observed = request.stream is not None or (request.params.logprobs is not None and not self.blind)
 
     @property
     def alternatives(self) -> int | None:
@@ -207,14 +208,15 @@ class DevicePicker:
             one.read = partial(picked.read_one, i * (width + 1))
         return drafted
 
-    def fetch(self, item: Sample, picked: Picked | None) -> tuple[list[int], Machine]:
-        """Output and state of a sample that the host does not follow; with `picked`, as of that step, which another
+    def fetch(self, items: Sequence[Sample], picked: Picked | None) -> list[Told]:
+        """What the device knows of samples that the host does not follow; with `picked`, as of that step, which another
         one that is still running need not delay (a sample that has ended changes no more)."""
+        slots = [item.row.slot for item in items]
         if not isinstance(picked, DevicePicked):
-            return self.sampler.snapshot(item.row.slot)
+            return self.sampler.snapshots(slots)
         self._side.wait_event(picked.done)
         with torch.cuda.stream(self._side):
-            return self.sampler.snapshot(item.row.slot)
+            return self.sampler.snapshots(slots)
 
 
 def make_picker(

@@ -47,7 +47,7 @@ class Recorder(ABC):
     vocab_size: int
     overlap: bool  # the host is a step behind
     _flight: Flight | None  # the step that is under way
-    _ended: bool  # a sample has ended since the last step
+    _ended: list[Sample]  # since the last step
     _speculation: Speculation | None
 
     # What came of it
@@ -68,11 +68,11 @@ class Recorder(ABC):
             entries = {i: (entry, logits[i : i + 1]) for i, entry in zip(places, found, strict=True)}
         followed: Sequence[int] = flight.followed
         if self.overlap:
-            for i, code in flight.picked.ended():
-                item = samples[i]
-                if not item.observed and not item.request.done:
-                    self._know(item, flight.picked)
-                    self._end_blind(item, code)
+            ended = [(samples[i], code) for i, code in flight.picked.ended()]
+            ended = [(item, code) for item, code in ended if not item.observed and not item.request.done]
+            self._know([item for item, _ in ended], flight.picked)
+            for item, code in ended:
+                self._end_blind(item, code)
         else:
             followed = range(len(samples))
         if followed:
@@ -215,11 +215,16 @@ class Recorder(ABC):
         elif len(request.output) >= request.max_tokens:
             self._finish(item, "length")
 
-    def _know(self, item: Sample, picked: Picked | None = None) -> None:
-        """Fetch what the device knows of a sample that the host does not follow."""
-        if isinstance(self.picker, DevicePicker) and not item.observed and item.bound:
+    def _know(self, items: Iterable[Sample], picked: Picked | None = None) -> None:
+        """Fetch what the device knows of samples, as far as the host does not follow them."""
+        items = [item for item in items if not item.observed and item.bound]
+        if not items or not isinstance(self.picker, DevicePicker):
+            return
+        for item, told in zip(items, self.picker.fetch(items, picked), strict=True):
             request = item.request
-            request.tokens[:], item.reader = self.picker.fetch(item, picked)
+            request.tokens[:], item.reader = told.ids, told.machine
+            if told.logprobs is not None:
+                request.keep(told.logprobs)
             known = len(item.row.tokens) - len(request.ids)
             self.scheduler.commit(item.row, request.tokens[known:])
 
@@ -262,7 +267,7 @@ class Recorder(ABC):
             self._end(item, "error")
 
     def _end(self, item: Sample, reason: str) -> None:
-        self._ended = True
+        self._ended.append(item)
         item.request.clock.finished = time.perf_counter()
         item.request.finish_reason = reason
         self._unbind(item)
@@ -294,7 +299,7 @@ class Recorder(ABC):
     def _displace(self, item: Sample) -> None:
         """A sample lost its slot and waits again; what only the device knows of it is fetched while it is there."""
         if not item.request.done:
-            self._know(item)
+            self._know([item])
             if not item.observed and item.reader.done is not None:
                 self._end(item, item.reader.done)
         self._unbind(item)

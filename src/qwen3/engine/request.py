@@ -6,6 +6,8 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3.chat import Event, ThinkingPolicy, TokenStream
@@ -69,7 +71,6 @@ class Request:
     # Filled in by the engine.
     id: int = -1
     max_tokens: int = 0  # params.max_tokens cut to what the context leaves
-    logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     routes: list[Tensor] = field(default_factory=list)  # parts [layers, tokens, k] int16, in order of position
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
@@ -78,11 +79,41 @@ class Request:
     clock: Clock = field(default_factory=Clock)
     events: deque[Event] = field(default_factory=deque)  # not yet taken
     tokens: list[int] = field(default_factory=list)  # the output of a request without a stream
+    kept: NDArray[np.float32] | None = None  # log-probabilities as `DeviceSampler` tells them, where it kept them
+    _entries: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def output(self) -> list[int]:
         """Every generated id, forced ones included. Not to be changed."""
         return self.tokens if self.stream is None else self.stream.output_ids
+
+    @property
+    def logprobs(self) -> list[TokenLogprob]:
+        """Of the output's tokens, where `params` ask for them."""
+        if self.kept is not None and (known := len(self._entries)) < len(self.kept):
+            values, forced = self.logprob_arrays()
+            rest = zip(self.tokens[known:], values[known:].tolist(), forced[known:].tolist(), strict=True)
+            self._entries += [TokenLogprob(token, value, [], given) for token, value, given in rest]
+        return self._entries
+
+    def logprob_arrays(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The same as numbers: (log-probabilities, whether the token was forced)."""
+        if self.kept is not None:
+            return -np.abs(self.kept), ~np.signbit(self.kept)
+        values = np.array([entry.logprob for entry in self._entries], dtype=np.float32)
+        return values, np.array([entry.forced for entry in self._entries], dtype=bool)
+
+    def keep(self, logprobs: NDArray[np.float32]) -> None:
+        """`Told.logprobs` of the whole output; those before the last `bind` are known already."""
+        known = 0 if self.kept is None else len(self.kept)
+        self.kept = logprobs if self.kept is None else np.concatenate([self.kept, logprobs[known:]])
+
+    def forget(self, count: int) -> None:
+        """The last `count` tokens of a request without a stream."""
+        left = len(self.tokens) - count
+        del self.tokens[left:], self._entries[left:]
+        if self.kept is not None:
+            self.kept = self.kept[:left]
 
     @property
     def done(self) -> bool:

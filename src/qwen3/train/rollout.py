@@ -116,8 +116,7 @@ def _finished(request: Request, thinking: bool) -> Rollout:
     if request.error is not None:
         raise request.error
     assert request.finish_reason is not None
-    forced = np.array([entry.forced for entry in request.logprobs])
-    logprob = np.array([entry.logprob for entry in request.logprobs], dtype=np.float32)
+    logprob, forced = request.logprob_arrays()
     sample = completion_sample(request.ids, request.tokens, {"logprob": np.where(forced, np.float32(0), logprob)})
     sample.trained[len(request.ids) :] &= ~forced
     return Rollout(

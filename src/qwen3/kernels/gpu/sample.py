@@ -494,8 +494,10 @@ def _rows(
                 top = tl.max(tops, 0)
                 sums = tl.load(part + 5 * CHUNKS + i, mask=i < CHUNKS, other=0.0)
                 total = tl.log2(tl.sum(sums * tl.exp2((tops - top) * LOG2E), 0)) * LN2
-                logprob = tl.load(row + token).to(tl.float32) - top - total
+                surprise = tl.maximum(top + total - tl.load(row + token).to(tl.float32), 0.0)
                 table = tl.load(tables + LOGPROBS).to(tl.pointer_type(tl.float32))
+                # The sign says whether it was sampled, of 0 too: a difference would lose that.
+                logprob = tl.where(sampled, surprise * -1.0, surprise)
                 tl.store(table + asked * length + step, logprob, mask=step < length)
     given = live | (place < 0)
     out += 2 * tl.maximum(place, 0)
