@@ -194,10 +194,8 @@ def pretrain(size: Size, name: str, text: str | Path | None, traces: str = "") -
         decay=0.0 if name in ("general", "reason") else 1.0 - warmup,
         carry=name in ("reason", "long"),
         workers=size.workers,
-        # Once, for its needles: the first evaluation of a process costs 40 s of compilation.
-        evaluate_every=updates if text is not None and name == "long" else 0,
+        evaluate_every=0,  # the first of a process costs 40 s of compilation; needles are `recipes/long_text.py`'s
         samples=0,
-        needle=(1024, 2048) if name == "long" and size.length >= 2048 else (),
         save_every=size.save_every,
     )
 

@@ -111,8 +111,15 @@ class Graphs:
 
     def capture(self, rows: int) -> None:
         """Capture the decode-only graphs for up to `rows` rows, none of them long, now instead of when they are first
-        needed."""
-        for size in sorted({*(size for size in _ROWS if size < rows), *[s for s in _ROWS if s >= rows][:1]}):
+        needed: what they lack is compiled side by side first."""
+        from qwen3.kernels.gpu.launch import collect, compile_all
+
+        sizes = sorted({*(size for size in _ROWS if size < rows), *[s for s in _ROWS if s >= rows][:1]})
+        with collect() as jobs:
+            for size in sizes:
+                self._step(size, 0, self._blank(size), self._blank(size, 2), self.runner.reach(size, 1))
+        compile_all(jobs)
+        for size in sizes:
             self.find(size, longest=1)
 
     def _host(self, values: Sequence[int]) -> Tensor:

@@ -146,10 +146,13 @@ class Asking:
         """An engine around the job's model, or another with the same tokenizer, with room for a round's answers and no
         more: the rest of the memory is the trainer's."""
         rows = min(self.max_batch, self.prompts_per_update * self.samples_per_prompt)
-        return LLM.of(
+        llm = LLM.of(
             model or job.model, job.tokenizer, mode=job.mode, context=self.context, max_batch=rows,
             invariant=self.invariant, blocks=rows * -(-self.context // 16) + 2,
         )  # fmt: skip
+        if job.model.device.type == "cuda":  # all sizes now: as answers end, every one of them comes up
+            llm.engine.warm_up()
+        return llm
 
     def place(self, pool: Sequence[Question], seed: int) -> dict[str, Any]:
         """What a run that goes on must have in common with its beginning."""
