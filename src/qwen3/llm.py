@@ -37,7 +37,7 @@ from qwen3.errors import Qwen3Error, UsageError
 from qwen3.family import Mode
 from qwen3.model import Qwen3, load_model
 from qwen3.model.threads import prepare_cpu
-from qwen3.options import adapter_place, check_options, context_length, guesser, prompt_ids
+from qwen3.options import Aside, adapter_place, check_options, context_length, guesser, prompt_ids
 from qwen3.tokenizer import Tokenizer
 
 
@@ -192,15 +192,16 @@ class LLM:
         resolved = resolve(model)
         config = read_config(resolved.path)
         context_length(context, config)
-        tokenizer, untold = find_tokenizer(resolved, config)
         read = {name: read_adapter(folder, config) for name, folder in (adapters or {}).items()}
-        mode, template, unclear = detect_mode(resolved, config, tokenizer.control.endoftext)
-        warnings = [warning for warning in (untold, unclear) if warning]
+        aside = Aside(lambda: find_tokenizer(resolved, config))
         with catch_warnings(record=True) as seen:
             simplefilter("always", UserWarning)
-            guess = guesser(speculation, draft_tokens, where, number_type, tokenizer)
-            network = load_model(resolved.path, where, number_type, quantization=weights)
+            guess = guesser(speculation, draft_tokens, where, number_type, lambda: aside.result()[0])
+            network = load_model(resolved.path, where, number_type, quantization=weights, meanwhile=aside.start)
+            tokenizer, untold = aside.result()
             prepare_cpu(network)  # before the engine takes what is left of the memory
+        mode, template, unclear = detect_mode(resolved, config, tokenizer.control.endoftext)
+        warnings = [warning for warning in (untold, unclear) if warning]
         warnings += [str(item.message) for item in seen]
         self._build(
             network, tokenizer, mode, template, context, prefill_ahead,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -22,6 +24,8 @@ from qwen3.model import load_model
 from qwen3.model.load import QUANTIZATIONS, as_dtype, best_device, default_dtype
 from qwen3.model.threads import prepare_cpu
 from qwen3.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 def check_options(
@@ -85,11 +89,38 @@ def _device(device: str | torch.device | None) -> torch.device | None:
     return found
 
 
+class Aside(Generic[T]):
+    """A value that a thread works out from `start` on; without it, `result` does."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._future: Future[T] = Future()
+        self._work = work
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Twice is no error."""
+        if self._thread is None and not self._future.done():
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def result(self) -> T:
+        """Waits for it; raises what the work did."""
+        if self._thread is None and not self._future.done():
+            self._run()
+        return self._future.result()
+
+    def _run(self) -> None:
+        try:
+            self._future.set_result(self._work())
+        except BaseException as error:
+            self._future.set_exception(error)
+
+
 def guesser(
     speculation: str | None, draft_tokens: int | None, device: torch.device | None, dtype: torch.dtype | None,
-    tokenizer: Tokenizer,
+    tokenizer: Callable[[], Tokenizer],
 ) -> str | DraftModel | None:  # fmt: skip
-    """What guesses tokens ahead: None, "ngram", or a draft model by its name, loaded for a model with `tokenizer`.
+    """What guesses tokens ahead: None, "ngram", or a draft model by its name, loaded for a model with `tokenizer()`.
     Raises UsageError if the two do not belong together, and what loading raises."""
     if speculation is None and draft_tokens is not None:
         raise UsageError(
@@ -102,7 +133,8 @@ def guesser(
     found = resolve(speculation)
     own, _ = find_tokenizer(found, read_config(found.path))
     draft = DraftModel(load_model(found.path, device, dtype), own)
-    draft.check(draft.model.device, tokenizer.vocab_size, tokenizer)
+    whole = tokenizer()
+    draft.check(draft.model.device, whole.vocab_size, whole)
     threads = torch.get_num_threads()
     prepare_cpu(draft.model)
     torch.set_num_threads(threads)  # the model's own size decides, not the draft's

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -244,15 +245,15 @@ def template_for(folder: str | os.PathLike[str]) -> str | SandboxTemplate | None
         return None
     if not isinstance(text, str):
         raise CorruptFileError(f"{file}: chat_template is not a text")
-    return recognise(text, str(file), _special_tokens(config))
+    return recognise(text, str(file), lambda: _special_tokens(config))
 
 
 def recognise(
-    text: str, source: str = "chat template", variables: dict[str, Any] | None = None
+    text: str, source: str = "chat template", variables: Callable[[], dict[str, Any]] = dict
 ) -> str | SandboxTemplate:
-    """The name of the official template that `text` is, else a SandboxTemplate."""
+    """The name of the official template that `text` is, else a SandboxTemplate with `variables()`."""
     digest = hashlib.sha256(text.rstrip("\n").encode("utf-8", "surrogatepass")).hexdigest()
-    return KNOWN.get(digest) or SandboxTemplate(text, source, variables)
+    return KNOWN.get(digest) or SandboxTemplate(text, source, variables())
 
 
 def template_mode(template: str | SandboxTemplate) -> str:

@@ -6,8 +6,8 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qwen3.checkpoint.fp8 import fp8_weights
+from qwen3.checkpoint.gguf import direct
 from qwen3.checkpoint.memory import check_fits, gigabytes
 from qwen3.checkpoint.names import fused_name, official_views
 from qwen3.checkpoint.packed import Packing, hold, packings
@@ -66,6 +67,7 @@ def load_weights(
     dtype: torch.dtype | None = None,
     pack: str | None = None,
     grouped: bool = False,
+    meanwhile: Callable[[], None] | None = None,
 ) -> LoadReport:
     """Fills `model`'s parameters from a checkpoint folder or GGUF file; those on the meta device are allocated now.
 
@@ -77,7 +79,8 @@ def load_weights(
 
     pack: "int4" or "int8" rounds the matrices, "kept" leaves those in few bits as they are, on a CPU where there are
     compiled kernels; both for a network without weights yet (see `packed`). grouped: as a GPU multiplies them. Weights
-    in other blocks are widened, with a warning that says what that costs.
+    in other blocks are widened, with a warning that says what that costs. meanwhile: called once nothing is left to do
+    but to read, which holds Python's lock for little of its time.
 
     Raises what `open_source` raises, and OutOfMemoryError with the numbers.
     """
@@ -95,9 +98,18 @@ def load_weights(
         jobs = [(source.stored[name], place, held.get(fused_name(name))) for name, place in places.items()]
         with ThreadPoolExecutor(_READERS) as pool:
             work: list[Future[Any]] = [pool.submit(stored.fill, place, weight) for stored, place, weight in jobs]
-            work += [pool.submit(_pack, model, name, packing) for name, packing in packed.items()]
             tied = pool.submit(source.tied_copy)
             try:
+                made, stretches = direct.prepare({} if grouped else packed)
+                if made:  # then the rest is little, and would wait for Python's lock beside what begins now
+                    wait(work)
+                if meanwhile is not None:
+                    meanwhile()
+                if made and direct.read(stretches):
+                    for name, weight in made.items():
+                        hold(model, name, weight)
+                    packed = {name: packing for name, packing in packed.items() if name not in made}
+                work += [pool.submit(_pack, model, name, packing) for name, packing in packed.items()]
                 for job in work:
                     job.result()
                 tied_copy = tied.result()

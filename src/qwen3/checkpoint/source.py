@@ -39,6 +39,12 @@ class Stored(Protocol):
         """How a `kernels.packed.PackedWeight` holds exactly these numbers; None if it cannot."""
         return None
 
+    @property
+    def location(self) -> tuple[int, int] | None:
+        """File descriptor and position of a tensor whose rows lie there one after the other in `nbytes` as they are
+        (GGUF's blocks); None for others."""
+        return None
+
     def packed(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None] | tuple[Tensor, Tensor, Any, Any]:
         """Of a tensor with a `form`: (q uint8 [rows, K], scales, minima float16 [rows, K/group]), as `packed.pack`
         takes them; the integer scales behind them if there are any."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     *,
     quantization: str | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Qwen3:
     """Loads a Hugging Face folder (`config.json`, safetensors) or a GGUF file for inference; no tokenizer is needed.
 
@@ -82,7 +84,7 @@ def load_model(
     but embedding, head and router) are kept in FP8, row by row quantized while they are read. "int8", "int4": all
     matrices are kept in so many bits, likewise (embedding and head in 8). None: as the checkpoint has them, except that
     FP8 weights become `dtype`, with a warning, on a device that cannot multiply FP8, and blocks that no kernel
-    multiplies, too.
+    multiplies, too. meanwhile: called when all is checked and only reading is left, to start what can run beside it.
 
     Raises ModelNotFoundError, ConfigError, CorruptFileError, UnsafeFileError or OutOfMemoryError with one line that
     names the file, key or tensor; UsageError for a wrong argument.
@@ -113,7 +115,9 @@ def load_model(
         problem = f"the weights are FP8, which {target} cannot multiply; they become {wanted}"
         warnings.warn(f"{folder}: {problem}", stacklevel=2)
     pack = _packing(quantization, dtype, wanted, target)
-    load_weights(model, folder, device=target, dtype=wanted, pack=pack, grouped=target.type == "cuda")
+    load_weights(
+        model, folder, device=target, dtype=wanted, pack=pack, grouped=target.type == "cuda", meanwhile=meanwhile
+    )
     if any(isinstance(module, GroupWeight) for module in model.modules()):
         say = (
             f"{folder}: weights in few bits are for up to 32 requests at once; for more, {wanted} is faster if it fits"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from qwen3.checkpoint import resolve
-from qwen3.errors import OutOfMemoryError
+from qwen3.checkpoint.gguf import direct
+from qwen3.errors import CorruptFileError, OutOfMemoryError
 from qwen3.kernels import dispatch, native
 from qwen3.kernels.packed import PackedWeight
 from qwen3.model import Qwen3, load_model
@@ -99,4 +101,42 @@ def test_memory_is_that_of_the_blocks(tmp_path: Path, monkeypatch: pytest.Monkey
     load_model(file, "cpu")
     monkeypatch.setattr("qwen3.checkpoint.memory.available_bytes", lambda device=None: 8_000_000)
     with pytest.raises(OutOfMemoryError, match=r"m.gguf needs 10,"):
+        load_model(file, "cpu")
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+@pytest.mark.parametrize("experts", [False, True])
+def test_read_in_one_call(
+    kind: str, experts: bool, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiled reader's bytes are those that the operators make."""
+    folder = request.getfixturevalue("moe") if experts else EMBEDDED
+    file, _ = build.write(folder, tmp_path / "m.gguf", kind)
+    found = held_by(load_model(file, "cpu"))
+    asked: list[list[str]] = []
+
+    def none(packings: dict[str, Any]) -> Any:
+        made, _ = prepare(packings)
+        asked.append(sorted(made))
+        return {}, torch.empty(0, 7, dtype=torch.int64)
+
+    prepare = direct.prepare
+    monkeypatch.setattr(direct, "prepare", none)
+    plain = held_by(load_model(file, "cpu"))
+    assert asked == [sorted(found)] == [sorted(plain)]
+    for name, weight in plain.items():
+        assert all(torch.equal(*pair) for pair in zip(weight.tensors[:2], found[name].tensors[:2], strict=True)), name
+
+
+def test_a_file_that_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shrinks behind its header's checks: an error that names the tensor, from the plain reader."""
+    file, _ = build.write(EMBEDDED, tmp_path / "m.gguf", "Q8_0")
+    prepare = direct.prepare
+
+    def shrink(packings: dict[str, Any]) -> Any:
+        os.truncate(file, file.stat().st_size // 2)
+        return prepare(packings)
+
+    monkeypatch.setattr(direct, "prepare", shrink)
+    with pytest.raises(CorruptFileError, match="the file was truncated"):
         load_model(file, "cpu")

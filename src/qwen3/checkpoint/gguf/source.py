@@ -50,6 +50,10 @@ class GgufTensorRows(Stored):
     def form(self) -> Form | None:
         return FORMS.get(self.kind)
 
+    @property
+    def location(self) -> tuple[int, int]:
+        return self.fd, self.part.tensor.begin + self.part.first * self.row_bytes
+
     def packed(self, rows: slice) -> Taken:
         return packed_rows(self.kind, self.raw(rows), self.type.size)
 

@@ -113,7 +113,7 @@ def gguf_template(model: Gguf) -> str | SandboxTemplate | None:
         return None
     if not isinstance(text, str):
         raise CorruptFileError(f"{model.path}: tokenizer.chat_template is not a text")
-    return recognise(text, str(model.path), _named_tokens(model))
+    return recognise(text, str(model.path), lambda: _named_tokens(model))
 
 
 def _named_tokens(model: Gguf) -> dict[str, Any]:

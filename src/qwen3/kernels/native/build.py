@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-SOURCES = ("packed.c", "attend.c", "layers.c")
+SOURCES = ("packed.c", "attend.c", "layers.c", "gguf.c")
 _HEADERS = ("maths.h", "kernels.h")
 _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 _SECONDS = 120  # for the compiler; it takes about 6
