@@ -127,6 +127,7 @@ static inline float half_to_float(uint16_t h) {
 
 /* One block of 16 weight rows times `count` (1 to TILE) rows of activations: out[m][0..15] = the products. */
 #define TILE 8
+#define PAIRED 6 /* rows of activations that go through two blocks at once */
 #define AHEAD 4096 /* bytes of the weight */
 #if defined(__clang__) || !defined(__GNUC__)
 #define UNROLL
@@ -252,6 +253,55 @@ INLINE void block(const Weight *of, const int bits, const int fine, const int ta
     }
     EACH _mm512_storeu_ps(out[m], total[m]);
 }
+
+/* Two blocks at once, for forms without minima, table and integer scales: half as many activations are loaded, which is
+   what many rows wait for. As many rows as there are registers for. The numbers are those of `block`. */
+#define ROWS UNROLL for (int m = 0; m < PAIRED; m++)
+INLINE void two_blocks(const Weight *one, const Weight *other, const int bits, const Acts *a, int64_t first,
+                       float (*out)[LANES], float (*out_other)[LANES]) {
+    const int64_t columns = a->columns, spans = columns / SPAN, per = one->group / SPAN;
+    const uint8_t *w = one->data, *v = other->data;
+    const uint16_t *scales = one->scales, *other_scales = other->scales;
+    __m512 total[PAIRED], other_total[PAIRED];
+    ROWS total[m] = other_total[m] = _mm512_setzero_ps();
+    for (int64_t s = 0; s < spans; s += per, scales += LANES, other_scales += LANES) {
+        __m512 inner[PAIRED], other_inner[PAIRED];
+        ROWS inner[m] = other_inner[m] = _mm512_setzero_ps();
+        for (int64_t t = s; t < s + per; t++, w += 64 * bits, v += 64 * bits) {
+            if (first == 0)
+                UNROLL for (int line = 0; line < bits; line++) {
+                    __builtin_prefetch(w + AHEAD + 64 * line);
+                    __builtin_prefetch(v + AHEAD + 64 * line);
+                }
+            const int8_t *x = a->values + first * columns + t * SPAN;
+            const int32_t *sums = a->sums + first * spans + t;
+            __m512i sum[PAIRED], other_sum[PAIRED];
+            ROWS sum[m] = other_sum[m] = _mm512_slli_epi32(FOUR(sums + m * spans), bits - 1);
+            UNROLL for (int q = 0; q < SPAN / 4; q++) {
+                const Bytes here = quad(w, bits, q, 0), there = quad(v, bits, q, 0);
+                ROWS {
+                    const __m512i four = FOUR(x + m * columns + 4 * q);
+                    sum[m] = _mm512_dpbusd_epi32(sum[m], here, four);
+                    other_sum[m] = _mm512_dpbusd_epi32(other_sum[m], there, four);
+                }
+            }
+            ROWS {
+                const __m512 own = _mm512_set1_ps(a->scales[(first + m) * spans + t]);
+                inner[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m]), own, inner[m]);
+                other_inner[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(other_sum[m]), own, other_inner[m]);
+            }
+        }
+        const __m512 scale = HALVES(scales), other_scale = HALVES(other_scales);
+        ROWS {
+            total[m] = _mm512_fmadd_ps(inner[m], scale, total[m]);
+            other_total[m] = _mm512_fmadd_ps(other_inner[m], other_scale, other_total[m]);
+        }
+    }
+    ROWS {
+        _mm512_storeu_ps(out[m], total[m]);
+        _mm512_storeu_ps(out_other[m], other_total[m]);
+    }
+}
 #else
 /* sum[16] += the products of quad q of a span with four activations. */
 INLINE void multiply(int32_t *sum, const uint8_t *w, const int bits, const int q, const int table, const int8_t *x) {
@@ -359,6 +409,41 @@ static void any_block(const Weight *of, const Acts *a, int64_t first, int count,
     SOME(4, 32, 0, 1) SOME(5, 32, 0, 1) SOME(6, 16, 0, 0)
 }
 
+/* `count` rows by two blocks. */
+static void both_blocks(const Weight *one, const Weight *other, const Acts *a, int64_t first, int count,
+                        float (*out)[LANES], float (*out_other)[LANES]) {
+#if defined(WIDE)
+    if (count == PAIRED && !one->fine && !one->table && !one->mins) {
+        if (one->bits == 4) {
+            two_blocks(one, other, 4, a, first, out, out_other);
+            return;
+        }
+        if (one->bits == 8) {
+            two_blocks(one, other, 8, a, first, out, out_other);
+            return;
+        }
+    }
+#endif
+    any_block(one, a, first, count, out);
+    any_block(other, a, first, count, out_other);
+}
+
+/* Columns at..at+15 of `count` rows, as far as there are. */
+static void put(float (*out)[LANES], int count, int64_t first, int64_t at, const float *residual, float *y,
+                int64_t width, int64_t stride) {
+    const int64_t wide = width - at < LANES ? width - at : LANES;
+    EACH {
+        float *to = y + (first + m) * stride + at;
+        const float *add = residual ? residual + (first + m) * stride + at : 0;
+        if (wide == LANES && add)
+            for (int j = 0; j < LANES; j++) to[j] = out[m][j] + add[j];
+        else if (wide == LANES)
+            memcpy(to, out[m], sizeof out[m]);
+        else
+            for (int j = 0; j < wide; j++) to[j] = out[m][j] + (add ? add[j] : 0.0f);
+    }
+}
+
 /* y[rows][stride] = x @ w^T (+ residual of the same layout), of which `width` columns are written; silu: w holds gate
    rows, then up rows, y is silu(gate) * up. n: rows of the weight, a multiple of 16 (32 with silu) in memory. */
 void qwen3_packed_linear(const int8_t *values, const float *scales, const int32_t *sums, int64_t rows, int64_t columns,
@@ -368,34 +453,31 @@ void qwen3_packed_linear(const int8_t *values, const float *scales, const int32_
     const Acts acts = {values, scales, sums, sums + rows * (columns / SPAN), columns};
     const int64_t bytes = columns * LANES * bits / 8, groups = columns / group * LANES;
     const int64_t marks = fine ? columns / fine * LANES * (w_mins ? 2 : 1) : 0;
-    const int64_t blocks = n / LANES / (silu ? 2 : 1);
+    const int64_t all = n / LANES;
+    /* fewer rows wait for memory */
+    const int paired = rows >= PAIRED && bits != 5 && !fine && !table && !w_mins;
+    const int64_t apart = silu ? all / 2 : 1, step = silu || !paired ? 1 : 2, end = silu ? all / 2 : all;
     (void)threads;
 #define AT(b) {w + (b) * bytes, w_scales + (b) * groups, w_mins ? w_mins + (b) * groups : 0, \
                w_marks + (b) * marks, bits, group, fine, table}
 #pragma omp parallel for num_threads((int)threads) schedule(static) if (threads > 1)
-    for (int64_t b = 0; b < blocks; b++) {
-        float out[TILE][LANES], up[TILE][LANES];
-        const int64_t at = b * LANES, wide = width - at < LANES ? width - at : LANES;
-        const Weight here = AT(b), there = AT(b + blocks); /* not looked at but for silu */
-        for (int64_t first = 0; first < rows; first += TILE) {
-            const int count = (int)(rows - first < TILE ? rows - first : TILE);
-            any_block(&here, &acts, first, count, out);
-            if (silu) {
-                any_block(&there, &acts, first, count, up);
-                EACH
+    for (int64_t b = 0; b < end; b += step) {
+        float out[TILE][LANES], other[TILE][LANES];
+        const int two = silu || (paired && b + 1 < end);
+        const Weight here = AT(b), there = AT(b + apart); /* not looked at but for two */
+        for (int64_t first = 0, count; first < rows; first += count) {
+            const int64_t most = paired && two && rows - first >= PAIRED ? PAIRED : TILE;
+            count = rows - first < most ? rows - first : most;
+            if (two)
+                both_blocks(&here, &there, &acts, first, (int)count, out, other);
+            else
+                any_block(&here, &acts, first, (int)count, out);
+            if (silu)
+                for (int m = 0; m < count; m++)
                     for (int j = 0; j < LANES; j++)
-                        out[m][j] = out[m][j] / (1.0f + exp_of(-out[m][j])) * up[m][j];
-            }
-            EACH {
-                float *to = y + (first + m) * stride + at;
-                const float *add = residual ? residual + (first + m) * stride + at : 0;
-                if (wide == LANES && add)
-                    for (int j = 0; j < LANES; j++) to[j] = out[m][j] + add[j];
-                else if (wide == LANES)
-                    memcpy(to, out[m], sizeof out[m]);
-                else
-                    for (int j = 0; j < wide; j++) to[j] = out[m][j] + (add ? add[j] : 0.0f);
-            }
+                        out[m][j] = out[m][j] / (1.0f + exp_of(-out[m][j])) * other[m][j];
+            put(out, (int)count, first, b * LANES, residual, y, width, stride);
+            if (two && !silu) put(other, (int)count, first, (b + 1) * LANES, residual, y, width, stride);
         }
     }
 }
