@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -115,3 +117,16 @@ def test_a_text_ends_and_its_control_strings_stay_text() -> None:
     assert one.ids[-1] == tokenizer.control.endoftext
     assert tokenizer.control.im_end not in one.ids
     assert one.trained.tolist() == [False] + [True] * (len(one) - 1)
+
+
+def test_the_empty_end_of_a_row_is_short_documents() -> None:
+    rng = np.random.default_rng(1)
+    batch, left = pack([sample(rng, 300), sample(rng, 40)], 2, 2048, 0)
+    bounds = batch.bounds()
+    lengths = np.diff(bounds)
+    assert not left
+    assert bounds[0] == 0
+    assert bounds[-1] == 4096
+    assert {300, 40} <= set(lengths.tolist())
+    assert lengths.max() == 300  # else 2,008 empty places would be the longest document
+    assert all(len(set(batch.documents.reshape(-1)[a:b])) == 1 for a, b in itertools.pairwise(bounds))

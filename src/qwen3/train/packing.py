@@ -14,6 +14,8 @@ from qwen3.train.samples import TokenSample
 
 IGNORED = -100  # the label of a place whose prediction does not count
 
+_EMPTY = 256  # places of a document that has no tokens
+
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
@@ -43,11 +45,12 @@ class PackedBatch:
 
     def bounds(self) -> NDArray[np.int32]:
         """Where the documents begin in the flattened batch, and its end: what attention over ragged rows wants. The
-        empty end of a row is a document, too."""
+        empty end of a row is documents, too, which are short: one long one would decide how the whole batch attends."""
         flat = self.documents.reshape(-1)
         start = np.ones(len(flat), dtype=bool)
         start[1:] = flat[1:] != flat[:-1]
         start[:: self.documents.shape[1]] = True
+        start[::_EMPTY] |= flat[::_EMPTY] == 0
         return np.append(np.flatnonzero(start), len(flat)).astype(np.int32)
 
 

@@ -98,6 +98,8 @@ def collect() -> Iterator[list[Job]]:
 def compile_all(jobs: list[Job], threads: int = 16) -> None:
     """Compile and load what `collect` noted; what is ready already costs microseconds. Raises what the compiler
     raises."""
+    if not jobs:
+        return
     device = torch.cuda.current_device()
 
     def build(job: Job) -> None:
