@@ -8,7 +8,8 @@ Random weights at a published shape (--size), the official vocabulary, written o
 process of its own, ours and the peer's one after the other so that both meet the same neighbours: `first_token_s`,
 from opening the file to the first token of a one-token prompt (imports apart); `decode_tok_s`, one stream, 64 tokens
 behind a prompt of 128; `streams_tok_s`, eight at once; `prefill_tok_s`, 512 tokens. The best of the rounds counts, all
-are kept. `int4` is our own rounding (groups of 128, head in 8 bits) of the same shape, set against the peer's Q4_0.
+are kept. llama.cpp clears the cache of its whole context first: `--first-token 4096` times that alone, with a context
+of so many tokens for one stream in both. `int4` is our own rounding (groups of 128, head in 8 bits) of the same shape, set against the peer's Q4_0.
 The floor is the bytes of the weights over what this machine reads, measured in the same run.
 """
 
@@ -42,6 +43,7 @@ def main() -> int:
     options.add_argument("--room", type=Path, default=Path("/var/tmp/qwen3-cpu-peer"), help="for the files (1 GB)")
     options.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:2])
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--first-token", type=int, default=0, metavar="CONTEXT", help="that alone, for one stream")
     options.add_argument("--threads", type=int, default=os.cpu_count())
     options.add_argument("--out", type=Path)
     chosen = options.parse_args()
@@ -57,13 +59,13 @@ def main() -> int:
             child(Path(sys.executable), "make", chosen.size, kind, str(file))
     turns = [("llama.cpp", kind, chosen.peer, "llama", str(file)) for kind, file in files.items()]
     turns += [("qwen3", kind, Path(sys.executable), "ours", str(file)) for kind, file in files.items()]
-    if "Q4_0" in files:
+    if "Q4_0" in files and not chosen.first_token:
         turns.append(("qwen3", "int4", Path(sys.executable), "ours", chosen.size))
     turns.sort(key=lambda turn: turn[1] != "Q4_0")
     found: dict[str, dict[str, list[dict[str, float]]]] = {"llama.cpp": {}, "qwen3": {}}
     for number in range(chosen.rounds):
         for who, kind, python, verb, what in turns:
-            line = child(python, verb, what, str(chosen.threads))
+            line = child(python, verb, what, str(chosen.threads), str(chosen.first_token))
             found[who].setdefault(kind, []).append(line)
             print(number, who, kind, {key: round(value, 3) for key, value in line.items()}, flush=True)
     result = report(chosen, found, {kind: file.stat().st_size for kind, file in files.items()})
@@ -144,7 +146,7 @@ def make(size: str, kind: str, out: str) -> None:
     writer.close()
 
 
-def ours(what: str, threads: int) -> dict[str, float]:
+def ours(what: str, threads: int, alone: int) -> dict[str, float]:
     import torch
 
     from qwen3 import LLM, SamplingParams, family
@@ -153,7 +155,7 @@ def ours(what: str, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     start = time.perf_counter()
     if what.endswith(".gguf"):
-        llm = LLM(what, device="cpu", context=1024, max_batch=STREAMS, prefix_cache=False)
+        llm = LLM(what, device="cpu", context=alone or 1024, max_batch=1 if alone else STREAMS, prefix_cache=False)
     else:
         model = random_int4(family.MODELS[f"Qwen3-{what}"].config)
         llm = LLM.of(model, Tokenizer.from_pretrained(), context=1024, max_batch=STREAMS, prefix_cache=False)
@@ -166,6 +168,8 @@ def ours(what: str, threads: int) -> dict[str, float]:
 
     seconds(1, 1, 1)
     found = {"first_token_s": time.perf_counter() - start}
+    if alone:
+        return found
     seconds(1, PROMPT, 4)
     found["decode_tok_s"] = OUTPUT / (seconds(1, PROMPT, OUTPUT + 1) - seconds(1, PROMPT, 1))
     found["streams_tok_s"] = STREAMS * OUTPUT / (seconds(STREAMS, PROMPT, OUTPUT + 1) - seconds(STREAMS, PROMPT, 1))
@@ -195,7 +199,7 @@ def random_int4(config: Any) -> Any:
     return model.eval()
 
 
-def llama(path: str, threads: int) -> dict[str, float]:
+def llama(path: str, threads: int, alone: int) -> dict[str, float]:
     import ctypes
 
     import llama_cpp as api
@@ -209,8 +213,9 @@ def llama(path: str, threads: int) -> dict[str, float]:
 
     def context(batch: int) -> Any:
         parameters = api.llama_context_default_params()
-        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = 1024 * STREAMS, batch, batch
-        parameters.n_seq_max, parameters.n_threads, parameters.n_threads_batch = STREAMS, threads, threads
+        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = alone or 1024 * STREAMS, batch, batch
+        parameters.n_seq_max = 1 if alone else STREAMS
+        parameters.n_threads, parameters.n_threads_batch = threads, threads
         made = api.llama_init_from_model(model, parameters)
         assert made, "no context"
         return made
@@ -249,6 +254,8 @@ def llama(path: str, threads: int) -> dict[str, float]:
     feed([(1, 0, 0, True)])
     best(0)
     found = {"first_token_s": time.perf_counter() - start}
+    if alone:
+        return found
     found["decode_tok_s"] = decode(1)
     found["streams_tok_s"] = decode(STREAMS)
     times = []
@@ -268,6 +275,6 @@ if __name__ == "__main__":
         if verb == "make":
             make(*words)
         else:
-            print(json.dumps({"llama": llama, "ours": ours}[verb](words[0], int(words[1]))))
+            print(json.dumps({"llama": llama, "ours": ours}[verb](words[0], *map(int, words[1:]))))
         raise SystemExit(0)
     raise SystemExit(main())

@@ -67,7 +67,7 @@ class Size:
     tokens_per_update: int = 1 << 17
     length: int = LENGTH
     workers: int = 16  # as many as `Rows.lanes`: with fewer, some pack for two and the GPU waits for them
-    rl_updates: int = 80
+    rl_updates: int = 20  # held-out problems are right from the tenth on
     prompts: int = 64
     samples: int = 16
     answer: int = 384  # tokens of an answer in RL, thought included: the longest that is asked for takes 320
