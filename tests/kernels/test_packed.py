@@ -177,8 +177,9 @@ def test_compiled_against_plain(bits: int, rows: int) -> None:
             {"silu": True, "residual": torch.randn(rows, outputs // 2)},
         ):  # fmt: skip
             found, plain = packed.compiled_linear(x, weight, **how), packed.linear(x, weight, **how)
-            # a norm's last bit may round an activation to the next of its 255 steps
-            assert (found - plain).norm() <= (2e-3 if "norm" in how else 2e-6) * plain.norm(), (group, mins, how.keys())
+            # a norm's last bit may round an activation to the next of its 255 steps; a gate may be nearly nothing
+            apart = 2e-3 if "norm" in how else 5e-5 if "silu" in how else 2e-6
+            assert (found - plain).norm() <= apart * plain.norm(), (group, mins, how.keys())
 
 
 @needs_compiler
