@@ -9,8 +9,9 @@ process of its own, ours and the peer's one after the other so that both meet th
 from opening the file to the first token of a one-token prompt (imports apart); `decode_tok_s`, one stream, 64 tokens
 behind a prompt of 128; `streams_tok_s`, eight at once; `prefill_tok_s`, 512 tokens. The best of the rounds counts, all
 are kept. llama.cpp clears the cache of its whole context first: `--first-token 4096` times that alone, with a context
-of so many tokens for one stream in both. `int4` is our own rounding (groups of 128, head in 8 bits) of the same shape, set against the peer's Q4_0.
-The floor is the bytes of the weights over what this machine reads, measured in the same run.
+of so many tokens for one stream in both. `int4` is our own rounding (groups of 128, head in 8 bits) of the same shape,
+set against the peer's Q4_0. The floor is the bytes of the weights over what this machine reads, measured in the same
+run.
 """
 
 from __future__ import annotations

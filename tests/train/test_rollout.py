@@ -12,6 +12,8 @@ import torch
 from qwen3.chat import encode
 from qwen3.chat.stream import EARLY_STOP
 from qwen3.engine.engine import Engine
+from qwen3.engine.params import SamplingParams
+from qwen3.engine.request import Request
 from qwen3.errors import UsageError
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.rollout import Prompt, Rollout, rollouts
@@ -122,3 +124,22 @@ def test_what_a_device_keeps_is_what_the_host_hears(how: dict[str, Any], monkeyp
             assert (x.sample.trained == y.sample.trained).all()
             np.testing.assert_allclose(x.sample.streams["logprob"], y.sample.streams["logprob"], atol=2e-4)
     assert bool(aside) == bool(how)
+
+
+def test_what_ended_unheard_has_ended_after_an_interrupt() -> None:
+    """Ends are heard every few steps: one that the host has not heard of is not computed again."""
+    made = overlapped(engine().model, TOK, max_len=128, invariant=True)
+    params = SamplingParams(max_tokens=3, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=1, logprobs=0)
+    requests = [Request(list(prompt("a").ids), params, index=i) for i in range(3)]
+    for request in requests:
+        made.add(request)
+    seen = 0
+    while made.has_work:
+        made.advance()
+        item = next(iter(made._live.values()), None)
+        if item is not None and item.bound and made.picker.sampler.snapshot(item.row.slot).machine.done:
+            made._torn, seen = True, seen + 1
+    assert seen
+    for request in requests:
+        assert request.finish_reason in ("stop", "length")
+        assert len(request.logprobs) == len(request.output) <= 3

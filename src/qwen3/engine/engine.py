@@ -586,13 +586,14 @@ class Engine(Adapting):
 
     def _rebuild(self) -> None:
         """Start a fresh schedule with an empty cache: unfinished samples are computed again from their tokens."""
-        waiting = [item for item in self._live.values() if not item.request.done]
-        self._know(waiting)
+        self._know(waiting := [item for item in self._live.values() if not item.request.done])
         for item in waiting:
             self._unbind(item)
+            if not item.observed and item.reader.done is not None:  # and nobody had heard of it
+                self._close(item, item.reader.done)
         self.scheduler = self._fresh_scheduler()
         self.scheduler.max_queue = None
-        for item in waiting:
+        for item in (item for item in waiting if not item.request.done):
             item.row = self._row(item.request)
             self.scheduler.add(item.row)
         self.scheduler.max_queue = self.max_queue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,6 +21,8 @@ from qwen3.engine.scheduler import Scheduler
 from qwen3.engine.speculation import Speculation
 from qwen3.errors import Qwen3Error
 from qwen3.tokenizer import Tokenizer
+
+_HEAR = 4  # steps
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Recorder(ABC):
     vocab_size: int
     overlap: bool  # the host is a step behind
     _flight: Flight | None  # the step that is under way
+    steps: int  # how many there were
     _ended: list[Sample]  # since the last step
     _speculation: Speculation | None
 
@@ -68,8 +71,9 @@ class Recorder(ABC):
             entries = {i: (entry, logits[i : i + 1]) for i, entry in zip(places, found, strict=True)}
         followed: Sequence[int] = flight.followed
         if self.overlap:
-            ended = [(samples[i], code) for i, code in flight.picked.ended()]
-            ended = [(item, code) for item, code in ended if not item.observed and not item.request.done]
+            telling = self._telling(flight)
+            told = flight.picked.ended() if telling else []
+            ended = [(samples[i], code) for i, code in told if samples[i] in telling and not samples[i].request.done]
             self._know([item for item, _ in ended], flight.picked)
             for item, code in ended:
                 self._end_blind(item, code)
@@ -88,6 +92,17 @@ class Recorder(ABC):
         if isinstance(self.picker, HostPicker):
             there = (*samples, *(item for item, _, _ in verified))
             self.picker.advance([item for item in there if not item.request.done])
+
+    def _telling(self, flight: Flight) -> Collection[Sample]:
+        """Of which samples that the host does not follow it hears now whether they have ended. Every few steps of all:
+        what an end costs (another plan, its slots, a look at the device) is paid once for several. Between them of
+        those that are not in the next step; that one says of the others that they have ended, too."""
+        after, samples = self._flight, flight.samples
+        if after is None or self.steps % _HEAR == 0 or flight.followed:
+            return {item for item in samples if not item.observed}
+        if after.samples is samples:
+            return ()
+        return {item for item in samples if not item.observed}.difference(after.samples)
 
     def _verify(self, drafted: Drafted) -> int:
         """Record a sample's own tokens for as long as they are those that were drafted, and the first that is not. How
@@ -267,13 +282,17 @@ class Recorder(ABC):
             self._end(item, "error")
 
     def _end(self, item: Sample, reason: str) -> None:
+        self._close(item, reason)
+        self.scheduler.finish(item.row, self._kept(item, reason))
+
+    def _close(self, item: Sample, reason: str) -> None:
+        """It has ended; of the schedule it is not taken out."""
         self._ended.append(item)
         item.request.clock.finished = time.perf_counter()
         item.request.finish_reason = reason
         self._unbind(item)
         if self._speculation is not None:
             self._speculation.ended(item)
-        self.scheduler.finish(item.row, self._kept(item, reason))
 
     # In and out of slots
 
