@@ -4,6 +4,7 @@
     python -m recipes.embedded_v1.campaign B --out OUT             # reason, long, cold            ≤ 8 min
     python -m recipes.embedded_v1.campaign C --out OUT             # rl, sampled                   ≤ 6 min
     python -m recipes.embedded_v1.campaign D --out OUT --before V0 # fusion, polish, the verdict   ≤ 5 min
+    python -m recipes.embedded_v1.campaign all --out OUT --before V0 # one after the other, as far as it comes
     python -m recipes.embedded_v1.campaign release --out OUT       # the model out of part D's pieces, anywhere
     python -m recipes.embedded_v1.campaign --tiny --out OUT        # all of it in toy size, on a CPU
 
@@ -201,7 +202,7 @@ class Campaign:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=(*PARTS, "release"), help="needed unless --tiny")
+    parser.add_argument("part", nargs="?", choices=(*PARTS, "all", "release"), help="needed unless --tiny")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/embedded_v1"))
     parser.add_argument("--start", type=Path, help="folder with the pieces of the part before")
@@ -224,10 +225,11 @@ def main() -> None:
         campaign.restore(args.start or args.out, LAST)
         say(f"{args.run / 'embedded'} is what goes to src/qwen3/data/embedded, with card.py's README.md")
         return
-    if args.start and args.part != "A":
+    if args.start and args.part not in ("A", "all"):
         campaign.restore(args.start, chr(ord(args.part) - 1))
-    found = campaign.part(args.part, args.minutes or MINUTES[args.part], args.before)
-    sys.exit(0 if found["finished"] else 3)
+    for name in PARTS if args.part == "all" else (args.part,):
+        if not campaign.part(name, args.minutes or MINUTES[name], args.before)["finished"]:
+            sys.exit(3)
 
 
 def run_tiny(out: Path, say: Say) -> dict[str, Any]:
