@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from qwen3.errors import RemoteError
+from qwen3.errors import RemoteError, SandboxError
 from qwen3.evaluate.runs import Run
 from qwen3.evaluate.runs.endpoint import Endpoint
 from qwen3.evaluate.runs.run import Wish, evaluate, remarks
 from qwen3.evaluate.suites import suite_named
 from qwen3.evaluate.summary import summarise
 from qwen3.evaluate.types import Item
+from qwen3.sandbox import require
 from tests.evaluate.endpoint import Body, Reply, Script, faulty, leaking, oracle, serving, truncating
 
 CHOICES = ["seven", "green", "run", "soon"]
@@ -116,6 +117,11 @@ def data(name: str, folder: Path) -> str:
     """Where the suite's questions are, made on the spot."""
     if name in MATH:
         pytest.importorskip("math_verify", reason="math-verify (extra eval) is not installed")
+    if name in CODE:
+        try:
+            require()
+        except SandboxError:
+            pytest.skip("running programs needs bubblewrap")
     if name in GENERATED:
         return GENERATED[name]
     file, rows = ROWS[name]

@@ -204,6 +204,8 @@ def test_every_plan_runs() -> None:
     wanted = reference.experts(x, gate_up, down, weights, chosen)
     for plans in moe.tables().values():
         for tiles in plans.values():
+            if any(tile.walkers for tile in tiles):  # of few bits: see test_weight_only.py
+                continue
             assert error(moe.run(x, gate_up, down, weights, chosen, None, *tiles), wanted) < 2e-6
 
 

@@ -54,9 +54,7 @@ class _Table:
             self.rows = old.new_zeros(max(8, 2 * len(old)), old.shape[1])
             self.rows[: len(old)] = old
             self.cell.fill_(self.rows.data_ptr())
-            if self.cell.is_cuda:
-                self.moved = torch.cuda.Event()
-                self.moved.record()
+            self.moved = torch.cuda.current_stream().record_event() if self.cell.is_cuda else None
             self.free = list(range(len(self.rows) - 1, max(len(old), 1) - 1, -1))
         return self.free.pop()
 

@@ -71,9 +71,8 @@ class Recorder(ABC):
             entries = {i: (entry, logits[i : i + 1]) for i, entry in zip(places, found, strict=True)}
         followed: Sequence[int] = flight.followed
         if self.overlap:
-            telling = self._telling(flight)
-            told = flight.picked.ended() if telling else []
-            ended = [(samples[i], code) for i, code in told if samples[i] in telling and not samples[i].request.done]
+            told = [(samples[i], code) for i, code in flight.picked.ended()] if (of := self._telling(flight)) else []
+            ended = [(item, code) for item, code in told if item in of and not item.request.done]
             self._know([item for item, _ in ended], flight.picked)
             for item, code in ended:
                 self._end_blind(item, code)

@@ -105,8 +105,7 @@ class Request:
 
     def keep(self, logprobs: NDArray[np.float32]) -> None:
         """`Told.logprobs` of the whole output; those before the last `bind` are known already."""
-        known = 0 if self.kept is None else len(self.kept)
-        self.kept = logprobs if self.kept is None else np.concatenate([self.kept, logprobs[known:]])
+        self.kept = logprobs if self.kept is None else np.concatenate([self.kept, logprobs[len(self.kept) :]])
 
     def forget(self, count: int) -> None:
         """The last `count` tokens of a request without a stream."""
