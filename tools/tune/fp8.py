@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import linear as common  # the script beside this one
 import torch
-from linear import MODELS, READ, compile_apart, compiled, graph_us, shapes
+from linear import MODELS, READ, compiled, graph_us, run_sections, shapes
 from torch import Tensor
 
 from qwen3.kernels import fp8 as plain
@@ -318,7 +316,6 @@ def chain() -> None:
 
 
 def main() -> None:
-    torch.backends.cuda.matmul.allow_tf32 = False
     sections = {
         "check": (check, check_all),
         "rows": (rows, lambda: None),
@@ -326,19 +323,7 @@ def main() -> None:
         "many": (many, many_all),
         "chain": (chain, chain_all),
     }
-    wanted = sys.argv[1:] or list(sections)
-    compile_apart([sections[name][1] for name in wanted])
-    for name in wanted:
-        start = time.perf_counter()
-        print(f"{name}:")
-        try:
-            sections[name][0]()
-        except Exception:
-            traceback.print_exc()
-        torch.cuda.empty_cache()
-        print(f"[{name}: {time.perf_counter() - start:.1f} s]", flush=True)
-    if "OUT" in os.environ:
-        Path(os.environ["OUT"], "fp8.json").write_text(json.dumps(figures))
+    run_sections(sections, sys.argv[1:] or list(sections), figures, "fp8.json")
 
 
 if __name__ == "__main__":

@@ -147,6 +147,27 @@ def compile_apart(jobs: list[Callable[[], Any]], processes: int = 14) -> None:
     print(f"{len(found)} kernels compiled apart in {time.perf_counter() - start:.1f} s", flush=True)
 
 
+def run_sections(
+    sections: dict[str, tuple[Callable[[], Any], Callable[[], Any]]], wanted: list[str], figures: Any, file: str
+) -> None:
+    """By name: what is done, and what notes the kernels that it takes. A section that fails is told, the others go on;
+    `figures` go to $OUT/file after each."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    compile_apart([sections[name][1] for name in wanted])
+    for name in wanted:
+        start = time.perf_counter()
+        print(f"{name}:")
+        try:
+            print(f"  loaded in {compiled(lambda: None):.1f} s")
+            sections[name][0]()
+        except Exception:
+            traceback.print_exc()
+        torch.cuda.empty_cache()
+        print(f"[{name}: {time.perf_counter() - start:.1f} s]", flush=True)
+        if "OUT" in os.environ:
+            Path(os.environ["OUT"], file).write_text(json.dumps(figures, default=str))
+
+
 Case = tuple[str, int, int, int, bool, bool, bool]
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import time
-import traceback
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 import weight_only as few_bits  # the scripts beside this one
 from fp8 import distance, inputs, normal, wanted_for
-from linear import READ, compile_apart, compiled, graph_us, shapes
+from linear import READ, graph_us, run_sections, shapes
 
 from qwen3.kernels import grouped, reference
 from qwen3.kernels.gpu import linear, moe, weight_only
@@ -243,7 +242,6 @@ def chain() -> None:
 
 
 def main() -> None:
-    torch.backends.cuda.matmul.allow_tf32 = False
     few_bits.CHAIN = ROWS
     sections = {
         "few": (few, few_all),
@@ -251,20 +249,7 @@ def main() -> None:
         "chain": (chain, few_bits.chain_all),
         "bench": (bench, few_all),
     }
-    wanted = sys.argv[1:] or ["few", "experts", "chain"]
-    compile_apart([sections[name][1] for name in wanted])
-    for name in wanted:
-        start = time.perf_counter()
-        print(f"{name}:")
-        try:
-            print(f"  loaded in {compiled(lambda: None):.1f} s")
-            sections[name][0]()
-        except Exception:
-            traceback.print_exc()
-        torch.cuda.empty_cache()
-        print(f"[{name}: {time.perf_counter() - start:.1f} s]", flush=True)
-        if "OUT" in os.environ:
-            Path(os.environ["OUT"], "stationary.json").write_text(json.dumps(figures, default=str))
+    run_sections(sections, sys.argv[1:] or ["few", "experts", "chain"], figures, "stationary.json")
 
 
 if __name__ == "__main__":

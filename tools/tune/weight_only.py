@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import fp8 as eight  # the scripts beside this one
 import linear as common
 import torch
 from fp8 import distance, inputs, normal, wanted_for
-from linear import MODELS, READ, compile_apart, compiled, graph_us, shapes
+from linear import MODELS, READ, graph_us, run_sections, shapes
 from torch import Tensor
 
 from qwen3.kernels import grouped, reference
@@ -345,27 +344,13 @@ def chain() -> None:
 
 
 def main() -> None:
-    torch.backends.cuda.matmul.allow_tf32 = False
     sections = {
         "check": (check, check_all),
         "tune": (tune, tune_all),
         "experts": (experts, experts_all),
         "chain": (chain, chain_all),
     }
-    wanted = sys.argv[1:] or list(sections)
-    compile_apart([sections[name][1] for name in wanted])
-    for name in wanted:
-        start = time.perf_counter()
-        print(f"{name}:")
-        try:
-            print(f"  loaded in {compiled(lambda: None):.1f} s")
-            sections[name][0]()
-        except Exception:
-            traceback.print_exc()
-        torch.cuda.empty_cache()
-        print(f"[{name}: {time.perf_counter() - start:.1f} s]", flush=True)
-        if "OUT" in os.environ:
-            Path(os.environ["OUT"], "weight_only.json").write_text(json.dumps(figures, default=str))
+    run_sections(sections, sys.argv[1:] or list(sections), figures, "weight_only.json")
 
 
 if __name__ == "__main__":
