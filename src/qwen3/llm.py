@@ -194,6 +194,8 @@ class LLM:
         context_length(context, config)
         read = {name: read_adapter(folder, config) for name, folder in (adapters or {}).items()}
         aside = Aside(lambda: find_tokenizer(resolved, config))
+        if resolved.path.is_dir():  # one that is missing is told before gigabytes are read
+            aside.result()
         with catch_warnings(record=True) as seen:
             simplefilter("always", UserWarning)
             guess = guesser(speculation, draft_tokens, where, number_type, lambda: aside.result()[0])

@@ -98,9 +98,7 @@ def collect() -> Iterator[list[Job]]:
 def compile_all(jobs: list[Job], threads: int = 16) -> None:
     """Compile and load what `collect` noted; what is ready already costs microseconds. Raises what the compiler
     raises."""
-    if not jobs:
-        return
-    device = torch.cuda.current_device()
+    device = torch.cuda.current_device() if jobs else 0
 
     def build(job: Job) -> None:
         torch.cuda.set_device(device)
