@@ -418,9 +418,11 @@ def test_what_keeps_a_model_from_loading_is_raised_as_it_is(run: Run, tmp_path: 
 
 
 PARENT = """
-import asyncio, sys
+import asyncio, signal, sys
 from qwen3.serve.backend import Backend
 from tests.serve.test_backend import LONG
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell started in the background
 
 async def main():
     backend = Backend("embedded")
