@@ -225,7 +225,9 @@ def main() -> None:
         campaign.restore(args.start or args.out, LAST)
         say(f"{args.run / 'embedded'} is what goes to src/qwen3/data/embedded, with card.py's README.md")
         return
-    if args.start and args.part not in ("A", "all"):
+    if args.start and args.part == "all":
+        raise UsageError("all begins with A: --start is for one part, with the pieces of the part before")
+    if args.start and args.part != "A":
         campaign.restore(args.start, chr(ord(args.part) - 1))
     for name in PARTS if args.part == "all" else (args.part,):
         if not campaign.part(name, args.minutes or MINUTES[name], args.before)["finished"]:

@@ -25,14 +25,18 @@ def weights(rows: int, columns: int, seed: int, scale: float = 1.0) -> torch.Ten
     symmetric=st.booleans(),
     search=st.booleans(),
     seed=st.integers(0, 999),
-    scale=st.sampled_from((0.0, 1e-9, 1e-6, 0.02, 1.0, 1e3)),
+    scale=st.sampled_from((0.0, 1e-9, 1e-6, 0.02, 1.0, 1e4)),
     shift=st.sampled_from((0.0, 3.0)),
 )
 def test_numbers_fit_their_bits_and_the_error_is_bounded(
     bits: int, group: int, symmetric: bool, search: bool, seed: int, scale: float, shift: float
 ) -> None:
     weight = (weights(5, 256, seed) + shift) * scale
-    made = round_rtn(weight, bits, group, symmetric, search=search)
+    try:
+        made = round_rtn(weight, bits, group, symmetric, search=search)
+    except UsageError:  # with few bits a scale may be as large as the weights
+        assert float(weight.abs().max()) > torch.finfo(torch.float16).max
+        return
     assert made.q.dtype == torch.uint8
     assert int(made.q.max()) < 1 << bits
     assert made.scale.shape == (5, 256 // group)
