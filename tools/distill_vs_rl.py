@@ -52,6 +52,7 @@ from qwen3.train.start import Job, prepare
 from qwen3.train.teacher_store import Teacher
 
 PARTS = ("students", "pilots", "rl", "opd")
+METHODS = ("rl", "opd")
 T_975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's t by degrees of freedom
 
 
@@ -186,13 +187,15 @@ class TimeUp(Exception):
 
 @dataclass
 class Experiment:
-    """folder: of everything. until: monotonic time when the call ends. parts: what this call does of PARTS."""
+    """folder: of everything. until: monotonic time when the call ends. parts: what this call does of PARTS. pilots:
+    of which methods."""
 
     setup: Setup
     folder: Path
     until: float
     seeds: Sequence[int]
     parts: Sequence[str]
+    pilots: Sequence[str] = METHODS
 
     def job(self, folder: Path, model: Any, seed: int, **run: Any) -> tuple[Job, Timed]:
         made = Timed(folder, self.until, **run)
@@ -353,17 +356,17 @@ class Experiment:
             self.teacher()
             for seed in self.seeds if "students" in self.parts else ():
                 self.student(seed)
-            for method in ("rl", "opd") if "pilots" in self.parts else ():
+            for method in self.pilots if "pilots" in self.parts else ():
                 for rate in self.setup.rates:
                     self.arm(method, self.seeds[0], rate, True)
             pilots = [read(path) for path in sorted(self.folder.glob("*-pilot/arm.json"))]
-            for method in ("rl", "opd"):
+            for method in METHODS:
                 tried = [one for one in pilots if one["method"] == method]
                 if len(tried) == len(self.setup.rates):
                     rates[method] = max(tried, key=lambda one: area(one, self.setup.pilot))["rate"]
             tell(f"learning rates: {rates}")
             for seed in self.seeds:
-                for method in ("rl", "opd"):
+                for method in METHODS:
                     if method in self.parts and method in rates:
                         self.arm(method, seed, rates[method], False)
         except TimeUp:
@@ -450,6 +453,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="the first seed: several calls may share the work")
     parser.add_argument("--parts", default=",".join(PARTS), help="of the work, for the same reason; all: %(default)s")
+    parser.add_argument("--pilots", default=",".join(METHODS), help="of which methods; all: %(default)s")
     parser.add_argument("--machine", default=platform.processor() or platform.machine())
     args = parser.parse_args()
     setup = REAL if args.real else TINY
@@ -459,6 +463,7 @@ def main() -> None:
         time.monotonic() + 60 * args.minutes,
         range(args.first, args.first + args.seeds),
         args.parts.split(","),
+        args.pilots.split(","),
     )
     result = experiment.run()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)

@@ -44,11 +44,17 @@ SHAPE: dict[str, Any] = {
     "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 2176, "hidden_size": 128,
     "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64,
     "intermediate_size": 256, "max_position_embeddings": LENGTH, "rope_theta": 10_000.0, "tie_word_embeddings": True,
-    "bos_token_id": 2048, "eos_token_id": 2048, "torch_dtype": "bfloat16", "num_experts": 16, "num_experts_per_tok": 2,
-    "moe_intermediate_size": 64, "norm_topk_prob": True,
+    "bos_token_id": 2048, "eos_token_id": 2048, "torch_dtype": "bfloat16", "norm_topk_prob": True,
 }  # fmt: skip
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}  # by degrees of freedom
 _KEPT = 64
+
+
+def shape_of(experts: int) -> dict[str, Any]:
+    """An eighth of the experts for a token; of any number the same parameters and FLOPs, the router's apart."""
+    return SHAPE | {
+        "num_experts": experts, "num_experts_per_tok": experts // 8, "moe_intermediate_size": 1024 // experts,
+    }  # fmt: skip
 
 
 def stage_of(arm: str, args: argparse.Namespace) -> Pretrain:
@@ -98,7 +104,9 @@ def run_one(arm: str, seed: int, shards: Shards, args: argparse.Namespace, end: 
     if done.exists():
         return dict(json.loads(done.read_text()))
     left = None if math.isinf(end) else max(0.01, (end - time.monotonic()) / 60)
-    found = train(Recipe(f"moe-{arm}", SHAPE, (stage_of(arm, args),), out=str(out), seed=seed, max_minutes=left))
+    found = train(
+        Recipe(f"moe-{arm}", shape_of(args.experts), (stage_of(arm, args),), out=str(out), seed=seed, max_minutes=left)
+    )
     if not found["finished"]:
         return None
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -140,6 +148,8 @@ def main() -> None:
     parser.add_argument(
         "--at-once", type=int, default=8192, help="tokens of a micro-batch: the global batch is several"
     )
+    parser.add_argument("--experts", type=int, default=16, choices=(16, 32, 64))
+    parser.add_argument("--first", type=int, default=0, help="the first seed: several calls may share the work")
     parser.add_argument("--weight", type=float, default=0.01, help="of the global-batch loss")
     parser.add_argument("--data", default="package:python", help="texts")
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -147,7 +157,7 @@ def main() -> None:
     begin = time.monotonic()
     args.folder.mkdir(parents=True, exist_ok=True)
     shards, runs, whole = shards_of(args), [], True
-    for seed in range(args.seeds):
+    for seed in range(args.first, args.first + args.seeds):
         for arm in ARMS:
             if (found := run_one(arm, seed, shards, args, begin + 60 * args.minutes)) is None:
                 whole = False
@@ -162,7 +172,7 @@ def main() -> None:
         "name": "global-batch balance of experts, with and without", "command": " ".join(["python", *sys.argv]),
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else "2 shared EPYC cores",
         "commit": commit.stdout.strip(), "finished": whole, "updates": args.updates, "tokens_per_update": args.tokens,
-        "micro_batches": args.tokens // min(args.tokens, args.at_once), "weight": args.weight,
+        "micro_batches": args.tokens // min(args.tokens, args.at_once), "weight": args.weight, "experts": args.experts,
         "summary": summary(runs), "runs": runs, "seconds": round(time.monotonic() - begin, 1),
     }  # fmt: skip
     text = json.dumps(report, indent=1)

@@ -11,7 +11,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from qwen3.engine.machine import PHASES, Machine
 from qwen3.engine.params import SamplingParams
 from qwen3.engine.sampler import check_ids
+from qwen3.engine.uploads import Uploads
 from qwen3.errors import UsageError
 
 REPLACED = 4
@@ -77,13 +78,18 @@ class DeviceSampler:
         self.last_token, self.position, self.count = self._state[:3]
         self.history = torch.zeros(slots + 1, max_len, dtype=torch.int32, device=device)
         self._cells = torch.zeros(5, dtype=torch.int64, device=device)
+        self.uploads = Uploads(device)
         padded = -(-vocab_size // chunk) * chunk
         sizes = (padded, torch.float32), (padded, torch.int16), (padded // 32, torch.int32), (max_len, torch.float32)
         self._pace: tuple[NDArray[np.uint16], Tensor] | None = None  # a machine's table, and its copy on the device
         self._tables = [_Table(self._cells[i], *size) for i, size in enumerate(sizes)]
         self._bound: dict[int, tuple[Machine, list[int], list[int]]] = {}  # slot: machine, forced ids, rows of tables
 
-    def bind(
+    def bind(self, slot: int, params: SamplingParams, machine: Machine, **about: Any) -> None:
+        """Give a slot to a sample; see `pack`."""
+        self.put([slot], [self.pack(slot, params, machine, **about)])
+
+    def pack(
         self,
         slot: int,
         params: SamplingParams,
@@ -94,8 +100,8 @@ class DeviceSampler:
         max_tokens: int | None = None,
         output: Sequence[int] = (),
         position: int | None = None,
-    ) -> None:
-        """Give a slot to a sample: fresh, or coming back with `output` (recorded ids) and its machine as it stood.
+    ) -> NDArray[np.int32]:
+        """A sample's numbers for `put`: fresh, or coming back with `output` (recorded ids) and its machine as it stood.
 
         params: resolved. stream_key: `RowSampler.stream_key`. max_tokens: None is the machine's. position: of the token
         whose logits come next, None: the last of prompt and output; each `sample` adds 1. Counts for the penalties are
@@ -120,7 +126,7 @@ class DeviceSampler:
         rows = self._bind_tables(params, prompt_ids, output)
         self._bound[slot] = machine, text, rows
         if output:
-            self._copy(self.history[slot, : len(output)], torch.tensor(output, dtype=torch.int32))
+            self.uploads.copy(self.history[slot, : len(output)], torch.tensor(output, dtype=torch.int32))
         top_k = params.top_k if params.top_k and 0 < params.top_k < self.vocab_size else 0
         filtered = (params.top_p or 1) < 1 or (params.min_p or 0) > 0
         kind = k.WIDE if top_k > k.MAX_K else k.TOP_K if top_k else k.NUCLEUS if filtered else k.FREE
@@ -144,8 +150,13 @@ class DeviceSampler:
         )
         packed[k.ENDS.value : k.ENDS.value + len(ends)] = ends
         packed[k.TEXT.value : k.TEXT.value + len(text)] = text
-        self._copy(self._packed[slot], torch.from_numpy(packed))
-        self._state[:, slot] = self._packed[slot, : len(self._state)]
+        return packed
+
+    def put(self, slots: Sequence[int], packed: Sequence[NDArray[np.int32]]) -> None:
+        """Set slots to what `pack` made for each."""
+        rows, places = self.uploads.send(torch.from_numpy(np.stack(packed))), self._places(slots).long()
+        self._packed.index_copy_(0, places, rows)
+        self._state.index_copy_(1, places, rows[:, : len(self._state)].t())
 
     def sample(self, logits: Tensor, rows: Tensor, out: Tensor) -> None:
         """Draw and record one token a row. No synchronisation; can be captured in a graph.
@@ -190,7 +201,7 @@ class DeviceSampler:
         rows = self._bound[slot][2]
         if words is not None:
             rows[2] = rows[2] or self._tables[2].take()
-            self._copy(self._tables[2].rows[rows[2], : len(words)], words)
+            self.uploads.copy(self._tables[2].rows[rows[2], : len(words)], words)
         self._packed[slot, self._kernel.MASK_ROW.value].fill_(rows[2] if words is not None else 0)
 
     def snapshot(self, slot: int) -> Told:
@@ -219,8 +230,7 @@ class DeviceSampler:
         return told
 
     def _places(self, numbers: Sequence[int]) -> Tensor:
-        places = torch.tensor(numbers, dtype=torch.int32)
-        return places.pin_memory().to(self._cells.device, non_blocking=True) if self._cells.is_cuda else places
+        return self.uploads.send(torch.tensor(numbers, dtype=torch.int32))
 
     def release(self, slot: int) -> None:
         """Give back what the slot holds. Nothing is done on the device: a step in flight may still write it."""
@@ -250,16 +260,11 @@ class DeviceSampler:
             rows[0] = self._tables[0].take()
             biases = torch.zeros(width)
             biases[list(params.logit_bias)] = torch.tensor(list(params.logit_bias.values()))
-            self._copy(self._tables[0].rows[rows[0]], biases)
+            self.uploads.copy(self._tables[0].rows[rows[0]], biases)
         if (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1, 0, 0):
             rows[1] = self._tables[1].take()
             times, counts = Counter(output), torch.zeros(width, dtype=torch.int16)
             counts[list(times)] = torch.tensor(list(times.values())).clamp(max=2**15 - 1).to(torch.int16)
             counts[list(set(prompt_ids))] |= -(2**15)
-            self._copy(self._tables[1].rows[rows[1]], counts)
+            self.uploads.copy(self._tables[1].rows[rows[1]], counts)
         return rows
-
-    @staticmethod
-    def _copy(target: Tensor, values: Tensor) -> None:
-        """Host to device without waiting: pageable memory would wait for all earlier work."""
-        target.copy_(values.pin_memory() if target.is_cuda else values, non_blocking=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -312,7 +311,7 @@ class DraftModel:
         can be captured in a graph. longest: no sample has more keys before."""
         assert self.runner is not None
         if not isinstance(slots, Tensor):
-            slots = self.runner.upload(np.asarray(slots, dtype=np.int32))
+            slots = self.runner.uploads.send(torch.tensor(slots, dtype=torch.int32))
         starts = torch.arange(len(slots) + 1, dtype=torch.int32, device=slots.device)
         found = torch.zeros(count, len(slots), 2, dtype=torch.int32, device=slots.device)
         reach = None if longest is None else longest + count

@@ -37,10 +37,10 @@ from qwen3.engine.deadline import Pace
 from qwen3.engine.draft import DraftModel
 from qwen3.engine.graphs import Graphs
 from qwen3.engine.machine import Machine
-from qwen3.engine.measures import keep_routes, measure, read_prompt
+from qwen3.engine.measures import keep_routes, read_prompt
 from qwen3.engine.memory import plan_blocks, usual_kv_dtype
 from qwen3.engine.pickers import DevicePicked, DevicePicker, Drafted, Picked, Sample, make_picker
-from qwen3.engine.recording import Flight
+from qwen3.engine.recording import HEAR, Flight
 from qwen3.engine.request import Request
 from qwen3.engine.runner import Fed, Runner
 from qwen3.engine.sampler import RowSampler
@@ -58,6 +58,7 @@ from qwen3.tokenizer import Tokenizer
 _MAX_BATCH = {"cuda": 256}
 _IDLE_CHUNK = {"cuda": 2048}  # most prompt tokens of a step that nobody asked for, else 256, and its longest time
 _IDLE_SECONDS = 0.25  # by estimate: who comes next waits for it
+Decoding = tuple[list[Sample], list[int] | None, list[int]]  # of a plan: samples, places followed, slots
 KV_DTYPES = {"fp8": torch.float8_e4m3fn, **DTYPES}
 
 
@@ -143,9 +144,10 @@ class Engine(Adapting):
         self.stall = stall
         self._cost = StepCost(config, kind)
         self._live: dict[int, Sample] = {}  # not done, or done since the last step
+        self._observed: dict[int, Sample] = {}  # those of them that the host follows
         self.scheduler = self._fresh_scheduler()
         self._flight: Flight | None = None
-        self._decoding: tuple[list[Sample], list[int] | None] = [], []  # of the last plan: samples, places followed
+        self._decoding: Decoding = [], [], []
         self._torn = False
         self._ended = []
         self._routed = False  # a request has asked for routes
@@ -225,6 +227,7 @@ class Engine(Adapting):
             for row in rows:
                 self.scheduler.cancel(row)
                 del self._live[row.id]
+                self._observed.pop(row.id, None)
             raise
         return [request.id for request in requests]
 
@@ -238,6 +241,8 @@ class Engine(Adapting):
         # Of these the device keeps as much as of samples of which tokens alone are wanted.
         blind = self.overlap and request.stream is None and request.params.logprobs == 0
         self._live[request.id] = item = Sample(request, row, sampler, reader, trial=request.trial, blind=blind)
+        if item.observed:
+            self._observed[request.id] = item
         if request.time_limit is not None:
             self._watch(item)
         return row
@@ -357,7 +362,7 @@ class Engine(Adapting):
             if self._torn:
                 self._recover()
             self._torn = True
-            for item in list(self._live.values()):
+            for item in list((self._observed if self.steps % HEAR else self._live).values()):
                 if item.request.abandoned and not item.request.done:
                     self._finish(item, "cancelled")
             if self._ahead and not self._live:
@@ -377,6 +382,7 @@ class Engine(Adapting):
                 self._drain()
             for item in self._ended:
                 self._live.pop(item.request.id, None)
+                self._observed.pop(item.request.id, None)
             self._ended.clear()
             if launched or not self._live:
                 self._pace.step(time.perf_counter() if self._live else None)
@@ -455,7 +461,8 @@ class Engine(Adapting):
         if plan.changed:
             # Long contexts first: what starts last in a kernel should be short.
             samples = sorted((self._live[row.id] for row in plan.decode), key=lambda item: -item.row.total)
-            self._decoding = samples, [i for i, item in enumerate(samples) if item.observed]
+            followed = [i for i, item in enumerate(samples) if item.observed]
+            self._decoding = samples, followed, [item.row.slot for item in samples]
         if not plan.decode and not plan.chunks:
             return None
         lost: list[Sample] = []
@@ -470,24 +477,23 @@ class Engine(Adapting):
 
     def _work_budget(self) -> float:
         """Seconds that chunks may add to a step in which others decode: nobody waits for requests without a stream."""
-        if self.stall is not None:
-            return self.stall
-        return self._cost.budget if any(item.observed for item in self._live.values()) else math.inf
+        usual = self._cost.budget if self._observed else math.inf
+        return usual if self.stall is None else self.stall
 
     def _members(self, plan: Plan) -> list[Sample]:
         return self._decoding[0] + [self._live[chunk.seq.id] for chunk in plan.chunks]
 
     def _run(self, plan: Plan, lost: list[Sample]) -> Flight | None:
         """One forward and the choice of its tokens, by a captured graph if it can be. `lost`: samples to leave out."""
-        samples, followed, chunks = *self._decoding, plan.chunks
+        samples, followed, slots, chunks = *self._decoding, plan.chunks
         if lost:
             samples, followed = [item for item in samples if item not in lost], None
+            slots = [item.row.slot for item in samples]
             chunks = [chunk for chunk in chunks if self._live[chunk.seq.id] not in lost]
         owners = [self._live[chunk.seq.id] for chunk in chunks]
         members = samples + owners
         if not members:
             return None
-        slots = [item.row.slot for item in samples]
         routed = self._routed and any(item.request.keep_routes for item in members)
         plain = not routed and all(item.request.params.prompt_logprobs is None for item in owners)
         extras = [chunk.extra for chunk in chunks]
@@ -501,7 +507,8 @@ class Engine(Adapting):
         longest = max([item.row.total for item in samples[:1]] + [c.start + c.size for c in chunks])
         guessed = any(item.drafts for item in owners)
         if isinstance(self.picker, DevicePicker) and plain and not lost and not guessed and len(chunks) <= 1:
-            last = bool(chunks) and chunks[0].last and self._ready(owners[0])
+            self._ready(owners if chunks and chunks[0].last else [])
+            last = bool(chunks) and chunks[0].last and not owners[0].request.done
             graph = self.graphs.replay(slots, fed[0] if fed else None, last, longest=longest)
             if graph is not None:
                 samples, followed = (members, None) if last else (samples, followed)
@@ -518,7 +525,7 @@ class Engine(Adapting):
         if routes is not None:
             keep_routes([item.request for item in members], sizes, routes)
         places, end = list(range(len(samples))), len(samples)
-        samples, drafted = list(samples), []
+        samples, drafted, ending = list(samples), [], []
         for item, chunk, extra in zip(owners, chunks, extras, strict=True):
             end += chunk.size
             if item.request.params.prompt_logprobs is not None and chunk.start < len(item.request.ids):
@@ -530,9 +537,11 @@ class Engine(Adapting):
             for token in extra:
                 if not item.request.done:
                     self._push(item, token)
-            if chunk.last and self._ready(item):
-                places.append(end - 1)
-                samples.append(item)
+            if chunk.last:
+                ending.append((item, end - 1))
+        self._ready([item for item, _ in ending])
+        places += [place for item, place in ending if not item.request.done]
+        samples += [item for item, _ in ending if not item.request.done]
         flight = Flight([], [], Picked([]), None)
         if places:
             logits = self.runner.logits(hidden if len(places) == len(hidden) else hidden[places])
@@ -543,18 +552,6 @@ class Engine(Adapting):
             flight.drafted = self.picker.verify([Drafted(*d[:2], part) for d, part in zip(drafted, parts, strict=True)])
         flight.prompts = any(not extra for extra in extras)
         return flight if places or drafted else None
-
-    def _flight_of(
-        self, samples: list[Sample], picked: Picked, logits: Tensor, followed: list[int] | None = None
-    ) -> Flight:
-        if followed is None:
-            followed = [i for i, item in enumerate(samples) if item.observed]
-        places = [i for i in followed if samples[i].alternatives is not None]
-        if places:
-            top = max(samples[i].alternatives or 0 for i in places)
-            numbers = measure(logits[places], picked.ids(logits.device)[places], top, self.vocab_size)
-            return Flight(samples, followed, picked, (places, numbers, logits))
-        return Flight(samples, followed, picked, None)
 
     # When something goes wrong
 
@@ -597,4 +594,4 @@ class Engine(Adapting):
             item.row = self._row(item.request)
             self.scheduler.add(item.row)
         self.scheduler.max_queue = self.max_queue
-        self._decoding = ([], [])
+        self._decoding = [], [], []

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qwen3.engine.runner import Fed, Prompts, Runner, State
 
-_ROWS = (1, 2, 4, 8, 16, 24, *range(32, 257, 16), 320, 384, 512, 768, 1024)
+_ROWS = (1, 2, 4, 8, 16, 24, *range(32, 257, 16), 320, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 _TOKENS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 _MOST_MIXED = 48  # graphs with a chunk; each holds a few megabytes
 _FRESH = 2100  # prompt tokens of a first step, from which on it takes kernels of its own
@@ -73,7 +73,8 @@ class Graphs:
         if chunk is not None:
             self._upload(graph, slots, chunk, sampled)
         elif graph.slots != (key := tuple(slots)):
-            graph.inputs.copy_(self._host([*slots, *[0] * (graph.rows - len(slots))]), non_blocking=True)
+            padded = [*slots, *[0] * (graph.rows - len(slots))]
+            self.runner.uploads.copy(graph.inputs, torch.tensor(padded, dtype=torch.int32))
             graph.slots = key
         graph.graph.replay()
         return graph
@@ -122,9 +123,6 @@ class Graphs:
         for size in sizes:
             self.find(size, longest=1)
 
-    def _host(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32).pin_memory()
-
     def _blank(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.int32, device=self.runner.device)
 
@@ -135,7 +133,7 @@ class Graphs:
         size = len(chunk.ids)
         values = [*slots, *rest, *slots, chunk.slot if sampled else 0, *rest]
         values += [*range(len(slots)), graph.rows + size - 1, *rest, chunk.slot, chunk.start, size, *chunk.ids]
-        graph.inputs[: len(values)].copy_(self._host(values), non_blocking=True)
+        self.runner.uploads.copy(graph.inputs[: len(values)], torch.tensor(values, dtype=torch.int32))
 
     def _capture(self, rows: int, tokens: int, longest: int) -> Graph:
         from qwen3.kernels.gpu.launch import collect, compile_all

@@ -100,8 +100,10 @@ class HostPicker:
         self.last_token = torch.zeros(slots + 1, dtype=torch.int32, device=device)
         self.position = torch.zeros(slots + 1, dtype=torch.int32, device=device)
 
-    def bind(self, item: Sample) -> None:
-        self.advance([item])
+    def bind(self, items: Sequence[Sample]) -> list[tuple[Sample, Exception]]:
+        """Give slots to samples; those for which it cannot be done, and why."""
+        self.advance(items)
+        return []
 
     def pick(self, logits: Tensor, samples: Sequence[Sample]) -> Picked:
         forced = [item.reader.forced() for item in samples]
@@ -172,12 +174,24 @@ class DevicePicker:
         self.device = device
         self._side = torch.cuda.Stream(device)
 
-    def bind(self, item: Sample) -> None:
+    def bind(self, items: Sequence[Sample]) -> list[tuple[Sample, Exception]]:
+        slots, packed, failed = [], [], []
+        for item in items:
+            try:
+                packed.append(self._packed(item))
+                slots.append(item.row.slot)
+            except Exception as error:
+                failed.append((item, error))
+        if slots:
+            self.sampler.put(slots, packed)
+        return failed
+
+    def _packed(self, item: Sample) -> NDArray[np.int32]:
         request, row = item.request, item.row
         machine = item.reader
         if request.stream is not None:
             machine = Machine.of(request.stream, request.params, request.max_tokens)
-        self.sampler.bind(
+        return self.sampler.pack(
             row.slot,
             request.params,
             machine,
@@ -191,7 +205,7 @@ class DevicePicker:
     def pick(self, logits: Tensor, samples: Sequence[Sample]) -> Picked:
         slots = torch.tensor([item.row.slot for item in samples], dtype=torch.int32)
         out = torch.zeros(len(samples), 2, dtype=torch.int32, device=self.device)
-        self.sampler.sample(logits, slots.pin_memory().to(self.device, non_blocking=True), out)
+        self.sampler.sample(logits, self.sampler.uploads.send(slots), out)
         return DevicePicked(out, len(samples))
 
     def verify(self, drafted: list[Drafted]) -> list[Drafted]:
@@ -201,7 +215,7 @@ class DevicePicker:
         drafts = torch.tensor([[*one.tokens, *[-1] * (width - len(one.tokens))] for one in drafted], dtype=torch.int32)
         slots = torch.tensor([one.item.row.slot for one in drafted], dtype=torch.int32)
         out = torch.zeros(len(drafted), width + 1, 2, dtype=torch.int32, device=self.device)
-        slots, drafts = (some.pin_memory().to(self.device, non_blocking=True) for some in (slots, drafts))
+        slots, drafts = (self.sampler.uploads.send(some) for some in (slots, drafts))
         self.sampler.verify(logits, slots, drafts, out)
         picked = DevicePicked(out.view(-1, 2), out.shape[0] * out.shape[1])
         for i, one in enumerate(drafted):

@@ -22,7 +22,7 @@ from qwen3.engine.speculation import Speculation
 from qwen3.errors import Qwen3Error
 from qwen3.tokenizer import Tokenizer
 
-_HEAR = 4  # steps
+HEAR = 8  # steps
 
 
 @dataclass
@@ -54,6 +54,18 @@ class Recorder(ABC):
     _speculation: Speculation | None
 
     # What came of it
+
+    def _flight_of(
+        self, samples: list[Sample], picked: Picked, logits: Tensor, followed: list[int] | None = None
+    ) -> Flight:
+        if followed is None:
+            followed = [i for i, item in enumerate(samples) if item.observed]
+        places = [i for i in followed if samples[i].alternatives is not None]
+        if places:
+            top = max(samples[i].alternatives or 0 for i in places)
+            numbers = measure(logits[places], picked.ids(logits.device)[places], top, self.vocab_size)
+            return Flight(samples, followed, picked, (places, numbers, logits))
+        return Flight(samples, followed, picked, None)
 
     def _drain(self) -> None:
         """Read the step that is under way, if any."""
@@ -97,7 +109,7 @@ class Recorder(ABC):
         what an end costs (another plan, its slots, a look at the device) is paid once for several. Between them of
         those that are not in the next step; that one says of the others that they have ended, too."""
         after, samples = self._flight, flight.samples
-        if after is None or self.steps % _HEAR == 0 or flight.followed:
+        if after is None or self.steps % HEAR == 0 or flight.followed:
             return {item for item in samples if not item.observed}
         if after.samples is samples:
             return ()
@@ -303,16 +315,21 @@ class Recorder(ABC):
             self.runner.customize(row.slot, request.experts, self._adapter(request))
             item.custom_slot = row.slot
 
-    def _ready(self, item: Sample) -> bool:
-        """Its prompt is being computed: from now on its slot has what the picker needs. Not sooner: a device that waits
-        for the first of many prompts should not wait until all of them are bound. False: it has ended."""
-        if not item.request.done and item.bound != item.row.slot:
-            try:
-                self.picker.bind(item)
-                item.bound = item.row.slot
-            except Exception as error:
-                self._fail(item, error)
-        return not item.request.done
+    def _ready(self, items: Sequence[Sample]) -> list[Sample]:
+        """Their prompts are being computed: from now on their slots have what the picker needs. Not sooner: a device
+        that waits for the first of many prompts should not wait until all of them are bound. Those that were not, and
+        have not failed."""
+        fresh = [item for item in items if not item.request.done and item.bound != item.row.slot]
+        try:
+            failed = self.picker.bind(fresh)
+        except Exception as error:
+            failed = [(item, error) for item in fresh]
+        for item, why in failed:
+            self._fail(item, why)
+        fresh = [item for item in fresh if not item.request.done]
+        for item in fresh:
+            item.bound = item.row.slot
+        return fresh
 
     def _displace(self, item: Sample) -> None:
         """A sample lost its slot and waits again; what only the device knows of it is fetched while it is there."""

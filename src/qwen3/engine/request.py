@@ -56,7 +56,7 @@ class Request:
     index: int = 0
     machine: Machine | None = None
     warnings: list[str] = field(default_factory=list)
-    abandoned: bool = False  # set it from anywhere: the next step cancels
+    abandoned: bool = False  # set it from anywhere: the next step cancels, or without a stream one of the next eight
     priority: int = 0
     tenant: str = ""
     salt: str = ""

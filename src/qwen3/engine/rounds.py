@@ -77,7 +77,7 @@ class Rounds:
         for row in guesses:
             told += [*row, *[-1] * (count - len(row))]
         told += [-1] * (rest * count)
-        graph.inputs.copy_(torch.tensor(told, dtype=torch.int32).pin_memory(), non_blocking=True)
+        self.runner.uploads.copy(graph.inputs, torch.tensor(told, dtype=torch.int32))
         graph.graph.replay()
         return Round(items, graph.out, graph.logits)
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwen3 import kernels
+from qwen3.engine.uploads import Uploads
 from qwen3.kernels import BLOCK, StepPlan
 from qwen3.model.step import Stepper
 
@@ -69,7 +70,7 @@ class Runner:
     ) -> None:
         config = stepper.config
         self.stepper, self.device, self.max_len, self.invariant = stepper, device, max_len, invariant
-        self.cos_sin = stepper.cos_sin(max_len)
+        self.cos_sin, self.uploads = stepper.cos_sin(max_len), Uploads(device)
         shape = (config.num_hidden_layers, blocks, BLOCK, config.num_key_value_heads, config.head_dim)
         # A kernel may load a slot that was never written and give it weight 0: it must not hold NaN. On a CPU only what
         # was written is read, and pages come as they are used.
@@ -87,13 +88,6 @@ class Runner:
         self.custom: dict[int, tuple[int, int]] = {}  # slots with a number of experts, or of an adapter, of their own
         self._rows: tuple[list[int], list[Tensor]] = ([], [])  # slots of the last step without chunks; them and starts
 
-    def upload(self, values: np.ndarray) -> Tensor:
-        """A host array on the device, without waiting for it."""
-        found = torch.from_numpy(values)
-        if self.device.type == "cuda":
-            return found.pin_memory().to(self.device, non_blocking=True)
-        return found.to(self.device)
-
     def _send(self, *groups: Sequence[Sequence[int] | np.ndarray]) -> list[Tensor]:
         """Each group of arrays as one int32 tensor on the device: a single copy, each tensor aligned to 16 bytes."""
         sizes = [sum(map(len, group)) for group in groups]
@@ -102,15 +96,16 @@ class Runner:
         for group, start, size in zip(groups, starts[:-1], sizes, strict=True):
             if size:
                 np.concatenate(group, out=packed[start : start + size], casting="unsafe")
-        sent = self.upload(packed)
+        sent = self.uploads.send(torch.from_numpy(packed))
         return [sent[start : start + size] for start, size in zip(starts[:-1].tolist(), sizes, strict=True)]
 
     def place(self, blocks: Sequence[tuple[int, int, int]]) -> None:
         """Write (slot, index, block) entries into the block tables."""
         if blocks:
-            entries = self.upload(np.asarray(blocks, dtype=np.int64))
-            where = entries[:, 0] * self.tables.shape[1] + entries[:, 1]
-            self.tables.view(-1).index_copy_(0, where, entries[:, 2].to(torch.int32))
+            entries = np.array(blocks, dtype=np.int64).T
+            entries[0] = entries[0] * self.tables.shape[1] + entries[1]
+            where, _, found = self.uploads.send(torch.from_numpy(entries))
+            self.tables.view(-1).index_copy_(0, where, found.to(torch.int32))
 
     def reach(self, rows: int, longest: int | None) -> int:
         """`StepPlan.max_length` of a step with so many decoding rows, none longer than `longest` (None: any length).

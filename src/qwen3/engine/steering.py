@@ -92,7 +92,7 @@ class Steering(Recorder):
         """The picker's state of a sample that has a slot is not its stream's any more."""
         if item.bound:
             item.bound = 0
-            self._ready(item)
+            self._ready([item])
 
     # A grammar, where the device chooses
 
@@ -114,15 +114,14 @@ class Steering(Recorder):
             item.masked = words is not None
             self.picker.sampler.set_mask(item.row.slot, None if words is None else torch.from_numpy(words))
 
-    def _ready(self, item: Sample) -> bool:
-        fresh = item.bound != item.row.slot
-        there = super()._ready(item)
-        if there and fresh:
+    def _ready(self, items: Sequence[Sample]) -> list[Sample]:
+        fresh = super()._ready(items)
+        for item in fresh:
             if self.overlap and self._speculation is not None and self._speculation.draft is not None:
                 self._speculation.draft.bind(item)
             item.masked = False
             self._set_mask(item)
-        return there
+        return fresh
 
     # Whether to think
 

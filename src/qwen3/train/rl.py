@@ -2,10 +2,10 @@
 
     qwen3 train rl model=embedded families=chain,gcd updates=100
 
-Engine and trainer share one set of parameters. Before every update the trainer computes the log-probabilities of what
-was sampled: if the two do not agree, the gradient would be of another policy than the one that sampled, and the run
-stops. What is sampled depends on the seed, the number of the update and the weights alone, so that a run that goes on
-ends as one that was never stopped.
+Engine and trainer share one set of parameters. Before every update the trainer computes the log-probabilities of all
+that was sampled: if the two do not agree, the gradient would be of another policy than the one that sampled, and the
+run stops. What is sampled depends on the seed, the number of the update and the weights alone, so that a run that goes
+on ends as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ class Rounds:
             sums.append(rewards)
         batches, trainer.parts = self.packed(kept)
         trainer.about = self.measured(torch.cat(sums), [r for group in answers for r in group], parts)
-        trainer.about = {**trainer.about, **must_agree(stage, trainer, batches, update)}
+        # Of all answers: those that are trained are the uncertain ones, in which 16 bits are furthest apart.
+        every = self.batched([rollout.sample for group in answers for rollout in group])
+        trainer.about = {**trainer.about, **must_agree(stage, trainer, every, update)}
         with trainer.phases("reference"):
             return [self.referred(batch) for batch in batches]
 
@@ -169,15 +171,17 @@ class Rounds:
         """(micro-batches of all steps, how many each step has). Groups stay whole."""
         batches, parts = [], []
         for step in np.array_split(np.arange(len(groups)), min(self.stage.minibatches, len(groups)) or 1):
-            samples = [sample for i in step for sample in groups[i] if sample.trained.any()]
-            if samples:
-                made = micro_batches(
-                    iter(samples), self.length, self.asker.job.tokenizer.control.endoftext,
-                    fixed=self.asker.job.model.device.type != "cpu",
-                )  # fmt: skip
+            if made := self.batched([sample for i in step for sample in groups[i]]):
                 batches += made
                 parts.append(len(made))
         return batches, parts
+
+    def batched(self, samples: Sequence[TokenSample]) -> list[PackedBatch]:
+        """Micro-batches of the samples in which anything is trained."""
+        job = self.asker.job
+        kept = [sample for sample in samples if sample.trained.any()]
+        fixed = job.model.device.type != "cpu"
+        return micro_batches(iter(kept), self.length, job.tokenizer.control.endoftext, fixed=fixed)
 
     def measured(
         self, rewards: Tensor, answers: Sequence[Rollout], parts: Sequence[Mapping[str, float]]
