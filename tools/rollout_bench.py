@@ -4,20 +4,21 @@
     python tools/rollout_bench.py --tiny                                     # the wiring, on a CPU
 
 A round is --prompts questions with --samples answers each, all asked for at once; tokens are those sampled, seconds the
-whole call, rendering of prompts left out. After the measured rounds one is repeated under a sampling thread (where the
-host's time goes, by line) and one under torch's profiler (how long the device is busy, and with what).
+whole call, rendering of prompts left out. After the measured rounds one is repeated under Python's profiler (where the
+host's time goes) and one under torch's (how long the device is busy, and with what).
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
+import io
 import json
+import pstats
 import random
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,32 +45,14 @@ def prompts_of(llm: LLM, families: list[str], count: int) -> list[Prompt]:
     return found
 
 
-def stacks(work: Callable[[], Any]) -> list[str]:
-    """Shares of the calling thread's time by innermost line of the package, and by function with what it calls."""
-    own, inner, outer, over = threading.get_ident(), Counter[str](), Counter[str](), threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.002):
-            frame, seen, first = sys._current_frames().get(own), set(), True
-            while frame is not None:
-                name = frame.f_code.co_filename
-                if "qwen3" in name:
-                    short = f"{'/'.join(name.split('/')[-2:])}:{frame.f_code.co_name}"
-                    if first:
-                        inner[f"{short}:{frame.f_lineno}"] += 1
-                        first = False
-                    seen.add(short)
-                frame = frame.f_back
-            outer.update(seen)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    work()
-    over.set()
-    thread.join()
-    whole = max(1, max(outer.values(), default=1))
-    rows = [f"{100 * n / whole:5.1f} % in {line}" for line, n in inner.most_common(25)]
-    return rows + [f"{100 * n / whole:5.1f} % under {line}" for line, n in outer.most_common(40)]
+def host(work: Callable[[], Any]) -> list[str]:
+    """The calls that take longest themselves. (A thread that looks at stacks would see, above all, who lets go of
+    Python's lock.)"""
+    profile, text = cProfile.Profile(), io.StringIO()
+    profile.runcall(work)
+    pstats.Stats(profile, stream=text).sort_stats("tottime").print_stats(45)
+    lines = [line.strip() for line in text.getvalue().splitlines() if line.strip()]
+    return [line.replace(str(Path(__file__).parents[1]), "") for line in lines[2:]]
 
 
 def device(work: Callable[[], Any]) -> dict[str, Any]:
@@ -113,7 +96,7 @@ def one(llm: LLM, prompts: list[Prompt], args: argparse.Namespace) -> dict[str, 
     result = {"max_batch": engine.max_batch, "tokens_per_second": best, "warm_up": rounds[0], "rounds": rounds[1:]}
     if args.profile:
         engine.scheduler.pool.forget()
-        result["host"] = stacks(work)
+        result["host"] = host(work)
         if CUDA:
             engine.scheduler.pool.forget()
             result["device"] = device(work)

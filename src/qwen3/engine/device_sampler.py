@@ -122,7 +122,8 @@ class DeviceSampler:
             )
         self._bind_pace(machine.pace)
         self.release(slot)
-        machine = replace(machine, max_tokens=machine.max_tokens if max_tokens is None else max_tokens)
+        if max_tokens not in (None, machine.max_tokens):
+            machine = replace(machine, max_tokens=max_tokens)
         rows = self._bind_tables(params, prompt_ids, output)
         self._bound[slot] = machine, text, rows
         if output:

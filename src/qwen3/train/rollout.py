@@ -85,10 +85,10 @@ def rollouts(
             engine.add_samples(group)
         while engine.has_work:
             engine.advance()
-    return [
-        [_finished(request, prompt.thinking) for request in group]
-        for group, prompt in zip(groups, prompts, strict=True)
-    ]
+        return [
+            [_finished(request, prompt.thinking) for request in group]
+            for group, prompt in zip(groups, prompts, strict=True)
+        ]
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def _finished(request: Request, thinking: bool) -> Rollout:
     sample = completion_sample(request.ids, request.tokens, {"logprob": np.where(forced, np.float32(0), logprob)})
     sample.trained[len(request.ids) :] &= ~forced
     return Rollout(
-        replace(sample, routes=_routes(request)),
+        replace(sample, routes=_routes(request)) if request.keep_routes else sample,
         tuple(request.tokens),
         int(forced.sum()),
         request.finish_reason,
@@ -146,10 +146,8 @@ def _finished(request: Request, thinking: bool) -> Rollout:
     )
 
 
-def _routes(request: Request) -> np.ndarray | None:
+def _routes(request: Request) -> np.ndarray:
     """int16 [layers, n, k]; the last token was never an input, so it has none."""
-    if not request.keep_routes:
-        return None
     known = len(request.ids) + len(request.tokens) - 1
     found = torch.cat(request.routes, dim=1)[:, -known:]  # a sample that was set aside was computed again as a whole
     return torch.nn.functional.pad(found, (0, 0, 0, 1), value=-1).numpy()
