@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qwen3 import LLM, SamplingParams
+from qwen3 import LLM, SamplingParams, ThinkingPolicy
 from qwen3.checkpoint.source import Form
 from qwen3.errors import UsageError
 from qwen3.kernels import dispatch, native, packed
 from qwen3.kernels.packed import PackedWeight
 from qwen3.model.pack import pack_model
+from qwen3.tasks import FAMILIES
 from tests.fixtures import random_model, tiny_config
 
 COMPILED = native.library()
@@ -248,8 +250,11 @@ def test_a_network_that_is_held_so(kind: str, moe: bool) -> None:
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_the_embedded_model_still_solves(kind: str) -> None:
     with LLM(device="cpu", weights=kind) as llm:
-        answer = llm.chat([{"role": "user", "content": "What is 27 * 14?"}], sampling=SamplingParams(temperature=0))
-        assert "378" in answer.content
+        task, rng = FAMILIES["multiply"], random.Random(5)
+        problems = [task.sample(rng, 2, split="eval") for _ in range(8)]
+        asked = [problem.prompt for problem in problems]
+        answers = llm.chat_batch(asked, ThinkingPolicy(mode="on"), SamplingParams(temperature=0))
+        assert sum(task.check(problem, a.content) for problem, a in zip(problems, answers, strict=True)) >= 6
         alone = llm.generate([[5, 6, 7]], SamplingParams(max_tokens=20, temperature=0, ignore_eos=True))[0]
         crowd = llm.generate([[5, 6, 7], [9] * 40], SamplingParams(max_tokens=20, temperature=0, ignore_eos=True))[0]
         assert alone.text == crowd.text

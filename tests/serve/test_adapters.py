@@ -33,7 +33,7 @@ def fixture_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     found = {}
     for seed, name in enumerate(("calm", "wild")):
         found[name] = tmp_path_factory.mktemp(name) / name
-        adapter = Adapter(random_adapter(config, 4, seed=seed, gain=0.6).parts, base="embedded")
+        adapter = Adapter(random_adapter(config, 4, seed=seed, gain=1.0).parts, base="embedded")
         write_adapter(found[name], adapter, config)
     return found
 
