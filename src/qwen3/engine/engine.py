@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -459,8 +460,9 @@ class Engine(Adapting):
             self._bind(self._live[row.id])
         self.runner.place(plan.new_blocks)
         if plan.changed:
-            # Long contexts first: what starts last in a kernel should be short.
-            samples = sorted((self._live[row.id] for row in plan.decode), key=lambda item: -item.row.total)
+            # Long contexts first: what starts last in a kernel should be short. They are all of this step: the sooner a
+            # row would have been empty, the longer it is.
+            samples = [self._live[row.id] for row in sorted(plan.decode, key=attrgetter("origin"))]
             followed = [i for i, item in enumerate(samples) if item.observed]
             self._decoding = samples, followed, [item.row.slot for item in samples]
         if not plan.decode and not plan.chunks:

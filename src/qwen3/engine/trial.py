@@ -19,7 +19,7 @@ from qwen3.engine.sampler import TokenLogprob
 
 WINDOW = 32
 SPAN = 6
-THRESHOLD = 0.1
+THRESHOLD = 0.06
 TOP = 1  # alternatives that the score needs
 
 
