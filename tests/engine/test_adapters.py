@@ -320,7 +320,8 @@ def test_on_a_gpu_the_probabilities_are_those_of_the_merged_model(moe: bool, fp8
     config = tiny_config(moe=moe, hidden_size=256, head_dim=128, intermediate_size=512, **experts)
     model = random_model(config, dtype=torch.bfloat16).cuda()
     adapters = {name: random_adapter(config, rank, seed=rank, gain=0.5) for name, rank in (("a", 8), ("b", 20))}
-    networks = {None: model} | {name: merged_by_names(model.float().cpu(), adapters[name]).cuda() for name in adapters}
+    twin = random_model(config, dtype=torch.bfloat16).float()
+    networks = {None: model} | {name: merged_by_names(twin, adapters[name]).cuda() for name in adapters}
     model = random_model(config, dtype=torch.bfloat16).cuda()
     engine = Engine(
         quantize_model(model) if fp8 else model, vocab_size=634, max_batch=16, adapters={"a": adapters["a"]}
