@@ -107,15 +107,16 @@ class Block(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Block())
 """
 USE = """
+import json
 import random
 from pathlib import Path
 import torch
 from qwen3 import LLM, SamplingParams, ThinkingPolicy
 from qwen3.checkpoint import list_cached, save_checkpoint, verify
 from qwen3.tasks import FAMILIES
-from qwen3.train.conversation import turn_sample
-from qwen3.train.data import BatchPlan, Mixture, stream_batches
-from qwen3.train.loop import TrainConfig, train
+from qwen3.train.recipe import Recipe
+from qwen3.train.sft import SFT, Lora
+from qwen3.train.start import train
 
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 with LLM(folder) as llm:
@@ -124,16 +125,14 @@ with LLM(folder) as llm:
     assert [*llm.chat("Hello", thinking=ThinkingPolicy(budget=2), sampling=short, stream=True)]
     tokenizer, model = llm.tokenizer, llm.model
 
-    def source(rng):
-        problem = FAMILIES["chain"].sample(rng, 1)
-        messages = [{"role": "user", "content": problem.prompt}, {"role": "assistant", "content": problem.reply}]
-        return turn_sample(messages, thinking=False)
-
-    def batches(first):
-        plan = BatchPlan(rows=2, length=256)
-        return stream_batches(lambda: (Mixture([source], lambda step: [1.0]), tokenizer), plan, range(first, 2), 0)
-
-    assert train(model, batches, TrainConfig(steps=2, warmup=1), out)["step"] == 2
+rng, rows = random.Random(0), []
+for _ in range(4):
+    problem = FAMILIES["chain"].sample(rng, 1)
+    rows.append({"prompt": problem.prompt, "completion": problem.reply})
+out.mkdir()
+(out / "chats.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+stage = SFT("sft", data=(str(out / "chats.jsonl"),), lora=Lora(rank=0), epochs=1.0, prompts_per_update=2)
+assert train(Recipe("short", str(folder), (stage,), out=str(out / "run")))["stages"]["sft"]["update"] == 2
 save_checkpoint(out / "saved", model, tokenizer=tokenizer)
 assert verify(out / "saved").ok
 list_cached()

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from qwen3.checkpoint import save_checkpoint
 from qwen3.config import ModelConfig
 from qwen3.model import Qwen3
-from qwen3.train.loop import init_weights
+from qwen3.train.initial import init_weights
 from qwen3.train.optim import OptimConfig
 from qwen3.train.packing import pack
 from qwen3.train.samples import TokenSample

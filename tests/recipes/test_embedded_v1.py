@@ -132,12 +132,6 @@ def test_text_becomes_shards_of_both_lengths(passages: Path, tmp_path: Path) -> 
         text.build(str(tmp_path), tmp_path / "no")
 
 
-def test_v0_still_reads_its_text(passages: Path) -> None:
-    from recipes.embedded_v0.mixture import text_sample
-
-    assert "of a book" in text_sample(random.Random(1), str(passages), 500).completion
-
-
 def test_stages_mix_what_their_shares_say(passages: Path, tmp_path: Path) -> None:
     text.build(str(passages), tmp_path / "shards")
     for name in stages.NEXT_TOKEN:

@@ -9,7 +9,7 @@ import torch
 
 from qwen3.checkpoint.names import official_views
 from qwen3.model import Qwen3
-from qwen3.train.loop import init_weights
+from qwen3.train.initial import init_weights
 from qwen3.train.optim import OptimConfig, Optimizer, orthogonalize
 from qwen3.train.schedule import warmup_stable_decay
 from tests.fixtures import tiny_config

@@ -33,6 +33,7 @@ from qwen3.model import Qwen3, load_model
 from qwen3.model.load import best_device
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.adapters import load_adapter, merge
+from qwen3.train.initial import init_weights
 from qwen3.train.optim import process
 from qwen3.train.parallel import join, wait_for_all
 from qwen3.train.recipe import Recipe, described, keys, override, plain
@@ -210,8 +211,6 @@ def _no_model(recipe: Recipe, run: Run) -> Job:
 
 
 def _fresh(recipe: Recipe, run: Run, device: torch.device) -> Job:
-    from qwen3.train.loop import init_weights
-
     config = ModelConfig.from_dict(dict(recipe.model))
     tokenizer = Tokenizer.from_pretrained(recipe.tokenizer or None)
     if config.vocab_size < len(tokenizer):  # the first ranks are a tokenizer of their own
