@@ -155,7 +155,8 @@ class DeviceSampler:
 
     def put(self, slots: Sequence[int], packed: Sequence[NDArray[np.int32]]) -> None:
         """Set slots to what `pack` made for each."""
-        rows, places = self.uploads.send(torch.from_numpy(np.stack(packed))), self._places(slots).long()
+        rows = self.uploads.send(torch.from_numpy(np.stack(packed)))
+        places = self.uploads.send(torch.tensor(slots, dtype=torch.int64))
         self._packed.index_copy_(0, places, rows)
         self._state.index_copy_(1, places, rows[:, : len(self._state)].t())
 
@@ -231,7 +232,8 @@ class DeviceSampler:
         return told
 
     def _places(self, numbers: Sequence[int]) -> Tensor:
-        return self.uploads.send(torch.tensor(numbers, dtype=torch.int32))
+        places = torch.tensor(numbers, dtype=torch.int32)  # on any stream, so not through the ring
+        return places.pin_memory().to(self._cells.device, non_blocking=True) if self._cells.is_cuda else places
 
     def release(self, slot: int) -> None:
         """Give back what the slot holds. Nothing is done on the device: a step in flight may still write it."""

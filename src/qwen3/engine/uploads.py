@@ -12,8 +12,8 @@ class Uploads:
     """Through a ring of pinned memory: from pageable memory a copy would wait for all earlier work, and pinning memory
     anew for each takes from a tenth of a millisecond to a whole one, more than a small model's step.
 
-    A half of the ring is written again when the copies out of it are over; so copies belong on the current stream, or
-    the host waits for them before the next (`DeviceSampler.snapshots` does). On a CPU: what comes is what was given.
+    A half of the ring is written again when the copies out of it are over, which one event tells: all belong on one
+    stream. On a CPU: what comes is what was given.
     """
 
     def __init__(self, device: torch.device, size: int = _BYTES) -> None:
