@@ -232,6 +232,32 @@ def random_machine(rng: random.Random, vocab: int) -> Machine:
     )
 
 
+def test_what_siblings_share_is_never_another_samples() -> None:
+    """A sampler that has packed others before packs as a fresh one does, whatever became of their machines."""
+    rng, vocab = random.Random(), 96
+    warm = DeviceSampler(8, vocab, DEVICE, max_len=64, chunk=32)
+    params = [random_params(rng, vocab) for _ in range(3)]
+    machines = [random_machine(rng, vocab) for _ in range(3)]
+    prompts = [[1, 2], [1, 3], [4, 2, 2]]
+    common = 0
+    for _ in range(300):
+        one, machine, prompt = rng.choice(params), rng.choice(machines), rng.choice(prompts)
+        about = {"prompt_ids": prompt, "stream_key": rng.getrandbits(64), "max_tokens": rng.choice([None, 12])}
+        about["output"] = [7] * machine.count
+        before = warm._last
+        packed = warm.pack(rng.randint(1, 8), one, machine, **about)
+        common += warm._last is before
+        fresh = DeviceSampler(8, vocab, DEVICE, max_len=64, chunk=32).pack(1, one, machine, **about)
+        rows = slice(kernel.BIAS_ROW.value, kernel.LOGPROB_ROW.value + 1)
+        packed[rows] = fresh[rows] = 0  # numbered as they are taken
+        assert packed.tolist() == fresh.tolist()
+        if rng.random() < 0.1 and machine.done is None:
+            machine.push(machine.queue[0] if machine.queue else 8)
+        if rng.random() < 0.05:
+            machines[rng.randrange(3)] = random_machine(rng, vocab)
+    assert common > 5
+
+
 def test_states_follow_the_machine() -> None:
     """Random rules, a model that says tags and ends often; ended slots are given to new samples."""
     rng = random.Random(1)

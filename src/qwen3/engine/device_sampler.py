@@ -84,6 +84,7 @@ class DeviceSampler:
         self._pace: tuple[NDArray[np.uint16], Tensor] | None = None  # a machine's table, and its copy on the device
         self._tables = [_Table(self._cells[i], *size) for i, size in enumerate(sizes)]
         self._bound: dict[int, tuple[Machine, list[int], list[int]]] = {}  # slot: machine, forced ids, rows of tables
+        self._last: tuple[Any, ...] | None = None  # what `pack` was given, and what came: siblings have much in common
 
     def bind(self, slot: int, params: SamplingParams, machine: Machine, **about: Any) -> None:
         """Give a slot to a sample; see `pack`."""
@@ -107,27 +108,43 @@ class DeviceSampler:
         whose logits come next, None: the last of prompt and output; each `sample` adds 1. Counts for the penalties are
         made anew; a mask must be set anew. Raises UsageError for what cannot be carried out, naming the field.
         """
+        k = self._kernel
+        if not 1 <= slot < len(self._packed):
+            raise UsageError(f"slot={slot} must be 1 to {len(self._packed) - 1}")
+        if max_tokens not in (None, machine.max_tokens):
+            machine = replace(machine, max_tokens=max_tokens)
+        place = len(prompt_ids) + len(output) - 1 if position is None else position
+        given = (*prompt_ids[-1:], *output)[-1:], place, len(output), machine.pace is not None
+        if self._last is None or self._last[0] is not params or self._last[1:3] != (given, machine):
+            found = self._numbers(params, machine, *given)
+            self._last = params, given, replace(machine, queue=machine.queue.copy()), *found
+        packed, text = self._last[3].copy(), self._last[4]
+        self._bind_pace(machine.pace)
+        self.release(slot)
+        rows = self._bind_tables(params, prompt_ids, output)
+        self._bound[slot] = machine, text, rows
+        if output:
+            self.uploads.copy(self.history[slot, : len(output)], torch.tensor(output, dtype=torch.int32))
+        key = np.array([stream_key & 0xFFFFFFFF, stream_key >> 32], np.uint32).view(np.int32)
+        packed[k.KEY_LOW.value : k.KEY_HIGH.value + 1] = key
+        packed[k.BIAS_ROW.value : k.LOGPROB_ROW.value + 1] = rows
+        return packed
+
+    def _numbers(
+        self, params: SamplingParams, machine: Machine, last: tuple[int, ...], position: int, count: int, paced: bool
+    ) -> tuple[NDArray[np.int32], list[int]]:
+        """What is the same for all samples of a prompt, and the ids that may be forced."""
         k, text = self._kernel, [*machine.early_stop, *machine.close_think, *machine.queue]
         ends = [*sorted(machine.eos), *sorted(machine.stop_ids - machine.eos)]
         early, close = len(machine.early_stop), len(machine.early_stop) + len(machine.close_think)
         check_ids(params, self.vocab_size)
-        if not 1 <= slot < len(self._packed):
-            raise UsageError(f"slot={slot} must be 1 to {len(self._packed) - 1}")
-        if machine.count != len(output):
-            raise UsageError(f"output has {len(output)} ids, but the machine has seen {machine.count}")
+        if machine.count != count:
+            raise UsageError(f"output has {count} ids, but the machine has seen {machine.count}")
         if len(ends) > (many := k.TEXT.value - k.ENDS.value) or len(text) > k.WIDTH.value - k.TEXT.value:
             raise UsageError(
                 f"{len(ends)} end ids and {len(text)} ids to force are more than a row holds, {many} and "
                 f"{k.WIDTH.value - k.TEXT.value}: give fewer stop_token_ids"
             )
-        self._bind_pace(machine.pace)
-        self.release(slot)
-        if max_tokens not in (None, machine.max_tokens):
-            machine = replace(machine, max_tokens=max_tokens)
-        rows = self._bind_tables(params, prompt_ids, output)
-        self._bound[slot] = machine, text, rows
-        if output:
-            self.uploads.copy(self.history[slot, : len(output)], torch.tensor(output, dtype=torch.int32))
         top_k = params.top_k if params.top_k and 0 < params.top_k < self.vocab_size else 0
         filtered = (params.top_p or 1) < 1 or (params.min_p or 0) > 0
         kind = k.WIDE if top_k > k.MAX_K else k.TOP_K if top_k else k.NUCLEUS if filtered else k.FREE
@@ -135,23 +152,21 @@ class DeviceSampler:
         numbers[1] = numbers[1] if numbers[1] < 1 else 3e38  # sums round: what is off must drop nothing
         numbers += [params.repetition_penalty, params.frequency_penalty, params.presence_penalty]
         packed = np.zeros(k.WIDTH.value, np.int32)
-        packed[: k.LOGPROB_ROW.value + 1] = (
-            [*prompt_ids[-1:], *output][-1] if prompt_ids or output else 0,
-            len(prompt_ids) + len(output) - 1 if position is None else position,
-            *(len(output), PHASES.index(machine.phase), machine.used, close, len(text)),
+        packed[: k.KEY_LOW.value] = (
+            *(last[0] if last else 0, position, count, PHASES.index(machine.phase), machine.used, close, len(text)),
             *({None: 0, "stop": 1, "length": 2}[machine.done], machine.steps, machine.line_state),
             (k.GREEDY if params.greedy else kind).value,
             *(top_k or 2**30, *np.array(numbers, np.float32).view(np.int32)),
-            *np.array([stream_key & 0xFFFFFFFF, stream_key >> 32], np.uint32).view(np.int32),
+        )
+        packed[k.KEY_HIGH.value + 1 : k.BIAS_ROW.value] = (
             *(machine.min_tokens, machine.max_tokens, -1 if machine.budget is None else min(machine.budget, 2**31 - 1)),
             *(machine.think, machine.end_think, machine.tool_call, machine.end_tool_call, len(machine.eos)),
             *(len(ends), early, close, machine.margin, machine.max_steps, min(machine.close_at, 2**31 - 1)),
-            *(min(machine.gap, close - early), machine.think if machine.ban_think else -1, machine.pace is not None),
-            *rows,
+            *(min(machine.gap, close - early), machine.think if machine.ban_think else -1, paced),
         )
         packed[k.ENDS.value : k.ENDS.value + len(ends)] = ends
         packed[k.TEXT.value : k.TEXT.value + len(text)] = text
-        return packed
+        return packed, text
 
     def put(self, slots: Sequence[int], packed: Sequence[NDArray[np.int32]]) -> None:
         """Set slots to what `pack` made for each."""
