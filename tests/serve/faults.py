@@ -154,7 +154,9 @@ async def drops(served: Served, found: Found, clients: int) -> None:
 @section({"readers": 64, "others": 8, "tokens": 2000}, {"readers": 4, "others": 2, "tokens": 1000})
 async def slow_readers(served: Served, found: Found, readers: int, others: int, tokens: int) -> None:
     """Streams read at one byte a second beside ones that are read as they come."""
-    large = request(CHAT, endless(tokens, stream=True, logprobs=True, top_logprobs=20))
+    # Tokens that are no text are not sent: a model that samples many of them behind its end fills nobody's buffer.
+    text = dict.fromkeys(range(8192, 8218), -100)
+    large = request(CHAT, endless(tokens, stream=True, logprobs=True, top_logprobs=20, logit_bias=text))
 
     async def crawl() -> None:
         async with Connection(served.port, receive=2048) as connection:
