@@ -44,6 +44,29 @@ def test_another_answer(tab: Tab, fake: Fake) -> None:
     assert len(tab.stored()["nodes"]) == 3
 
 
+SLOW_STORE = """
+const open = IDBFactory.prototype.open;
+IDBFactory.prototype.open = function (...how) {
+  const late = new EventTarget();
+  setTimeout(() => {
+    const request = open.apply(this, how);
+    for (const name of ["onupgradeneeded", "onsuccess", "onerror"])
+      request[name] = () => { late.result = request.result; late[name]?.(); };
+  }, 500);
+  return late;
+};
+"""
+
+
+def test_a_message_sent_at_once_is_kept_by_a_slow_store(new_tab: Callable[..., Tab], fake: Fake) -> None:
+    tab = new_tab()
+    tab.page.add_init_script(SLOW_STORE)
+    tab.open().ask("early")
+    tab.page.reload()
+    tab.page.wait_for_selector(".bubble")
+    assert tab.answers() == ["You said: early"]
+
+
 def test_continue_a_whole_answer(tab: Tab, fake: Fake) -> None:
     fake.texts["start"] = "The beginning"
     tab.ask("say start")

@@ -49,6 +49,7 @@ export class App {
     this.chat = this.fresh();
   }
 
+  /** Opens what this browser keeps. Nothing can be sent before: the page is shown after it. */
   async start() {
     this.store = await Store.open({
       onchange: (id) => this.refresh(id),
@@ -59,8 +60,7 @@ export class App {
     if (this.chats.has(wanted)) await this.open(wanted);
     addEventListener("hashchange", () => this.open(location.hash.slice(1)));
     addEventListener("pagehide", () => this.leave());
-    this.changed();
-    await this.loadModels();
+    this.loadModels();
   }
 
   subscribe(fn) {

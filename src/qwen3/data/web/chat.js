@@ -222,7 +222,8 @@ async function copyCode(event) {
 
 const app = new App();
 const root = document.getElementById("app");
-root.replaceChildren();
 document.addEventListener("click", copyCode);
-render(html`<${Page} app=${app} />`, root);
-app.start();
+app.start().finally(() => {
+  root.replaceChildren();
+  render(html`<${Page} app=${app} />`, root);
+});
