@@ -2,11 +2,13 @@
 parameters is pretrained with and without it: the same data, seeds, updates and therefore FLOPs.
 
     python tools/moe_balance.py runs/moe --minutes 8
-    python tools/moe_balance.py runs/moe --updates 150 --tokens 2048 --out benchmarks/2026-11-22-moe-balance-cpu.json
+    python tools/moe_balance.py runs/moe --experts 32 --top-k 2 --hidden 64 --layers 2 --weight 0.1 \
+        --tokens 16384 --at-once 4096 --updates 500 --out benchmarks/2026-11-23-moe-balance-sparse-cpu.json
 
 Every run goes on where it stopped when the tool is started again. Texts are the standard library's Python files, unless
 --data says otherwise. What is reported: held-out bits per byte; the most and the least loaded expert of each layer over
-the mean, on held-out text; the difference of the losses, paired by seed, with its 95 % interval (Student's t).
+the mean, on held-out text, on the texts that were trained on, and in the last tenth of the updates one by one; the
+difference of the losses, paired by seed, with its 95 % interval (Student's t).
 """
 
 from __future__ import annotations
@@ -18,18 +20,19 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qwen3.model import load_model
+from qwen3.model import Qwen3, load_model
 from qwen3.model.load import best_device
 from qwen3.tokenizer import Tokenizer
-from qwen3.train.bits_per_byte import bits_per_byte
+from qwen3.train.bits_per_byte import Text, bits_per_byte
 from qwen3.train.corpus.shards import Shards
 from qwen3.train.forward import Forward, to_tensors
-from qwen3.train.mixture import Source, kept_out
+from qwen3.train.mixture import Source, kept_out, shuffled
 from qwen3.train.moe import added, load_statistics, router_sums
 from qwen3.train.packing import pack
 from qwen3.train.pretrain import Pretrain, as_shards, some_texts
@@ -47,13 +50,15 @@ SHAPE: dict[str, Any] = {
     "bos_token_id": 2048, "eos_token_id": 2048, "torch_dtype": "bfloat16", "norm_topk_prob": True,
 }  # fmt: skip
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}  # by degrees of freedom
-_KEPT = 64
+_KEPT, _TOKENS = 64, 262_144  # documents that are left out; tokens that are measured on
 
 
-def shape_of(experts: int) -> dict[str, Any]:
-    """An eighth of the experts for a token; of any number the same parameters and FLOPs, the router's apart."""
+def shape_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Of any number of experts the same parameters, the router's apart."""
     return SHAPE | {
-        "num_experts": experts, "num_experts_per_tok": experts // 8, "moe_intermediate_size": 1024 // experts,
+        "num_experts": args.experts, "num_experts_per_tok": args.top_k or args.experts // 8,
+        "moe_intermediate_size": 1024 // args.experts, "hidden_size": args.hidden, "num_hidden_layers": args.layers,
+        "num_attention_heads": args.hidden // 64,
     }  # fmt: skip
 
 
@@ -77,20 +82,30 @@ def shards_of(args: argparse.Namespace) -> Shards:
 
 @torch.no_grad()
 def measure(folder: Path, shards: Shards) -> dict[str, Any]:
-    """On the documents that no run trains on."""
+    """On the documents that no run trains on; the load also on some of the others."""
     device = best_device()
     model = load_model(folder, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    texts = some_texts(shards, kept_out(shards, _KEPT), Tokenizer.from_pretrained(folder), 65_536)
+    tokenizer, kept = Tokenizer.from_pretrained(folder), kept_out(shards, _KEPT)
+    texts = some_texts(shards, kept, tokenizer, _TOKENS)
     found = bits_per_byte(model, texts, length=LENGTH, rows=16)
+    seen = sorted(set(range(len(shards))).difference(kept), key=lambda number: shuffled(number, len(shards), "seen"))
+    trained = load_of(model, some_texts(shards, seen, tokenizer, 4 * _TOKENS))
+    return {
+        "bits_per_byte": found["bits_per_byte"], "nats_per_token": found["nats_per_token"], **load_of(model, texts),
+        "load_max_of_trained": trained["load_max"], "load_min_of_trained": trained["load_min"],
+    }  # fmt: skip
+
+
+def load_of(model: Qwen3, texts: Sequence[Text]) -> dict[str, Any]:
+    """`load_statistics` over all tokens of texts, and the most and the least loaded expert of each layer."""
     left, sums, forward = [completion_sample([], text.ids.tolist()) for text in texts], [], Forward(model)
     while left:
         batch, left = pack(left, 16, LENGTH, 0, split=True)
-        tensors = to_tensors(batch, device)
+        tensors = to_tensors(batch, model.device)
         sums.append(router_sums(forward(tensors)[1], tensors.documents))
     counts = added(sums).counts
     shares = counts / counts.mean(-1, keepdim=True)
     return {
-        "bits_per_byte": found["bits_per_byte"], "nats_per_token": found["nats_per_token"],
         **{name: float(value) for name, value in load_statistics(counts).items()},
         "most_by_layer": [round(float(x), 3) for x in shares.amax(-1)],
         "least_by_layer": [round(float(x), 3) for x in shares.amin(-1)],
@@ -105,7 +120,7 @@ def run_one(arm: str, seed: int, shards: Shards, args: argparse.Namespace, end: 
         return dict(json.loads(done.read_text()))
     left = None if math.isinf(end) else max(0.01, (end - time.monotonic()) / 60)
     found = train(
-        Recipe(f"moe-{arm}", shape_of(args.experts), (stage_of(arm, args),), out=str(out), seed=seed, max_minutes=left)
+        Recipe(f"moe-{arm}", shape_of(args), (stage_of(arm, args),), out=str(out), seed=seed, max_minutes=left)
     )
     if not found["finished"]:
         return None
@@ -127,7 +142,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     for arm in ARMS:
         own = [run for run in runs if run["arm"] == arm]
         if own:
-            names = ("bits_per_byte", "load_max", "load_min", "load_max_in_training", "load_min_in_training")
+            names = [name for name in own[0] if name == "bits_per_byte" or name.startswith(("load_m", "training_loss"))]
             found[arm] = {name: round(statistics.fmean(run[name] for run in own), 4) for name in names}
     seeds = [seed for arm, seed in by if arm == "balanced" and ("unbalanced", seed) in by]
     apart = [by["balanced", s]["bits_per_byte"] - by["unbalanced", s]["bits_per_byte"] for s in seeds]
@@ -149,6 +164,9 @@ def main() -> None:
         "--at-once", type=int, default=8192, help="tokens of a micro-batch: the global batch is several"
     )
     parser.add_argument("--experts", type=int, default=16, choices=(16, 32, 64))
+    parser.add_argument("--top-k", type=int, help="experts of a token; none: an eighth of all")
+    parser.add_argument("--hidden", type=int, default=128, choices=(64, 128))
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--first", type=int, default=0, help="the first seed: several calls may share the work")
     parser.add_argument("--weight", type=float, default=0.01, help="of the global-batch loss")
     parser.add_argument("--data", default="package:python", help="texts")
@@ -172,7 +190,7 @@ def main() -> None:
         "name": "global-batch balance of experts, with and without", "command": " ".join(["python", *sys.argv]),
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else "2 shared EPYC cores",
         "commit": commit.stdout.strip(), "finished": whole, "updates": args.updates, "tokens_per_update": args.tokens,
-        "micro_batches": args.tokens // min(args.tokens, args.at_once), "weight": args.weight, "experts": args.experts,
+        "micro_batches": args.tokens // min(args.tokens, args.at_once), "weight": args.weight, "shape": shape_of(args),
         "summary": summary(runs), "runs": runs, "seconds": round(time.monotonic() - begin, 1),
     }  # fmt: skip
     text = json.dumps(report, indent=1)
