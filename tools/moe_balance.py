@@ -7,7 +7,7 @@ parameters is pretrained with and without it: the same data, seeds, updates and 
 
 Every run goes on where it stopped when the tool is started again. Texts are the standard library's Python files, unless
 --data says otherwise. What is reported: held-out bits per byte; the most and the least loaded expert of each layer over
-the mean, on held-out text, on the texts that were trained on, and in the last tenth of the updates one by one; the
+the mean, on held-out text, on text drawn as in training, and in the last tenth of the updates one by one; the
 difference of the losses, paired by seed, with its 95 % interval (Student's t).
 """
 
@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,16 @@ import torch
 from qwen3.model import Qwen3, load_model
 from qwen3.model.load import best_device
 from qwen3.tokenizer import Tokenizer
-from qwen3.train.bits_per_byte import Text, bits_per_byte
+from qwen3.train.bits_per_byte import bits_per_byte
 from qwen3.train.corpus.shards import Shards
 from qwen3.train.forward import Forward, to_tensors
-from qwen3.train.mixture import Source, kept_out, shuffled
+from qwen3.train.mixture import Mixture, Source, kept_out
 from qwen3.train.moe import added, load_statistics, router_sums
 from qwen3.train.packing import pack
 from qwen3.train.pretrain import Pretrain, as_shards, some_texts
 from qwen3.train.recipe import Recipe
 from qwen3.train.run import Run
-from qwen3.train.samples import completion_sample
+from qwen3.train.samples import TokenSample, completion_sample
 from qwen3.train.start import Job, train
 
 ARMS = ("balanced", "unbalanced")
@@ -62,9 +61,13 @@ def shape_of(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def source_of(shards: Path) -> Source:
+    return Source("text", 1.0, str(shards), _KEPT)
+
+
 def stage_of(arm: str, args: argparse.Namespace) -> Pretrain:
     return Pretrain(
-        sources=(Source("text", 1.0, str(args.folder / "shards"), _KEPT),), length=LENGTH,
+        sources=(source_of(args.folder / "shards"),), length=LENGTH,
         balance=args.weight if arm == "balanced" else 0.0,
         updates=args.updates, tokens_per_update=args.tokens, tokens_per_micro_batch=min(args.tokens, args.at_once),
         evaluate_every=0, save_every=max(10, args.updates // 20),
@@ -85,20 +88,20 @@ def measure(folder: Path, shards: Shards) -> dict[str, Any]:
     """On the documents that no run trains on; the load also on some of the others."""
     device = best_device()
     model = load_model(folder, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    tokenizer, kept = Tokenizer.from_pretrained(folder), kept_out(shards, _KEPT)
-    texts = some_texts(shards, kept, tokenizer, _TOKENS)
+    texts = some_texts(shards, kept_out(shards, _KEPT), Tokenizer.from_pretrained(folder), _TOKENS)
     found = bits_per_byte(model, texts, length=LENGTH, rows=16)
-    seen = sorted(set(range(len(shards))).difference(kept), key=lambda number: shuffled(number, len(shards), "seen"))
-    trained = load_of(model, some_texts(shards, seen, tokenizer, 4 * _TOKENS))
+    drawn = Mixture((source_of(shards.folder),), LENGTH, "measured")
+    trained = load_of(model, list(drawn.feed(0, _TOKENS // LENGTH)))
+    held_out = load_of(model, [completion_sample([], text.ids.tolist()) for text in texts])
     return {
-        "bits_per_byte": found["bits_per_byte"], "nats_per_token": found["nats_per_token"], **load_of(model, texts),
+        "bits_per_byte": found["bits_per_byte"], "nats_per_token": found["nats_per_token"], **held_out,
         "load_max_of_trained": trained["load_max"], "load_min_of_trained": trained["load_min"],
     }  # fmt: skip
 
 
-def load_of(model: Qwen3, texts: Sequence[Text]) -> dict[str, Any]:
-    """`load_statistics` over all tokens of texts, and the most and the least loaded expert of each layer."""
-    left, sums, forward = [completion_sample([], text.ids.tolist()) for text in texts], [], Forward(model)
+def load_of(model: Qwen3, left: list[TokenSample]) -> dict[str, Any]:
+    """`load_statistics` over all tokens, and the most and the least loaded expert of each layer."""
+    sums, forward = [], Forward(model)
     while left:
         batch, left = pack(left, 16, LENGTH, 0, split=True)
         tensors = to_tensors(batch, model.device)
