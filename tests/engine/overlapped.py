@@ -25,7 +25,7 @@ class _Done:
 
 class _Picked(DevicePicked):
     def __init__(self, out: Tensor, count: int) -> None:
-        self._out, self._count, self._host, self.done = out, count, out.clone(), _Done()
+        self._out, self._count, self._host, self.done = out, count, out.clone(), _Done()  # type: ignore[assignment]
 
 
 class InterpretedPicker(DevicePicker):

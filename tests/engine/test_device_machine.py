@@ -113,7 +113,8 @@ def test_every_rule_is_carried_out_as_in_python(real: bool) -> None:
             assert (token, code & 3) == (want, {None: 0, "stop": 1, "length": 2}[machine.done]), before[slot]
             assert token not in before[slot].banned() or code & 4 or before[slot].forced() == token
             watch(seen, before[slot], machine)
-            ids, found, _ = twins.device.snapshot(slot)
+            told = twins.device.snapshots([slot])[0]
+            ids, found = told.ids, told.machine
             assert ids == twins.output[slot]
             assert found == machine if not machine.done else found.done == machine.done
             assert (found.used, found.steps, found.line_state) == (machine.used, machine.steps, machine.line_state)

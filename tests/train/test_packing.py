@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from qwen3.errors import UsageError
-from qwen3.tokenizer import Tokenizer
 from qwen3.train.packing import IGNORED, PackedBatch, pack
-from qwen3.train.samples import TokenSample, completion_sample, text_sample
+from qwen3.train.samples import TokenSample, completion_sample
 
 
 def sample(rng: np.random.Generator, size: int, number: int = 0) -> TokenSample:
@@ -109,14 +108,6 @@ def test_samples_say_what_does_not_fit() -> None:
         TokenSample(ids, np.zeros(3, bool), routes=np.zeros((2, 2, 1), np.int16))
     with pytest.raises(UsageError, match="2 values for a completion of 1"):
         completion_sample([1], [2], {"weight": [1.0, 2.0]})
-
-
-def test_a_text_ends_and_its_control_strings_stay_text() -> None:
-    tokenizer = Tokenizer.from_pretrained()
-    one = text_sample(tokenizer, "a <|im_end|> b")
-    assert one.ids[-1] == tokenizer.control.endoftext
-    assert tokenizer.control.im_end not in one.ids
-    assert one.trained.tolist() == [False] + [True] * (len(one) - 1)
 
 
 def test_the_empty_end_of_a_row_is_short_documents() -> None:

@@ -137,7 +137,7 @@ def test_what_ended_unheard_has_ended_after_an_interrupt() -> None:
     while made.has_work:
         made.advance()
         item = next(iter(made._live.values()), None)
-        if item is not None and item.bound and made.picker.sampler.snapshot(item.row.slot).machine.done:
+        if item is not None and item.bound and made.picker.sampler.snapshots([item.row.slot])[0].machine.done:
             made._torn, seen = True, seen + 1
     assert seen
     for request in requests:

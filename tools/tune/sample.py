@@ -122,7 +122,7 @@ def check() -> dict[str, Any]:
                 rows[i].record(token[0])
             raw = torch.log_softmax(logits.float(), 1)
             for i in range(len(KINDS) - 1, len(kinds), len(KINDS)):
-                found = -abs(sampler.snapshot(i + 1).logprobs[step])
+                found = -abs(sampler.snapshots([i + 1])[0].logprobs[step])
                 assert abs(found - raw[i, out[i, 0]].item()) < 2e-4, (found, raw[i, out[i, 0]].item())
         report[name] = {"draws": 4 * len(kinds), "different": {k: v for k, v in wrong.items() if v}}
         print(f"check {name}: {4 * len(kinds)} draws, different from the reference: {report[name]['different']}")
@@ -230,7 +230,8 @@ def machine() -> dict[str, Any]:
             code_of_end = {None: 0, "stop": 1, "length": 2}[it.done]
             assert (token, code & 3) == (want, code_of_end), (step, slot, token, code, it)
     for slot, (it, said) in enumerate(zip(machines, output, strict=True), 1):
-        ids, found, _ = sampler.snapshot(slot)
+        told = sampler.snapshots([slot])[0]
+        ids, found = told.ids, told.machine
         assert ids == said, slot
         assert it.done or found == it, (found, it)
     print(f"machine: {sum(map(len, output))} tokens of {count} samples as in Python")

@@ -35,8 +35,26 @@ class Told(NamedTuple):
     the token was forced (a sampled one of probability 1 has -0.0)."""
 
     ids: list[int]
-    machine: Machine
     logprobs: NDArray[np.float32] | None
+    began: Machine  # as it was bound
+    text: list[int]
+    state: list[int]
+
+    @property
+    def machine(self) -> Machine:
+        """Its rules where they stand now."""
+        _, _, count, phase, used, at, end, done, steps, line = self.state
+        return replace(
+            self.began, phase=PHASES[phase], used=used, steps=steps, line_state=line, count=count,
+            queue=deque(self.text[at:end]), done=None if done == 0 else "length" if done == 2 else "stop",
+        )  # fmt: skip
+
+
+class Packed(NamedTuple):
+    """A sample's numbers for `put`: int32 [WIDTH] that siblings share; its key in halves, its rows of the tables."""
+
+    common: NDArray[np.int32]
+    own: tuple[int, ...]
 
 
 class _Table:
@@ -65,7 +83,7 @@ class DeviceSampler:
 
     last_token, position, count: int32 [slots + 1]: the last recorded id, the position it will be computed at, how many
     tokens the sample has. history: int32 [slots + 1, max_len]: its ids in order; a negative one is ~id, recorded in the
-    place of an end (see REPLACED). All methods put their work on the current stream; none waits but `snapshot`.
+    place of an end (see REPLACED). All methods put their work on the current stream; none waits but `snapshots`.
     """
 
     def __init__(self, slots: int, vocab_size: int, device: torch.device, *, max_len: int, chunk: int = 1024) -> None:
@@ -101,37 +119,34 @@ class DeviceSampler:
         max_tokens: int | None = None,
         output: Sequence[int] = (),
         position: int | None = None,
-    ) -> NDArray[np.int32]:
+    ) -> Packed:
         """A sample's numbers for `put`: fresh, or coming back with `output` (recorded ids) and its machine as it stood.
 
         params: resolved. stream_key: `RowSampler.stream_key`. max_tokens: None is the machine's. position: of the token
         whose logits come next, None: the last of prompt and output; each `sample` adds 1. Counts for the penalties are
         made anew; a mask must be set anew. Raises UsageError for what cannot be carried out, naming the field.
         """
-        k = self._kernel
         if not 1 <= slot < len(self._packed):
             raise UsageError(f"slot={slot} must be 1 to {len(self._packed) - 1}")
         if max_tokens not in (None, machine.max_tokens):
             machine = replace(machine, max_tokens=max_tokens)
         place = len(prompt_ids) + len(output) - 1 if position is None else position
-        given = (*prompt_ids[-1:], *output)[-1:], place, len(output), machine.pace is not None
-        if self._last is None or self._last[0] is not params or self._last[1:3] != (given, machine):
-            found = self._numbers(params, machine, *given)
-            self._last = params, given, replace(machine, queue=machine.queue.copy()), *found
-        packed, text = self._last[3].copy(), self._last[4]
+        known = output or prompt_ids
+        given = params, machine, known[-1] if known else 0, place, len(output), machine.pace is not None
+        # Only of fresh ones: with its first token a machine is another.
+        if machine.count or self._last is None or self._last[0][0] is not params or self._last[0] != given:
+            self._last = given, *self._numbers(*given)
+        common, text = self._last[1:]
         self._bind_pace(machine.pace)
         self.release(slot)
         rows = self._bind_tables(params, prompt_ids, output)
         self._bound[slot] = machine, text, rows
         if output:
             self.uploads.copy(self.history[slot, : len(output)], torch.tensor(output, dtype=torch.int32))
-        key = np.array([stream_key & 0xFFFFFFFF, stream_key >> 32], np.uint32).view(np.int32)
-        packed[k.KEY_LOW.value : k.KEY_HIGH.value + 1] = key
-        packed[k.BIAS_ROW.value : k.LOGPROB_ROW.value + 1] = rows
-        return packed
+        return Packed(common, (stream_key & 0xFFFFFFFF, stream_key >> 32, *rows))
 
     def _numbers(
-        self, params: SamplingParams, machine: Machine, last: tuple[int, ...], position: int, count: int, paced: bool
+        self, params: SamplingParams, machine: Machine, last: int, position: int, count: int, paced: bool
     ) -> tuple[NDArray[np.int32], list[int]]:
         """What is the same for all samples of a prompt, and the ids that may be forced."""
         k, text = self._kernel, [*machine.early_stop, *machine.close_think, *machine.queue]
@@ -153,7 +168,7 @@ class DeviceSampler:
         numbers += [params.repetition_penalty, params.frequency_penalty, params.presence_penalty]
         packed = np.zeros(k.WIDTH.value, np.int32)
         packed[: k.KEY_LOW.value] = (
-            *(last[0] if last else 0, position, count, PHASES.index(machine.phase), machine.used, close, len(text)),
+            *(last, position, count, PHASES.index(machine.phase), machine.used, close, len(text)),
             *({None: 0, "stop": 1, "length": 2}[machine.done], machine.steps, machine.line_state),
             (k.GREEDY if params.greedy else kind).value,
             *(top_k or 2**30, *np.array(numbers, np.float32).view(np.int32)),
@@ -168,9 +183,13 @@ class DeviceSampler:
         packed[k.TEXT.value : k.TEXT.value + len(text)] = text
         return packed, text
 
-    def put(self, slots: Sequence[int], packed: Sequence[NDArray[np.int32]]) -> None:
+    def put(self, slots: Sequence[int], packed: Sequence[Packed]) -> None:
         """Set slots to what `pack` made for each."""
-        rows = self.uploads.send(torch.from_numpy(np.stack(packed)))
+        k, numbers = self._kernel, np.concatenate([one.common for one in packed]).reshape(len(packed), -1)
+        own = np.array([one.own for one in packed], np.uint32).view(np.int32)
+        numbers[:, k.KEY_LOW.value : k.KEY_HIGH.value + 1] = own[:, :2]
+        numbers[:, k.BIAS_ROW.value : k.LOGPROB_ROW.value + 1] = own[:, 2:]
+        rows = self.uploads.send(torch.from_numpy(numbers))
         places = self.uploads.send(torch.tensor(slots, dtype=torch.int64))
         self._packed.index_copy_(0, places, rows)
         self._state.index_copy_(1, places, rows[:, : len(self._state)].t())
@@ -221,14 +240,9 @@ class DeviceSampler:
             self.uploads.copy(self._tables[2].rows[rows[2], : len(words)], words)
         self._packed[slot, self._kernel.MASK_ROW.value].fill_(rows[2] if words is not None else 0)
 
-    def snapshot(self, slot: int) -> Told:
-        """Of one slot, to `bind` it again later. Waits for the device."""
-        return self.snapshots([slot])[0]
-
     def snapshots(self, slots: Sequence[int]) -> list[Told]:
-        """What is recorded of slots now. Waits for the device, as often for many as for one."""
+        """What is recorded of slots now, to `bind` them again later. Waits for the device, for many as for one."""
         bound = [self._bound[slot] for slot in slots]
-        told: list[Told] = []
         states = self._state.index_select(1, self._places(slots)).t().tolist()
         longest = max(state[2] for state in states)
         recorded = self.history[:, :longest].index_select(0, self._places(slots)).cpu().numpy()
@@ -238,13 +252,10 @@ class DeviceSampler:
             if self._tables[3].moved is not None:
                 torch.cuda.current_stream().wait_event(self._tables[3].moved)
             logprobs = self._tables[3].rows[:, :longest].index_select(0, self._places(kept)).cpu().numpy()
-        for i, (state, (machine, text, _)) in enumerate(zip(states, bound, strict=True)):
-            _, _, count, phase, used, at, end, done, steps, line = state
-            machine = replace(machine, phase=PHASES[phase], used=used, steps=steps, line_state=line, count=count)
-            machine.queue = deque(text[at:end])
-            machine.done = None if done == 0 else "length" if done == 2 else "stop"
-            told.append(Told(recorded[i, :count].tolist(), machine, logprobs[i, :count] if kept[i] else None))
-        return told
+        return [
+            Told(recorded[i, : state[2]].tolist(), logprobs[i, : state[2]] if kept[i] else None, machine, text, state)
+            for i, (state, (machine, text, _)) in enumerate(zip(states, bound, strict=True))
+        ]
 
     def _places(self, numbers: Sequence[int]) -> Tensor:
         places = torch.tensor(numbers, dtype=torch.int32)  # on any stream, so not through the ring

@@ -44,7 +44,7 @@ from qwen3.engine.pickers import DevicePicked, DevicePicker, Drafted, Picked, Sa
 from qwen3.engine.recording import HEAR, Flight
 from qwen3.engine.request import Request
 from qwen3.engine.runner import Fed, Runner
-from qwen3.engine.sampler import RowSampler
+from qwen3.engine.sampler import RowSampler, check_ids
 from qwen3.engine.scheduler import Plan, Scheduler
 from qwen3.engine.scheduler import Sequence as Row
 from qwen3.engine.speculation import Speculation
@@ -216,7 +216,7 @@ class Engine(Adapting):
     def add_samples(self, requests: Sequence[Request]) -> list[int]:
         """Queue samples of one prompt, which is computed once; their ids, in order. All are queued or none."""
         for request in requests:
-            if request.ids != requests[0].ids:
+            if request.ids is not requests[0].ids and request.ids != requests[0].ids:
                 raise UsageError("add_samples: all requests must have the same prompt ids")
             self.check(request)
         self._set_aside()
@@ -234,13 +234,13 @@ class Engine(Adapting):
 
     def _queue(self, request: Request) -> Row:
         request.id, self._next_id = self._next_id, self._next_id + 1
-        reader = request.stream or self._machine(request)
         self._routed |= request.keep_routes
-        sampler = RowSampler(request.params, request.ids, self.vocab_size, self.model.device, request.index)
+        sampler = RowSampler(request.params, request.ids, self.vocab_size, self.runner.device, request.index)
         row = self._row(request)
         self.scheduler.add(row)
         # Of these the device keeps as much as of samples of which tokens alone are wanted.
         blind = self.overlap and request.stream is None and request.params.logprobs == 0
+        reader = request.stream or (request.machine if blind else None) or self._machine(request)
         self._live[request.id] = item = Sample(request, row, sampler, reader, trial=request.trial, blind=blind)
         if item.observed:
             self._observed[request.id] = item
@@ -363,9 +363,9 @@ class Engine(Adapting):
             if self._torn:
                 self._recover()
             self._torn = True
-            for item in list((self._observed if self.steps % HEAR else self._live).values()):
-                if item.request.abandoned and not item.request.done:
-                    self._finish(item, "cancelled")
+            there = self._observed if self.steps % HEAR else self._live
+            for item in [item for item in there.values() if item.request.abandoned and not item.request.done]:
+                self._finish(item, "cancelled")
             if self._ahead and not self._live:
                 self._queue(self._ahead.popleft())
             if self._timed:
@@ -443,7 +443,7 @@ class Engine(Adapting):
         self._adapter(request)
         if request.stream is None and (request.time_limit is not None or request.trial is not None):
             raise UsageError("time_limit and trial need a stream: the engine does not follow a request without one")
-        RowSampler(params, (), self.vocab_size, torch.device("cpu"))  # checks the ids it names
+        check_ids(params, self.vocab_size)
 
     # One step
 
@@ -462,9 +462,9 @@ class Engine(Adapting):
         if plan.changed:
             # Long contexts first: what starts last in a kernel should be short. They are all of this step: the sooner a
             # row would have been empty, the longer it is.
-            samples = [self._live[row.id] for row in sorted(plan.decode, key=attrgetter("origin"))]
-            followed = [i for i, item in enumerate(samples) if item.observed]
-            self._decoding = samples, followed, [item.row.slot for item in samples]
+            rows = sorted(plan.decode, key=attrgetter("origin"))
+            samples = [self._live[row.id] for row in rows]
+            self._decoding = samples, self._followed(samples), [row.slot for row in rows]
         if not plan.decode and not plan.chunks:
             return None
         lost: list[Sample] = []

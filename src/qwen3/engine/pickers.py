@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3 import kernels
-from qwen3.engine.device_sampler import DeviceSampler, Told
+from qwen3.engine.device_sampler import DeviceSampler, Packed, Told
 from qwen3.engine.machine import Machine
 from qwen3.engine.request import Request
 from qwen3.engine.sampler import RowSampler, sample
@@ -186,9 +186,8 @@ class DevicePicker:
             self.sampler.put(slots, packed)
         return failed
 
-    def _packed(self, item: Sample) -> NDArray[np.int32]:
-        request, row = item.request, item.row
-        machine = item.reader
+    def _packed(self, item: Sample) -> Packed:
+        request, row, machine = item.request, item.row, item.reader
         if request.stream is not None:
             machine = Machine.of(request.stream, request.params, request.max_tokens)
         return self.sampler.pack(

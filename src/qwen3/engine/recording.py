@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -51,6 +51,7 @@ class Recorder(ABC):
     _flight: Flight | None  # the step that is under way
     steps: int  # how many there were
     _ended: list[Sample]  # since the last step
+    _observed: dict[int, Sample]  # of those that live, those that the host follows
     _speculation: Speculation | None
 
     # What came of it
@@ -59,13 +60,16 @@ class Recorder(ABC):
         self, samples: list[Sample], picked: Picked, logits: Tensor, followed: list[int] | None = None
     ) -> Flight:
         if followed is None:
-            followed = [i for i, item in enumerate(samples) if item.observed]
+            followed = self._followed(samples)
         places = [i for i in followed if samples[i].alternatives is not None]
         if places:
             top = max(samples[i].alternatives or 0 for i in places)
             numbers = measure(logits[places], picked.ids(logits.device)[places], top, self.vocab_size)
             return Flight(samples, followed, picked, (places, numbers, logits))
         return Flight(samples, followed, picked, None)
+
+    def _followed(self, samples: list[Sample]) -> list[int]:
+        return [i for i, item in enumerate(samples) if item.observed] if self._observed else []
 
     def _drain(self) -> None:
         """Read the step that is under way, if any."""
@@ -83,8 +87,7 @@ class Recorder(ABC):
             entries = {i: (entry, logits[i : i + 1]) for i, entry in zip(places, found, strict=True)}
         followed: Sequence[int] = flight.followed
         if self.overlap:
-            told = [(samples[i], code) for i, code in flight.picked.ended()] if (of := self._telling(flight)) else []
-            ended = [(item, code) for item, code in told if item in of and not item.request.done]
+            ended = self._heard(flight)
             self._know([item for item, _ in ended], flight.picked)
             for item, code in ended:
                 self._end_blind(item, code)
@@ -104,16 +107,17 @@ class Recorder(ABC):
             there = (*samples, *(item for item, _, _ in verified))
             self.picker.advance([item for item in there if not item.request.done])
 
-    def _telling(self, flight: Flight) -> Collection[Sample]:
-        """Of which samples that the host does not follow it hears now whether they have ended. Every few steps of all:
-        what an end costs (another plan, its slots, a look at the device) is paid once for several. Between them of
-        those that are not in the next step; that one says of the others that they have ended, too."""
-        after, samples = self._flight, flight.samples
-        if after is None or self.steps % HEAR == 0 or flight.followed:
-            return {item for item in samples if not item.observed}
-        if after.samples is samples:
-            return ()
-        return {item for item in samples if not item.observed}.difference(after.samples)
+    def _heard(self, flight: Flight) -> list[tuple[Sample, int]]:
+        """Samples that the host does not follow and of whose end it hears now, with their codes. Every few steps of
+        all: another plan, its slots and a look at the device are paid once for several. Else of those that are not in
+        the next step, which says it again of the others."""
+        after, samples, later = self._flight, flight.samples, set[Sample]()
+        if after is not None and self.steps % HEAR and not flight.followed:
+            if after.samples is samples:
+                return []
+            later.update(after.samples)
+        told = ((samples[i], code) for i, code in flight.picked.ended())
+        return [(s, code) for s, code in told if not (s.observed or s.request.done or s in later)]
 
     def _verify(self, drafted: Drafted) -> int:
         """Record a sample's own tokens for as long as they are those that were drafted, and the first that is not. How
@@ -242,17 +246,19 @@ class Recorder(ABC):
             self._finish(item, "length")
 
     def _know(self, items: Iterable[Sample], picked: Picked | None = None) -> None:
-        """Fetch what the device knows of samples, as far as the host does not follow them."""
+        """Fetch what the device knows of samples, as far as the host does not follow them. picked: of a step in which
+        they have ended: their rules are of no more use, and their answers need not be found in the cache."""
         items = [item for item in items if not item.observed and item.bound]
         if not items or not isinstance(self.picker, DevicePicker):
             return
         for item, told in zip(items, self.picker.fetch(items, picked), strict=True):
             request = item.request
-            request.tokens[:], item.reader = told.ids, told.machine
+            request.tokens[:] = told.ids
             if told.logprobs is not None:
                 request.keep(told.logprobs)
-            known = len(item.row.tokens) - len(request.ids)
-            self.scheduler.commit(item.row, request.tokens[known:])
+            if picked is None:
+                item.reader = told.machine
+                self.scheduler.commit(item.row, request.tokens[len(item.row.tokens) - len(request.ids) :])
 
     def _end_blind(self, item: Sample, code: int) -> None:
         if code == FAILED:

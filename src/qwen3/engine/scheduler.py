@@ -348,7 +348,7 @@ class Scheduler:
             self._take_proposals()
         joined = self._joined
         if joined or self._left:
-            self._decode = [*dict.fromkeys(s for s in (*self._decode, *joined) if s.status is Status.DECODE)]
+            self._decode = [*dict.fromkeys([s for s in (*self._decode, *joined) if s.status is Status.DECODE])]
             self._joined, self._left, plan.changed = [], False, True
         if self._prefill:
             self._feed()

@@ -22,7 +22,7 @@ from qwen3.engine.params import SamplingParams
 from qwen3.engine.request import Request
 from qwen3.errors import UsageError
 from qwen3.tokenizer import Tokenizer
-from qwen3.train.samples import TokenSample, completion_sample
+from qwen3.train.samples import TokenSample
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,13 @@ def _finished(request: Request, thinking: bool) -> Rollout:
     if request.error is not None:
         raise request.error
     assert request.finish_reason is not None
-    logprob, forced = request.logprob_arrays()
-    sample = completion_sample(request.ids, request.tokens, {"logprob": np.where(forced, np.float32(0), logprob)})
-    sample.trained[len(request.ids) :] &= ~forced
+    values, forced = request.logprob_arrays()
+    ids, read = np.array([*request.ids, *request.tokens], np.int32), len(request.ids)
+    trained, logprob = np.zeros(len(ids), bool), np.zeros(len(ids), np.float32)
+    np.logical_not(forced, out=trained[read:])
+    np.copyto(logprob[read:], values, where=trained[read:])
     return Rollout(
-        replace(sample, routes=_routes(request)) if request.keep_routes else sample,
+        TokenSample(ids, trained, {"logprob": logprob}, _routes(request) if request.keep_routes else None),
         tuple(request.tokens),
         int(forced.sum()),
         request.finish_reason,

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3.errors import UsageError
-from qwen3.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +77,6 @@ def completion_sample(
             raise UsageError(f"streams[{name!r}] has {len(part)} values for a completion of {len(completion)} tokens")
         whole[name] = np.concatenate([np.zeros((len(prompt), *part.shape[1:]), np.float32), part])
     return TokenSample(ids, trained, whole, source=source)
-
-
-def text_sample(tokenizer: Tokenizer, text: str, source: str = "") -> TokenSample:
-    """A text with its end, `<|endoftext|>`, every token but the first trained. Control strings in it stay text."""
-    return completion_sample([], [*tokenizer.encode_plain(text), tokenizer.control.endoftext], source=source)
 
 
 def samples_fingerprint(samples: Sequence[TokenSample]) -> str:
