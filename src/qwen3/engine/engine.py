@@ -238,11 +238,12 @@ class Engine(Adapting):
         sampler = RowSampler(request.params, request.ids, self.vocab_size, self.runner.device, request.index)
         row = self._row(request)
         self.scheduler.add(row)
-        # Of these the device keeps as much as of samples of which tokens alone are wanted.
-        blind = self.overlap and request.stream is None and request.params.logprobs == 0
-        reader = request.stream or (request.machine if blind else None) or self._machine(request)
-        self._live[request.id] = item = Sample(request, row, sampler, reader, trial=request.trial, blind=blind)
-        if item.observed:
+        kept = (None, 0) if self.overlap else (None,)  # a device that is ahead keeps its tokens' log-probabilities, too
+        observed = request.stream is not None or request.params.logprobs not in kept
+        shared = request.machine if self.overlap and not observed else None  # its rules go on where its tokens are
+        reader = request.stream or shared or self._machine(request)
+        self._live[request.id] = item = Sample(request, row, sampler, reader, observed, trial=request.trial)
+        if observed:
             self._observed[request.id] = item
         if request.time_limit is not None:
             self._watch(item)

@@ -38,19 +38,14 @@ class Sample:
     row: Row
     sampler: RowSampler
     reader: Any  # TokenStream or Machine: forced(), banned(), push()
+    observed: bool  # the host follows it token by token
     torn: bool = False  # between the first and the last change that one token makes
     forced: bool = False  # its last token was
     bound: int = 0  # the slot that the picker has its state in, 0: none
     custom_slot: int = 0  # where its number of experts per token or its adapter is written, 0: nowhere
     trial: Trial | None = None  # while it is not decided whether it thinks
     masked: bool = False  # its slot has a grammar's mask
-    blind: bool = False  # the device keeps what it asks for until it ends
-    observed: bool = field(init=False)  # the host follows it token by token
     drafts: tuple[int, ...] = ()  # proposed for the next step, to be verified
-
-    def __post_init__(self) -> None:
-        request = self.request
-        self.observed = request.stream is not None or (request.params.logprobs is not None and not self.blind)
 
     @property
     def alternatives(self) -> int | None:

@@ -108,9 +108,11 @@ class TokenLogprob:
 
 def check_ids(params: SamplingParams, vocab_size: int) -> None:
     """Raises UsageError if parameters are not resolved, or name a token that the vocabulary does not have."""
-    for name in ("temperature", "top_p", "top_k", "min_p"):
-        if getattr(params, name) is None:
-            raise UsageError(f"SamplingParams.{name} is None; call SamplingParams.resolved(mode) first")
+    if None in (params.temperature, params.top_p, params.top_k, params.min_p):
+        name = next(name for name in ("temperature", "top_p", "top_k", "min_p") if getattr(params, name) is None)
+        raise UsageError(f"SamplingParams.{name} is None; call SamplingParams.resolved(mode) first")
+    if not (params.logit_bias or params.stop_ids):
+        return
     for name, largest in (
         ("logit_bias", max(params.logit_bias or {}, default=0)),
         ("stop_token_ids", max(params.stop_ids, default=0)),

@@ -366,8 +366,8 @@ class Scheduler:
 
     def _turn_page(self, seq: Sequence) -> None:
         """Its day in the calendar: it is at max_total, or needs a block."""
-        seq.due = 0
-        if seq.status is Status.DECODE and seq.total >= seq.max_total:
+        decodes, seq.due = seq.status is Status.DECODE, 0
+        if decodes and self.step - seq.origin + 1 >= seq.max_total:
             return self._stop_decoding(seq)
         while not (block := self.pool.take()):
             victim = self._victims()[-1]  # at worst itself
@@ -375,11 +375,11 @@ class Scheduler:
             if victim is seq:
                 return None
         self._append(seq, block)
-        return self._set_due(seq) if seq.status is Status.DECODE else None
+        return self._set_due(seq) if decodes else None
 
     def _set_due(self, seq: Sequence) -> None:
-        seq.due = seq.origin + min(seq.max_total, len(seq.blocks) * self.pool.block_size + 1)
-        self._calendar[seq.due].append(seq)
+        seq.due = due = seq.origin + min(seq.max_total, len(seq.blocks) * self.pool.block_size + 1)
+        self._calendar[due].append(seq)
 
     def _start_decoding(self, seq: Sequence, ahead: int) -> None:
         """From the plan on that is `ahead` of the last one finished: 1 between plans, 2 while one is made."""
