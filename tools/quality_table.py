@@ -72,6 +72,7 @@ def measure(out: Path, folder: Path, formats: Sequence[Format], again: bool, com
     from qwen3.evaluate.difference import differences
     from qwen3.evaluate.measured import Settings
 
+    folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"formats": {}}
     todo = [one for one in formats if again or "error" in found["formats"].get(one.name, {"error": ""})]
     settings = Settings(problems=96, tokens=4096, max_tokens=640, speed=False)
