@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from qwen3 import LLM, SamplingParams, ThinkingPolicy
 from qwen3.chat import Finish, fold
@@ -39,6 +40,18 @@ TOOL = {
 CONTROL = dict.fromkeys(range(8192, 8218), -100.0)
 LONG = Call(QUESTION, sampling={"ignore_eos": True, "max_tokens": 3900}, thinking={"loop_guard": False})
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fixture_one_thread() -> Iterator[None]:
+    """In both processes: the last bits of a sum depend on how many threads it is split among, and tests before these
+    may have changed that of this one."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", name="run")
