@@ -11,11 +11,8 @@ Seconds are the process's own time, so that other work on the machine does not c
 from __future__ import annotations
 
 import argparse
-import cProfile
 import gc
-import io
 import json
-import pstats
 import statistics
 import sys
 import time
@@ -28,6 +25,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from rollout_bench import host
+
 from qwen3.chat import encode
 from qwen3.engine import engine as engine_module
 from qwen3.engine.engine import Engine
@@ -37,8 +36,6 @@ from qwen3.tokenizer import Tokenizer
 from qwen3.train.rollout import Prompt, rollouts
 from tests.engine.overlapped import InterpretedPicker, _Done, overlapped
 from tests.fixtures import random_model, tiny_config
-
-COUNT, DONE = 2, 7  # rows of the sampler's state
 
 
 class Outcome(DevicePicked):
@@ -75,8 +72,8 @@ class Free(InterpretedPicker):
     def fetch(self, items: Sequence[Sample], picked: Any) -> Any:
         slots = [item.row.slot for item in items]
         places = torch.tensor(slots)
-        self.sampler._state[COUNT].index_copy_(0, places, torch.tensor(self.ends[slots], dtype=torch.int32))
-        self.sampler._state[DONE].index_fill_(0, places, 1)
+        self.sampler.count.index_copy_(0, places, torch.tensor(self.ends[slots], dtype=torch.int32))
+        self.sampler._state[self.sampler._kernel.DONE.value].index_fill_(0, places, 1)
         return self.sampler.snapshots(slots)
 
     def replay(self, slots: Sequence[int], chunk: Any = None, last: bool = False, longest: int | None = None) -> Any:
@@ -123,9 +120,7 @@ def main() -> None:
         tokens = work()
         seconds = time.process_time() - began
         rounds.append({"tokens": tokens, "seconds": round(seconds, 4), "tokens_per_second": round(tokens / seconds)})
-    profile, text = cProfile.Profile(), io.StringIO()
-    profile.runcall(work)
-    pstats.Stats(profile, stream=text).sort_stats("tottime").print_stats(30)
+    profile = host(work)
     speeds = [one["tokens_per_second"] for one in rounds]
     report = {
         "name": "rollouts on a device that costs nothing: the host's part alone",
@@ -134,7 +129,7 @@ def main() -> None:
         "samples": args.samples, "mean": args.mean, "most": args.most, "best": max(speeds),
         "median": statistics.median(speeds), "rounds": rounds,
     }  # fmt: skip
-    print(text.getvalue(), json.dumps(report, indent=1))
+    print(*profile, json.dumps(report, indent=1), sep="\n")
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
 
