@@ -95,7 +95,7 @@ REAL = Setup(
     student={"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 768, "num_attention_heads": 2,
              "num_key_value_heads": 1, "head_dim": 128},
     families=("chain", "multiply", "gcd"), max_prompt=128, max_tokens=384, teacher_updates=0, answers=65_536,
-    off_updates=3000, off_prompts=64, near=0.3, off_every=25, start=0.25, seconds=90.0, pilot=20.0,
+    off_updates=3000, off_prompts=64, near=0.3, off_every=25, start=0.25, seconds=75.0, pilot=15.0,
     rl={"prompts_per_update": 128, "samples_per_prompt": 16, "loss": "dapo", "refills": 1},
     opd={"prompts_per_update": 256, "samples_per_prompt": 4},
     rates=(3e-5, 1e-4, 3e-4), questions=512, every=4,

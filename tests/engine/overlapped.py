@@ -40,7 +40,8 @@ class InterpretedPicker(DevicePicker):
         return _Picked(out, len(samples))
 
     def fetch(self, items: Sequence[Sample], picked: Any) -> Any:
-        return self.sampler.snapshots([item.row.slot for item in items])
+        most = max(item.row.total - len(item.request.ids) for item in items)
+        return self.sampler.snapshots([item.row.slot for item in items], most)
 
 
 class _NoGraphs:

@@ -78,9 +78,9 @@ def check(scheduler: Scheduler) -> None:
     assert by_status[Status.DECODE] <= {*scheduler._decode, *scheduler._joined}
     for seq in by_status[Status.DECODE]:
         assert seq in scheduler._calendar[seq.due]
-        assert scheduler.step < seq.due <= scheduler.step + B + 1
+        assert scheduler.step < seq.due <= scheduler.step + B + 8
     assert all(step > scheduler.step for step in scheduler._calendar), "a day that has passed"
-    assert len(scheduler._calendar) <= B + 1
+    assert len(scheduler._calendar) <= B + 8
     queued = [seq for share in scheduler._shares.values() for seq in share.queue.values()]
     assert len(queued) == len(scheduler.waiting)
     assert set(queued) == set(scheduler.waiting.values())

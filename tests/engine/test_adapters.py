@@ -335,7 +335,8 @@ def test_on_a_gpu_the_probabilities_are_those_of_the_merged_model(moe: bool, fp8
     engine.load_adapter("b", adapters["b"])
     asked += [ask(name, i, 30 + 7 * i, params=params) for i, name in enumerate(("b", "a", "b"))]
     finish(engine, *asked[4:])
-    for request in asked:
+    alone = 0.0  # what FP8 does by itself
+    for request in sorted(asked, key=lambda request: request.adapter is not None):
         network = networks[request.adapter].float()
         with torch.no_grad():
             logits = network(torch.tensor([request.ids + request.output], device="cuda"))[0]
@@ -344,7 +345,10 @@ def test_on_a_gpu_the_probabilities_are_those_of_the_merged_model(moe: bool, fp8
         wanted = truth.gather(-1, torch.tensor(request.output, device="cuda").unsqueeze(-1))[:, 0]
         apart = (found - wanted).abs()
         # Of experts that are nearly level 16 bits may choose another one: such tokens are far off.
-        assert (apart.median() if moe else apart.mean()) < (0.3 if fp8 else 0.1), request.adapter
+        off = (apart.median() if moe else apart.mean()).item()
+        if fp8 and request.adapter is None:
+            alone = max(alone, off)
+        assert off < (max(0.3, 2 * alone) if fp8 else 0.1), request.adapter
 
 
 def test_of_another_model() -> None:

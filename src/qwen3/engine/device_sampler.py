@@ -240,26 +240,28 @@ class DeviceSampler:
             self.uploads.copy(self._tables[2].rows[rows[2], : len(words)], words)
         self._packed[slot, self._kernel.MASK_ROW.value].fill_(rows[2] if words is not None else 0)
 
-    def snapshots(self, slots: Sequence[int]) -> list[Told]:
-        """What is recorded of slots now, to `bind` them again later. Waits for the device, for many as for one."""
+    def snapshots(self, slots: Sequence[int], most: int | None = None) -> list[Told]:
+        """What is recorded of slots now, to `bind` them again later. Waits for the device, for many as for one; twice
+        where the caller does not know how many tokens a slot has at most."""
         bound = [self._bound[slot] for slot in slots]
-        states = self._state.index_select(1, self._places(slots)).t().tolist()
-        longest = max(state[2] for state in states)
-        recorded = self.history[:, :longest].index_select(0, self._places(slots)).cpu().numpy()
-        recorded = np.where(recorded < 0, ~recorded, recorded)
         kept = [rows[3] for _, _, rows in bound]
+        places = torch.tensor([*slots, *kept], dtype=torch.int32)  # on any stream, so not through the ring
+        if self._cells.is_cuda:
+            places = places.pin_memory().to(self._cells.device, non_blocking=True)
+        own, rows = places.split(len(slots))
+        longest = int(self.count.index_select(0, own).max()) if most is None else most
+        parts = [self._state.index_select(1, own).t(), self.history[:, :longest].index_select(0, own)]
         if any(kept):
             if self._tables[3].moved is not None:
                 torch.cuda.current_stream().wait_event(self._tables[3].moved)
-            logprobs = self._tables[3].rows[:, :longest].index_select(0, self._places(kept)).cpu().numpy()
+            parts.append(self._tables[3].rows[:, :longest].index_select(0, rows).view(torch.int32))
+        told = torch.cat(parts, 1).cpu().numpy()  # one copy
+        states, recorded, logprobs = np.split(told, np.cumsum([part.shape[1] for part in parts[:2]]), axis=1)
+        recorded, logprobs = np.where(recorded < 0, ~recorded, recorded), logprobs.view(np.float32)
         return [
             Told(recorded[i, : state[2]].tolist(), logprobs[i, : state[2]] if kept[i] else None, machine, text, state)
-            for i, (state, (machine, text, _)) in enumerate(zip(states, bound, strict=True))
+            for i, (state, (machine, text, _)) in enumerate(zip(states.tolist(), bound, strict=True))
         ]
-
-    def _places(self, numbers: Sequence[int]) -> Tensor:
-        places = torch.tensor(numbers, dtype=torch.int32)  # on any stream, so not through the ring
-        return places.pin_memory().to(self._cells.device, non_blocking=True) if self._cells.is_cuda else places
 
     def release(self, slot: int) -> None:
         """Give back what the slot holds. Nothing is done on the device: a step in flight may still write it."""

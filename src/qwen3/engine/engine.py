@@ -21,7 +21,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from operator import attrgetter
 
 import torch
@@ -37,7 +36,6 @@ from qwen3.engine.cost import StepCost
 from qwen3.engine.deadline import Pace
 from qwen3.engine.draft import DraftModel
 from qwen3.engine.graphs import Graphs
-from qwen3.engine.machine import Machine
 from qwen3.engine.measures import keep_routes, read_prompt
 from qwen3.engine.memory import plan_blocks, usual_kv_dtype
 from qwen3.engine.pickers import DevicePicked, DevicePicker, Drafted, Picked, Sample, make_picker
@@ -215,10 +213,14 @@ class Engine(Adapting):
 
     def add_samples(self, requests: Sequence[Request]) -> list[int]:
         """Queue samples of one prompt, which is computed once; their ids, in order. All are queued or none."""
+        first = requests[0]
         for request in requests:
-            if request.ids is not requests[0].ids and request.ids != requests[0].ids:
+            if request.ids is not first.ids and request.ids != first.ids:
                 raise UsageError("add_samples: all requests must have the same prompt ids")
-            self.check(request)
+            if request is not first and request.alike(first) and not first.warnings:
+                request.max_tokens = first.max_tokens
+            else:
+                self.check(request)
         self._set_aside()
         rows: list[Row] = []
         try:
@@ -248,20 +250,6 @@ class Engine(Adapting):
         if request.time_limit is not None:
             self._watch(item)
         return row
-
-    def _machine(self, request: Request) -> Machine:
-        """The rules of a request without a stream, at its beginning."""
-        if request.machine is not None:
-            return replace(request.machine, queue=request.machine.queue.copy(), max_tokens=request.max_tokens)
-        params = request.params
-        ends = () if params.ignore_eos or self.tokenizer is None else self.tokenizer.eos_ids
-        return Machine(
-            phase="answer",
-            eos=frozenset(ends),
-            stop_ids=frozenset(params.stop_ids),
-            min_tokens=params.min_tokens,
-            max_tokens=request.max_tokens,
-        )
 
     def _row(self, request: Request) -> Row:
         stream = request.stream
@@ -576,7 +564,7 @@ class Engine(Adapting):
 
     def _recover(self) -> None:
         """A step was interrupted. What the samples have said is true; all else is made anew."""
-        self._flight = None
+        self._flight = self._told = None
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()
         for item in list(self._live.values()):

@@ -30,7 +30,7 @@ RUNNING, ENDED, FULL, FAILED = 0, 1, 2, 3
 """Codes beside a picked token, to which REPLACED may be added."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Sample:
     """A request that is queued or runs. `row` is what the scheduler knows of it, `reader` what its tokens mean."""
 
@@ -220,11 +220,12 @@ class DevicePicker:
         """What the device knows of samples that the host does not follow; with `picked`, as of that step, which another
         one that is still running need not delay (a sample that has ended changes no more)."""
         slots = [item.row.slot for item in items]
+        most = max(item.row.total - len(item.request.ids) for item in items)
         if not isinstance(picked, DevicePicked):
-            return self.sampler.snapshots(slots)
+            return self.sampler.snapshots(slots, most)
         self._side.wait_event(picked.done)
         with torch.cuda.stream(self._side):
-            return self.sampler.snapshots(slots)
+            return self.sampler.snapshots(slots, most)
 
 
 def make_picker(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qwen3.chat import Event, Finish, TextDelta, ToolCallDelta
 from qwen3.engine.device_sampler import REPLACED
+from qwen3.engine.machine import Machine
 from qwen3.engine.measures import measure, read_logprobs
 from qwen3.engine.pickers import FAILED, FULL, DevicePicker, Drafted, HostPicker, Picked, Sample, failure
 from qwen3.engine.request import Request
@@ -49,6 +50,7 @@ class Recorder(ABC):
     vocab_size: int
     overlap: bool  # the host is a step behind
     _flight: Flight | None  # the step that is under way
+    _told: Flight | None = None  # one of the last few: see `_heard`
     steps: int  # how many there were
     _ended: list[Sample]  # since the last step
     _observed: dict[int, Sample]  # of those that live, those that the host follows
@@ -73,7 +75,7 @@ class Recorder(ABC):
 
     def _drain(self) -> None:
         """Read the step that is under way, if any."""
-        flight, self._flight = self._flight, None
+        flight, self._flight, self._told = self._flight, None, None
         if flight is not None:
             self._land(flight)
 
@@ -109,15 +111,22 @@ class Recorder(ABC):
 
     def _heard(self, flight: Flight) -> list[tuple[Sample, int]]:
         """Samples that the host does not follow and of whose end it hears now, with their codes. Every few steps of
-        all: another plan, its slots and a look at the device are paid once for several. Else of those that are not in
-        the next step, which says it again of the others."""
-        after, samples, later = self._flight, flight.samples, set[Sample]()
-        if after is not None and self.steps % HEAR and not flight.followed:
-            if after.samples is samples:
-                return []
-            later.update(after.samples)
-        told = ((samples[i], code) for i, code in flight.picked.ended())
-        return [(s, code) for s, code in told if not (s.observed or s.request.done or s in later)]
+        all: another plan, its slots and a look at the device are paid once for several; and, if nobody waits for their
+        slots, as they stood some steps ago, which need not be waited for. Else of those that are not in the next step,
+        which says it again of the others."""
+        after, among = self._flight, None
+        if after is not None and not flight.followed:
+            gone = set() if after.samples is flight.samples else set(flight.samples).difference(after.samples)
+            if self.steps % HEAR == HEAR // 2:
+                self._told = flight
+            if self.steps % HEAR:
+                among = {item for item in gone if not item.request.done}
+                if not among:
+                    return []
+            elif self._told is not None and not (gone or self.scheduler.waiting):
+                flight = self._told
+        told = ((flight.samples[i], code) for i, code in flight.picked.ended())
+        return [(s, c) for s, c in told if not (s.observed or s.request.done) and (among is None or s in among)]
 
     def _verify(self, drafted: Drafted) -> int:
         """Record a sample's own tokens for as long as they are those that were drafted, and the first that is not. How
@@ -312,6 +321,20 @@ class Recorder(ABC):
             self._speculation.ended(item)
 
     # In and out of slots
+
+    def _machine(self, request: Request) -> Machine:
+        """The rules of a request without a stream, at its beginning."""
+        if request.machine is not None:
+            return replace(request.machine, queue=request.machine.queue.copy(), max_tokens=request.max_tokens)
+        params = request.params
+        ends = () if params.ignore_eos or self.tokenizer is None else self.tokenizer.eos_ids
+        return Machine(
+            phase="answer",
+            eos=frozenset(ends),
+            stop_ids=frozenset(params.stop_ids),
+            min_tokens=params.min_tokens,
+            max_tokens=request.max_tokens,
+        )
 
     def _bind(self, item: Sample) -> None:
         """A sample got a slot: its state goes there."""

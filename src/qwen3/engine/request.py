@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from qwen3.engine.sampler import TokenLogprob
 from qwen3.engine.trial import Trial
 
 
-@dataclass
+@dataclass(slots=True)
 class Clock:
     """Seconds on `time.perf_counter`; 0.0 = has not happened."""
 
@@ -28,7 +28,7 @@ class Clock:
     finished: float = 0.0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     """Filled in by the caller.
 
@@ -77,7 +77,7 @@ class Request:
     finish_reason: str | None = None
     error: Exception | None = None
     clock: Clock = field(default_factory=Clock)
-    events: deque[Event] = field(default_factory=deque)  # not yet taken
+    events: list[Event] = field(default_factory=list)  # not yet taken
     tokens: list[int] = field(default_factory=list)  # the output of a request without a stream
     kept: NDArray[np.float32] | None = None  # log-probabilities as `DeviceSampler` tells them, where it kept them
     _entries: list[TokenLogprob] = field(default_factory=list)
@@ -87,21 +87,19 @@ class Request:
         """Every generated id, forced ones included. Not to be changed."""
         return self.tokens if self.stream is None else self.stream.output_ids
 
+    def alike(self, other: Request) -> bool:
+        """Whether it may be sampled if another one with the same prompt may."""
+        alike = self.params is other.params and self.adapter == other.adapter and self.experts == other.experts
+        return alike and self.stream is None and self.time_limit is None and self.trial is None
+
     @property
     def logprobs(self) -> list[TokenLogprob]:
         """Of the output's tokens, where `params` ask for them."""
         if self.kept is not None and (known := len(self._entries)) < len(self.kept):
-            values, forced = self.logprob_arrays()
+            values, forced = logprob_arrays([self])
             rest = zip(self.tokens[known:], values[known:].tolist(), forced[known:].tolist(), strict=True)
             self._entries += [TokenLogprob(token, value, [], given) for token, value, given in rest]
         return self._entries
-
-    def logprob_arrays(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """The same as numbers: (log-probabilities, whether the token was forced)."""
-        if self.kept is not None:
-            return -np.abs(self.kept), ~np.signbit(self.kept)
-        values = np.array([entry.logprob for entry in self._entries], dtype=np.float32)
-        return values, np.array([entry.forced for entry in self._entries], dtype=bool)
 
     def keep(self, logprobs: NDArray[np.float32]) -> None:
         """`Told.logprobs` of the whole output; those before the last `bind` are known already."""
@@ -122,5 +120,15 @@ class Request:
         """The events since the last call; an interrupt in the middle loses none but those in hand."""
         events: list[Event] = []
         while self.events:
-            events.append(self.events.popleft())
+            events.append(self.events.pop(0))
         return events
+
+
+def logprob_arrays(requests: Sequence[Request]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """`logprobs` of requests, one behind the other, as numbers: (log-probabilities, whether the token was forced)."""
+    told = [request.kept for request in requests if request.kept is not None]
+    if told and len(told) == len(requests):
+        kept = np.concatenate(told)
+        return -np.abs(kept), ~np.signbit(kept)
+    entries = [entry for request in requests for entry in request.logprobs]
+    return np.array([e.logprob for e in entries], np.float32), np.array([e.forced for e in entries], bool)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -102,7 +103,7 @@ class Runner:
     def place(self, blocks: Sequence[tuple[int, int, int]]) -> None:
         """Write (slot, index, block) entries into the block tables."""
         if blocks:
-            entries = np.array(blocks, dtype=np.int64).T
+            entries = np.fromiter(chain.from_iterable(blocks), np.int64, 3 * len(blocks)).reshape(-1, 3).T
             entries[0] = entries[0] * self.tables.shape[1] + entries[1]
             where, _, found = self.uploads.send(torch.from_numpy(entries))
             self.tables.view(-1).index_copy_(0, where, found.to(torch.int32))

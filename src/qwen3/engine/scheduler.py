@@ -41,6 +41,7 @@ from qwen3.engine.blocks import BlockPool, Node
 from qwen3.errors import QueueFullError, UsageError
 
 _rank = attrgetter("priority", "arrival")
+_TOGETHER = 8  # steps: where blocks abound, rows get them in one of so many
 
 
 class Status(Enum):
@@ -52,7 +53,7 @@ class Status(Enum):
     FINISHED = "finished"
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, slots=True)
 class Sequence:
     """One sample. The first fields are the caller's; `tokens` starts as the prompt and is copied.
 
@@ -191,6 +192,7 @@ class Scheduler:
         self._prefill: list[Sequence] = []
         self._decode: list[Sequence] = []
         self._joined: list[Sequence] = []  # decode from the next plan on
+        self._abounds = False  # there are many blocks that hold nothing
         self._left = False  # somebody in these two does not decode any more
         self._calendar: defaultdict[int, list[Sequence]] = defaultdict(list)  # by step; an entry counts if it is .due
         self._proposals: list[Sequence] = []
@@ -339,6 +341,7 @@ class Scheduler:
     def plan(self) -> Plan | None:
         """The next step, which from now on counts as launched. None: nothing to do before something is said."""
         plan, now = self._draft, self.step + 1
+        self._abounds = self.pool.free > 2 * len(self.running)
         for seq in self._calendar.pop(now, ()):
             if seq.due == now:
                 self._turn_page(seq)
@@ -378,7 +381,9 @@ class Scheduler:
         return self._set_due(seq) if decodes else None
 
     def _set_due(self, seq: Sequence) -> None:
-        seq.due = due = seq.origin + min(seq.max_total, len(seq.blocks) * self.pool.block_size + 1)
+        due, end = seq.origin + len(seq.blocks) * self.pool.block_size + 1, seq.origin + seq.max_total
+        early = due % _TOGETHER if self._abounds else 0  # many rows get theirs in one step, some sooner than they must
+        seq.due = due = min(end, max(due - early, min(due, self.step + 2)))
         self._calendar[due].append(seq)
 
     def _start_decoding(self, seq: Sequence, ahead: int) -> None:
@@ -404,9 +409,10 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self.waiting:
-            queued = (share for share in self._shares.values() if share.queue)
-            share = min(queued, key=lambda s: (s.priority, s.served(self.step), next(iter(s.queue))))
-            seq = next(iter(share.queue.values()))
+            queued = [share for share in self._shares.values() if share.queue]
+            if len(queued) > 1:
+                queued.sort(key=lambda s: (s.priority, s.served(self.step), next(iter(s.queue))))
+            seq = next(iter(queued[0].queue.values()))
             late = seq.lagging or seq in self._draft.preempted
             if late or not (self._fits(seq) or self._push_out(seq)):
                 return
@@ -473,7 +479,9 @@ class Scheduler:
 
     def _feed(self) -> None:
         """First rows that resume, then by priority, then the tenant served least: long prompts take turns."""
-        self._prefill.sort(key=lambda s: (not s.resumed, s.priority, s.share.served(self.step), s.arrival))
+        self._prefill.sort(key=attrgetter("arrival"))  # the usual case, quickly
+        if len(self._shares) > 1 or any(s.resumed for s in self._prefill):
+            self._prefill.sort(key=lambda s: (not s.resumed, s.priority, s.share.served(self.step)))
         tokens = self.token_budget - len(self._decode) - sum(c.size for c in self._draft.chunks)
         tokens = min(tokens, self.chunk_tokens)
         work = self.work_budget if self._decode or self._draft.chunks or self._prefill[0].resumed else inf
@@ -485,7 +493,7 @@ class Scheduler:
                 if not size:
                     break
                 tokens -= size
-                if self.cost is not None and not seq.resumed:
+                if self.cost is not None and work < inf and not seq.resumed:
                     work, first = work - self.cost(size, start), False
                 self._compute(seq, size)
         self._prefill = [s for s in self._prefill if s.status is Status.PREFILL]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from qwen3.chat import Message, ThinkingPolicy, TokenStream, parse
 from qwen3.engine.engine import Engine
 from qwen3.engine.machine import Machine
 from qwen3.engine.params import SamplingParams
-from qwen3.engine.request import Request
+from qwen3.engine.request import Request, logprob_arrays
 from qwen3.errors import UsageError
 from qwen3.tokenizer import Tokenizer
 from qwen3.train.samples import TokenSample
@@ -74,21 +75,20 @@ def rollouts(
     the sizes of steps, and so the last bits. Raises UsageError where a prompt and its answer do not fit the engine's
     context, and what a request failed with.
     """
-    groups = []
-    for number, prompt in enumerate(prompts):
-        noise = random.Random(f"{seed}/{number}").getrandbits(53)
-        groups.append(_requests(engine, prompt, samples, max_tokens, budget, noise, routes, tenant))
-        if groups[-1][0].warnings:
-            raise UsageError(f"prompt {number} of {len(prompt.ids):,} tokens: {groups[-1][0].warnings[0]}")
+    groups: list[list[Request]] = []
+    machines: dict[Hashable, Machine] = {}
     with _uncollected():
+        for number, prompt in enumerate(prompts):
+            noise = random.Random(f"{seed}/{number}").getrandbits(53)
+            groups.append(_requests(engine, prompt, samples, max_tokens, budget, noise, routes, tenant, machines))
+            if groups[-1][0].warnings:
+                raise UsageError(f"prompt {number} of {len(prompt.ids):,} tokens: {groups[-1][0].warnings[0]}")
         for group in groups:
             engine.add_samples(group)
         while engine.has_work:
             engine.advance()
-        return [
-            [_finished(request, prompt.thinking) for request in group]
-            for group, prompt in zip(groups, prompts, strict=True)
-        ]
+        found = iter(_finished(list(chain(*groups)), [prompt.thinking for prompt in prompts for _ in range(samples)]))
+        return [list(islice(found, samples)) for _ in prompts]
 
 
 @contextmanager
@@ -113,39 +113,54 @@ def _requests(
     seed: int,
     routes: bool,
     tenant: str,
+    machines: dict[Hashable, Machine],
 ) -> list[Request]:
+    """machines: those made so far, for prompts that end alike."""
     assert engine.tokenizer is not None
     ids = list(prompt.ids)
     params = SamplingParams(
         max_tokens=max_tokens, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=seed, logprobs=0
     )
-    thinking = ThinkingPolicy(mode="on", budget=budget, loop_guard=False) if prompt.thinking else None
-    # Nothing may be banned: what is sampled from must be what the log-probabilities are of.
-    rules = TokenStream(engine.tokenizer, ids, thinking, include_tools=False, forbid_think=False)
     requests = [Request(ids, params, index=i, tenant=tenant, keep_routes=routes) for i in range(samples)]
     engine.check(requests[0])
-    machine = Machine.of(rules, params, requests[0].max_tokens)  # each gets a copy when it is queued
+    control = engine.tokenizer.control
+    ends = (control.im_start, control.im_end, control.endoftext)
+    turn = next((i for i in reversed(range(len(ids))) if ids[i] in ends), 0)  # what is before it decides nothing
+    key = (prompt.thinking, requests[0].max_tokens, *ids[turn:])
+    if key not in machines:
+        thinking = ThinkingPolicy(mode="on", budget=budget, loop_guard=False) if prompt.thinking else None
+        # Nothing may be banned: what is sampled from must be what the log-probabilities are of.
+        rules = TokenStream(engine.tokenizer, ids[turn:], thinking, include_tools=False, forbid_think=False)
+        machines[key] = Machine.of(rules, params, requests[0].max_tokens)  # each gets a copy when it is queued
     for request in requests:
-        request.machine = machine
+        request.machine = machines[key]
     return requests
 
 
-def _finished(request: Request, thinking: bool) -> Rollout:
-    if request.error is not None:
-        raise request.error
-    assert request.finish_reason is not None
-    values, forced = request.logprob_arrays()
-    ids, read = np.array([*request.ids, *request.tokens], np.int32), len(request.ids)
-    trained, logprob = np.zeros(len(ids), bool), np.zeros(len(ids), np.float32)
-    np.logical_not(forced, out=trained[read:])
-    np.copyto(logprob[read:], values, where=trained[read:])
-    return Rollout(
-        TokenSample(ids, trained, {"logprob": logprob}, _routes(request) if request.keep_routes else None),
-        tuple(request.tokens),
-        int(forced.sum()),
-        request.finish_reason,
-        thinking,
-    )
+def _finished(requests: Sequence[Request], thinking: Sequence[bool]) -> list[Rollout]:
+    """All at once: of thousands of short answers every call to NumPy counts. Their arrays are views of common ones."""
+    for request in requests:
+        if request.error is not None:
+            raise request.error
+    values, forced = logprob_arrays(requests)
+    sizes = np.array([(len(request.ids), len(request.tokens)) for request in requests]).reshape(-1, 2)
+    answer = np.repeat(np.tile([False, True], len(requests)), sizes.ravel())  # of a prompt, an answer, a prompt …
+    ids, trained, logprob = np.empty(len(answer), np.int32), answer.copy(), np.zeros(len(answer), np.float32)
+    lists = {id(request.ids): request.ids for request in requests}  # siblings have one
+    prompts = {key: np.array(prompt, np.int32) for key, prompt in lists.items()}
+    ids[~answer] = np.concatenate([prompts[id(request.ids)] for request in requests])
+    ids[answer] = np.fromiter(chain.from_iterable(request.tokens for request in requests), np.int32)
+    trained[answer] = ~forced
+    logprob[trained] = values[~forced]
+    put_in = np.concatenate([[0], np.cumsum(answer & ~trained)])
+    found, start = [], 0
+    for request, thinks, end in zip(requests, thinking, sizes.sum(1).cumsum().tolist(), strict=True):
+        span, start = slice(start, end), end
+        routes = _routes(request) if request.keep_routes else None
+        sample = TokenSample(ids[span], trained[span], {"logprob": logprob[span]}, routes)
+        count = int(put_in[end] - put_in[span.start])
+        found.append(Rollout(sample, tuple(request.tokens), count, str(request.finish_reason), thinks))
+    return found
 
 
 def _routes(request: Request) -> np.ndarray:
