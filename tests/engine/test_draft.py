@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from qwen3.engine import Engine, Request, SamplingParams
 from qwen3.engine.draft import DraftModel, kv_bytes_per_block

@@ -173,6 +173,8 @@ def test_samples_are_queued_together_or_not_at_all(run: Any, model: Any, tokeniz
     engine = Engine(model, tokenizer, max_queue=3)
     with pytest.raises(UsageError, match="same prompt"):
         engine.add_samples([run.make([1], GREEDY), run.make([2], GREEDY)])
+    with pytest.raises(UsageError, match="not loaded"):  # a sibling is looked at where it asks for something else
+        engine.add_samples([run.make([1], GREEDY), replace(run.make([1], GREEDY), adapter="none")])
     with pytest.raises(QueueFullError, match="max_queue=3"):
         engine.add_samples([run.make([1, 2], GREEDY, index=i) for i in range(4)])
     assert not engine.has_work

@@ -68,6 +68,24 @@ def test_a_block_arrives_every_sixteen_tokens() -> None:
     assert when == [1, 8, 24, 40, 56, 72, 88]
 
 
+def test_where_blocks_abound_they_come_together() -> None:
+    """Rows that need a block on different days get it in one step of eight, nobody later than it is needed (the world
+    looks) and nobody more of them; where few are left, each on its day."""
+    for blocks in (300, 35):
+        world, news = World(blocks=blocks, rows=8, budget=256), {}
+        for i in range(8):
+            world.add(prompt(10 + i, 100 * i), outputs=60 - i)
+        for _ in range(70):
+            if plan := world.step():
+                news[world.scheduler.step] = len(plan.new_blocks)
+        days = {step for step, count in news.items() if count and step > 2}
+        if blocks == 300:
+            assert all(step % 8 == 0 for step in days)
+            assert sum(news.values()) == 8 * 5  # 69 tokens each
+        else:
+            assert days >= set(range(49, 57))
+
+
 def test_bad_additions() -> None:
     scheduler = Scheduler(BlockPool(5), max_rows=2, token_budget=32)
     with pytest.raises(UsageError, match=r"65 tokens \(5 blocks of 16\).*holds 64 \(4 blocks\)"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import chain
 from typing import Any
 
@@ -9,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from qwen3.chat import encode
+from qwen3.chat import ThinkingPolicy, TokenStream, encode
 from qwen3.chat.stream import EARLY_STOP
 from qwen3.engine.engine import Engine
+from qwen3.engine.machine import Machine
 from qwen3.engine.params import SamplingParams
+from qwen3.engine.recording import HEAR
 from qwen3.engine.request import Request
+from qwen3.engine.sampler import TokenLogprob
 from qwen3.errors import UsageError
 from qwen3.tokenizer import Tokenizer
-from qwen3.train.rollout import Prompt, Rollout, rollouts
+from qwen3.train.rollout import Prompt, Rollout, _finished, _requests, rollouts
+from tests.engine import overlapped as late
 from tests.engine.overlapped import overlapped
 from tests.fixtures import random_model, tiny_config
 
@@ -143,3 +148,68 @@ def test_what_ended_unheard_has_ended_after_an_interrupt() -> None:
     for request in requests:
         assert request.finish_reason in ("stop", "length")
         assert len(request.logprobs) == len(request.output) <= 3
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_ends_are_heard_without_waiting(crowded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the host looks at was there steps ago; where others wait for the slot it is the newest there is."""
+    made = overlapped(engine().model, TOK, max_len=128, invariant=True, max_batch=2 if crowded else 8)
+    ages: list[int] = []
+
+    class Picked(late._Picked):
+        def __init__(self, out: torch.Tensor, count: int) -> None:
+            super().__init__(out, count)
+            self.made = made.steps
+
+        def ended(self) -> list[tuple[int, int]]:
+            if made._flight is not None:  # else nobody can say it again
+                ages.append(made.steps - self.made)
+            return super().ended()
+
+    monkeypatch.setattr(late, "_Picked", Picked)
+    found = rollouts(made, [prompt("a"), prompt("b", thinking=True)], 2, "s", max_tokens=70)
+    expected = rollouts(engine(), [prompt("a"), prompt("b", thinking=True)], 2, "s", max_tokens=70)
+    assert [one.output for one in chain(*found)] == [one.output for one in chain(*expected)]
+    assert ages
+    assert min(ages) == (1 if crowded else HEAR // 2 + 1)
+
+
+def test_rules_are_shared_by_prompts_that_end_alike() -> None:
+    """They are those of a stream over the whole prompt, whatever came before its last turn."""
+    rng, made, machines = random.Random(), engine(max_len=512, blocks=40), dict[Any, Machine]()
+    tags = ["<think>", "</think>", "<|im_end|>", "<|im_start|>", "\n", "\n\n", "a", ".", "<tool_call>"]
+    for _ in range(200):
+        ids = TOK.encode("".join(rng.choices(tags, k=rng.randint(1, 9))))
+        thinking, budget = rng.random() < 0.5, 7
+        policy = ThinkingPolicy(mode="on", budget=budget, loop_guard=False) if thinking else None
+        rules = TokenStream(TOK, ids, policy, include_tools=False, forbid_think=False)
+        requests = _requests(made, Prompt(ids, thinking), 2, 20, budget, 1, False, "t", machines)
+        assert requests[0].machine == requests[1].machine == Machine.of(rules, requests[0].params, 20)
+    assert len(machines) < 200
+
+
+def test_arrays_are_those_made_one_by_one() -> None:
+    rng = np.random.default_rng()
+    params = SamplingParams(max_tokens=9, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=1, logprobs=0)
+    for kept in (True, False):  # by the device; as the host heard them
+        requests = []
+        for _ in range(5):
+            ids = rng.integers(0, 600, rng.integers(1, 6)).tolist()
+            for _ in range(3):
+                one = Request(ids, params)
+                one.tokens, one.finish_reason = rng.integers(0, 600, rng.integers(1, 9)).tolist(), "stop"
+                values, forced = -rng.random(len(one.tokens), np.float32), rng.random(len(one.tokens)) < 0.3
+                one.kept = np.where(forced, -values, values) if kept else None
+                told = zip(one.tokens, values.tolist(), forced.tolist(), strict=True)
+                one._entries = [] if kept else [TokenLogprob(t, v, [], f) for t, v, f in told]
+                requests.append(one)
+        for request, found in zip(requests, _finished(requests, [True] * 15), strict=True):
+            read, entries = len(request.ids), request.logprobs
+            forced = [False] * read + [entry.forced for entry in entries]
+            assert found.sample.ids.tolist() == request.ids + request.tokens
+            assert found.sample.trained.tolist() == [i >= read and not f for i, f in enumerate(forced)]
+            expected = [0.0] * read + [0.0 if entry.forced else entry.logprob for entry in entries]
+            assert found.sample.streams["logprob"].tolist() == expected
+            assert found.sample.streams["logprob"].dtype == np.float32
+            assert (found.output, found.forced) == (tuple(request.tokens), sum(forced))
+    assert _finished([], []) == rollouts(engine(), [], 2, "s", max_tokens=4) == []

@@ -24,7 +24,8 @@ Contract with the engine:
   has brought the rest or `finish` ended it.
 
 A step without arrivals costs nothing per row: the decode list stays the same object, `total` and `computed` of its rows
-follow from the number of the step, and a calendar by step knows who needs a block or is at `max_total`.
+follow from the number of the step, and a calendar by step knows who needs a block or is at `max_total`. Where blocks
+abound they are handed out in one step of eight, up to seven steps sooner than needed: what brings any costs the device.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from qwen3.engine.blocks import BlockPool, Node
 from qwen3.errors import QueueFullError, UsageError
 
 _rank = attrgetter("priority", "arrival")
-_TOGETHER = 8  # steps: where blocks abound, rows get them in one of so many
+_TOGETHER = 8  # steps
 
 
 class Status(Enum):
@@ -192,8 +193,7 @@ class Scheduler:
         self._prefill: list[Sequence] = []
         self._decode: list[Sequence] = []
         self._joined: list[Sequence] = []  # decode from the next plan on
-        self._abounds = False  # there are many blocks that hold nothing
-        self._left = False  # somebody in these two does not decode any more
+        self._left = self._abounds = False  # somebody in these two does not decode any more; many blocks hold nothing
         self._calendar: defaultdict[int, list[Sequence]] = defaultdict(list)  # by step; an entry counts if it is .due
         self._proposals: list[Sequence] = []
         self._draft = Plan()  # the next plan, as far as it is known
@@ -294,8 +294,7 @@ class Scheduler:
         if seq.status is not Status.DECODE and seq.status is not Status.PREFILL:
             return
         self._stop(seq)
-        seq.preemptions += 1
-        seq.resumed, seq.needed = False, 0
+        seq.preemptions, seq.resumed, seq.needed = seq.preemptions + 1, False, 0
         self._draft.preempted.append(seq)
         self._draft.new_blocks = [entry for entry in self._draft.new_blocks if entry[0] != seq.slot]
         older = list(takewhile(lambda arrival: arrival < seq.arrival, seq.share.queue))
@@ -340,8 +339,7 @@ class Scheduler:
 
     def plan(self) -> Plan | None:
         """The next step, which from now on counts as launched. None: nothing to do before something is said."""
-        plan, now = self._draft, self.step + 1
-        self._abounds = self.pool.free > 2 * len(self.running)
+        plan, now, self._abounds = self._draft, self.step + 1, self.pool.free > 2 * len(self.running)
         for seq in self._calendar.pop(now, ()):
             if seq.due == now:
                 self._turn_page(seq)
@@ -413,8 +411,7 @@ class Scheduler:
             if len(queued) > 1:
                 queued.sort(key=lambda s: (s.priority, s.served(self.step), next(iter(s.queue))))
             seq = next(iter(queued[0].queue.values()))
-            late = seq.lagging or seq in self._draft.preempted
-            if late or not (self._fits(seq) or self._push_out(seq)):
+            if seq.lagging or seq in self._draft.preempted or not (self._fits(seq) or self._push_out(seq)):
                 return
             del self.waiting[seq.arrival], seq.share.queue[seq.arrival]
             seq.slot, seq.status = self._slots.pop(), Status.PREFILL
@@ -427,10 +424,10 @@ class Scheduler:
     def _fits(self, seq: Sequence) -> bool:
         """True: there is room, and it holds what the cache has of it. Refused, it looks again when there is as much as
         it lacked, or in the next plan but 15."""
-        spare = self.pool.available - len(self.running)
+        before = self.pool.available
+        spare = before - len(self.running)
         if not self._slots or (spare < seq.needed and self.step % 16):
             return False
-        before = self.pool.available
         self._look_up(seq)
         whole = min(self._blocks(seq.frozen_total) + 1, self._blocks(seq.max_total - 1))
         seq.needed = before - self.pool.available + whole - len(seq.blocks)
@@ -479,11 +476,11 @@ class Scheduler:
 
     def _feed(self) -> None:
         """First rows that resume, then by priority, then the tenant served least: long prompts take turns."""
-        self._prefill.sort(key=attrgetter("arrival"))  # the usual case, quickly
+        self._prefill.sort(key=attrgetter("arrival"))
         if len(self._shares) > 1 or any(s.resumed for s in self._prefill):
             self._prefill.sort(key=lambda s: (not s.resumed, s.priority, s.share.served(self.step)))
-        tokens = self.token_budget - len(self._decode) - sum(c.size for c in self._draft.chunks)
-        tokens = min(tokens, self.chunk_tokens)
+        given = len(self._decode) + sum(c.size for c in self._draft.chunks)
+        tokens = min(self.token_budget - given, self.chunk_tokens)
         work = self.work_budget if self._decode or self._draft.chunks or self._prefill[0].resumed else inf
         first = True
         for seq in self._prefill:

@@ -142,8 +142,10 @@ def _finished(requests: Sequence[Request], thinking: Sequence[bool]) -> list[Rol
     for request in requests:
         if request.error is not None:
             raise request.error
+    if not requests:
+        return []
     values, forced = logprob_arrays(requests)
-    sizes = np.array([(len(request.ids), len(request.tokens)) for request in requests]).reshape(-1, 2)
+    sizes = np.array([(len(request.ids), len(request.tokens)) for request in requests])
     answer = np.repeat(np.tile([False, True], len(requests)), sizes.ravel())  # of a prompt, an answer, a prompt …
     ids, trained, logprob = np.empty(len(answer), np.int32), answer.copy(), np.zeros(len(answer), np.float32)
     lists = {id(request.ids): request.ids for request in requests}  # siblings have one
