@@ -213,8 +213,8 @@ class Engine(Adapting):
 
     def add_samples(self, requests: Sequence[Request]) -> list[int]:
         """Queue samples of one prompt, which is computed once; their ids, in order. All are queued or none."""
-        first = requests[0]
         for request in requests:
+            first = requests[0]
             if request.ids is not first.ids and request.ids != first.ids:
                 raise UsageError("add_samples: all requests must have the same prompt ids")
             if request is not first and request.alike(first) and not first.warnings:

@@ -142,6 +142,7 @@ def _finished(requests: Sequence[Request], thinking: Sequence[bool]) -> list[Rol
     for request in requests:
         if request.error is not None:
             raise request.error
+        assert request.finish_reason is not None
     if not requests:
         return []
     values, forced = logprob_arrays(requests)
