@@ -157,8 +157,8 @@ class Timed(Run):
 
     @property
     def complete(self) -> bool:
-        last = self.lines[-1] if self.lines else {}
-        return last.get("device_seconds", 0) >= self.budget or last.get("accuracy", -1) >= self.reached
+        spent = self.lines[-1].get("device_seconds", 0) if self.lines else 0
+        return spent >= self.budget or any(line.get("accuracy", -1) >= self.reached for line in self.lines)
 
     @property
     def over(self) -> bool:

@@ -90,3 +90,12 @@ def test_the_page_lists_recipes_as_they_are_and_files_that_are_there(monkeypatch
         assert (PAGE.parent / link).exists(), link
     with pytest.raises(ValueError, match="must have the lines"):
         made("# nothing")
+
+
+def test_the_pictures_are_what_the_files_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CHECKOUT / "tools"))
+    plot = pytest.importorskip("plot_training")
+    drawn = dict(plot.pictures())
+    assert set(re.findall(r"images/(training-[a-z-]+\.svg)", PAGE.read_text(encoding="utf-8"))) == set(drawn)
+    for name, text in drawn.items():
+        assert (plot.IMAGES / name).read_text(encoding="utf-8") == text, "run tools/plot_training.py"
