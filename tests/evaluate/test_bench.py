@@ -144,9 +144,12 @@ class FakeEngine:
     def __init__(self, clock: Clock, step: float = 0.01, warm: float = 0.0, chunk: int = 4096) -> None:
         self.clock, self.step, self.warm, self.chunk = clock, step, warm, chunk
         self.live: list[Any] = []
+        self.left: dict[int, int] = {}  # tokens of a request's prompt
+        self.made: dict[int, list[int]] = {}
 
     def add(self, request: Any) -> None:
-        request.id, request.left, request.made = id(request), len(request.ids), []
+        request.id = id(request)
+        self.left[request.id], self.made[request.id] = len(request.ids), []
         self.live.append(request)
 
     @property
@@ -159,13 +162,13 @@ class FakeEngine:
     def advance(self) -> None:
         budget, fed = self.chunk, 0
         for request in self.live:
-            part = min(budget, request.left)
-            request.left, budget, fed = request.left - part, budget - part, fed + part
-            if not request.left:
-                request.made.append(7)
+            part = min(budget, self.left[request.id])
+            self.left[request.id], budget, fed = self.left[request.id] - part, budget - part, fed + part
+            if not self.left[request.id]:
+                self.made[request.id].append(7)
         self.clock.now += self.step * (10 if self.clock.now < self.warm else 1) + fed / 1024e3
-        for request in [r for r in self.live if len(r.made) == r.params.max_tokens]:
-            request.tokens[:], request.finish_reason = request.made, "length"
+        for request in [r for r in self.live if len(self.made[r.id]) == r.params.max_tokens]:
+            request.tokens[:], request.finish_reason = self.made[request.id], "length"
             self.live.remove(request)
 
 
