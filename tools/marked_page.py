@@ -16,8 +16,8 @@ def between(page: Path, text: str, begin: str, end: str, lines: Iterable[str]) -
 
 
 def renew(page: Path, root: Path, new: str, check: bool) -> int:
-    """Writes the page if it is not `new`; check: says so instead, and returns 1."""
-    if new == page.read_text(encoding="utf-8"):
+    """Writes the page, or picture, if it is not `new`; check: says so instead, and returns 1."""
+    if page.exists() and new == page.read_text(encoding="utf-8"):
         return 0
     if check:
         print(f"stale: {page.relative_to(root)}")

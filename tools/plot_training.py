@@ -17,6 +17,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+from marked_page import renew  # noqa: E402 (the path is set above)
+
 from qwen3.charts import Series, chart  # noqa: E402 (the path is set above)
 
 IMAGES = ROOT / "docs/images"
@@ -74,16 +76,8 @@ def pictures() -> Iterator[tuple[str, str]]:
 def main() -> int:
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     options.add_argument("--check", action="store_true")
-    check, stale = options.parse_args().check, 0
-    for name, text in pictures():
-        path = IMAGES / name
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            continue
-        print(f"{'stale' if check else 'written'}: {path.relative_to(ROOT)}")
-        stale += 1
-        if not check:
-            path.write_text(text, encoding="utf-8")
-    return int(check and stale > 0)
+    check = options.parse_args().check
+    return max([renew(IMAGES / name, ROOT, text, check) for name, text in pictures()])
 
 
 if __name__ == "__main__":

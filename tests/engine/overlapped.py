@@ -40,8 +40,7 @@ class InterpretedPicker(DevicePicker):
         return _Picked(out, len(samples))
 
     def fetch(self, items: Sequence[Sample], picked: Any) -> Any:
-        most = max(item.row.total - len(item.request.ids) for item in items)
-        return self.sampler.snapshots([item.row.slot for item in items], most)
+        return super().fetch(items, None)
 
 
 class _NoGraphs:

@@ -184,13 +184,10 @@ class TokenStream:
 
     def _first_state(self, prompt_ids: Sequence[int]) -> tuple[str, Sequence[int] | None]:
         """(state, ids after the tag it was read off); looks back to the turn's beginning."""
-        control = self._control
-        states = {control.think: "thinking", control.end_think: "answer"}
-        for i in range(len(prompt_ids) - 1, -1, -1):
+        states = {self._control.think: "thinking", self._control.end_think: "answer"}
+        for i in range(len(prompt_ids) - 1, turn_start(prompt_ids, self.tokenizer) - 1, -1):
             if state := states.get(prompt_ids[i]):
                 return state, prompt_ids[i + 1 :]
-            if prompt_ids[i] in (control.im_start, control.im_end, control.endoftext):
-                break
         return "start", None
 
     def fresh(self, **changes: Any) -> TokenStream:
@@ -444,3 +441,10 @@ class TokenStream:
         matched = self._matched if self._writer.matched is None else self._writer.matched
         events.append(Finish(reason, usage, self.report(), tuple(self._writer.warnings), matched))
         return events
+
+
+def turn_start(ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Where the last turn of a prompt begins: what is before it decides nothing of a stream."""
+    control = tokenizer.control
+    marks = (control.im_start, control.im_end, control.endoftext)
+    return next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in marks), 0)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from qwen3.chat import Message, ThinkingPolicy, TokenStream, parse
+from qwen3.chat.stream import turn_start
 from qwen3.engine.engine import Engine
 from qwen3.engine.machine import Machine
 from qwen3.engine.params import SamplingParams
@@ -123,14 +124,12 @@ def _requests(
     )
     requests = [Request(ids, params, index=i, tenant=tenant, keep_routes=routes) for i in range(samples)]
     engine.check(requests[0])
-    control = engine.tokenizer.control
-    ends = (control.im_start, control.im_end, control.endoftext)
-    turn = next((i for i in reversed(range(len(ids))) if ids[i] in ends), 0)  # what is before it decides nothing
-    key = (prompt.thinking, requests[0].max_tokens, *ids[turn:])
+    turn = ids[turn_start(ids, engine.tokenizer) :]
+    key = (prompt.thinking, requests[0].max_tokens, *turn)
     if key not in machines:
         thinking = ThinkingPolicy(mode="on", budget=budget, loop_guard=False) if prompt.thinking else None
         # Nothing may be banned: what is sampled from must be what the log-probabilities are of.
-        rules = TokenStream(engine.tokenizer, ids[turn:], thinking, include_tools=False, forbid_think=False)
+        rules = TokenStream(engine.tokenizer, turn, thinking, include_tools=False, forbid_think=False)
         machines[key] = Machine.of(rules, params, requests[0].max_tokens)  # each gets a copy when it is queued
     for request in requests:
         request.machine = machines[key]
