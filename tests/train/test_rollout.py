@@ -155,6 +155,15 @@ def test_ends_are_heard_without_waiting(crowded: bool, monkeypatch: pytest.Monke
     """What the host looks at was there steps ago; where others wait for the slot it is the newest there is."""
     made = overlapped(engine().model, TOK, max_len=128, invariant=True, max_batch=2 if crowded else 8)
     ages: list[int] = []
+    fetched: list[int] = []
+    fetch = made.picker.fetch
+
+    def spy(items: Any, picked: Any) -> Any:
+        if made._flight is not None:
+            fetched.append(made.steps - picked.made)
+        return fetch(items, picked)
+
+    monkeypatch.setattr(made.picker, "fetch", spy)
 
     class Picked(late._Picked):
         def __init__(self, out: torch.Tensor, count: int) -> None:
@@ -167,11 +176,18 @@ def test_ends_are_heard_without_waiting(crowded: bool, monkeypatch: pytest.Monke
             return super().ended()
 
     monkeypatch.setattr(late, "_Picked", Picked)
-    found = rollouts(made, [prompt("a"), prompt("b", thinking=True)], 2, "s", max_tokens=70)
-    expected = rollouts(engine(), [prompt("a"), prompt("b", thinking=True)], 2, "s", max_tokens=70)
-    assert [one.output for one in chain(*found)] == [one.output for one in chain(*expected)]
+    stops = tuple(range(0, 500, 8))  # ends that nobody knows of before
+    params = SamplingParams(max_tokens=60, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=1, stop_token_ids=stops)
+    found, expected = ([Request(list(prompt("a").ids), params, index=i) for i in range(8)] for _ in range(2))
+    for one, requests in ((made, found), (engine(), expected)):
+        for request in requests:
+            one.add(request)
+        while one.has_work:
+            one.advance()
+    assert [request.output for request in found] == [request.output for request in expected]
     assert ages
-    assert min(ages) == (1 if crowded else HEAR // 2 + 1)
+    assert fetched  # what they said waits for the same step, not for the newest
+    assert min(ages) == min(fetched) == (1 if crowded else HEAR // 2 + 1)
 
 
 def test_rules_are_shared_by_prompts_that_end_alike() -> None:

@@ -50,7 +50,7 @@ class Recorder(ABC):
     vocab_size: int
     overlap: bool  # the host is a step behind
     _flight: Flight | None  # the step that is under way
-    _told: Flight | None = None  # one of the last few: see `_heard`
+    _told: Flight | None = None  # one of the last few: see `_hear`
     steps: int  # how many there were
     _ended: list[Sample]  # since the last step
     _observed: dict[int, Sample]  # of those that live, those that the host follows
@@ -89,10 +89,7 @@ class Recorder(ABC):
             entries = {i: (entry, logits[i : i + 1]) for i, entry in zip(places, found, strict=True)}
         followed: Sequence[int] = flight.followed
         if self.overlap:
-            ended = self._heard(flight)
-            self._know([item for item, _ in ended], flight.picked)
-            for item, code in ended:
-                self._end_blind(item, code)
+            self._hear(flight)
         else:
             followed = range(len(samples))
         if followed:
@@ -109,11 +106,11 @@ class Recorder(ABC):
             there = (*samples, *(item for item, _, _ in verified))
             self.picker.advance([item for item in there if not item.request.done])
 
-    def _heard(self, flight: Flight) -> list[tuple[Sample, int]]:
-        """Samples that the host does not follow and of whose end it hears now, with their codes. Every few steps of
-        all: another plan, its slots and a look at the device are paid once for several; and, if nobody waits for their
-        slots, as they stood some steps ago, which need not be waited for. Else of those that are not in the next step,
-        which says it again of the others."""
+    def _hear(self, flight: Flight) -> None:
+        """End samples that the host does not follow and of whose end it hears now. Every few steps of all: another
+        plan, its slots and a look at the device are paid once for several; and, if nobody waits for their slots, as
+        they stood some steps ago, which need not be waited for. Else of those that are not in the next step, which says
+        it again of the others."""
         after, among = self._flight, None
         if after is not None and not flight.followed:
             gone = set() if after.samples is flight.samples else set(flight.samples).difference(after.samples)
@@ -122,11 +119,14 @@ class Recorder(ABC):
             if self.steps % HEAR:
                 among = {item for item in gone if not item.request.done}
                 if not among:
-                    return []
+                    return
             elif self._told is not None and not (gone or self.scheduler.waiting):
                 flight = self._told
         told = ((flight.samples[i], code) for i, code in flight.picked.ended())
-        return [(s, c) for s, c in told if not (s.observed or s.request.done) and (among is None or s in among)]
+        ended = [(s, c) for s, c in told if not (s.observed or s.request.done) and (among is None or s in among)]
+        self._know([item for item, _ in ended], flight.picked)
+        for item, code in ended:
+            self._end_blind(item, code)
 
     def _verify(self, drafted: Drafted) -> int:
         """Record a sample's own tokens for as long as they are those that were drafted, and the first that is not. How

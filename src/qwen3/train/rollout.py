@@ -58,6 +58,21 @@ class Rollout:
         return found
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's garbage collector: thousands of samples, none of them garbage, would be looked at again and
+    again, for a quarter of the time. Around a whole function, so that what it made is gone when garbage is looked for
+    again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_uncollected()
 def rollouts(
     engine: Engine,
     prompts: Sequence[Prompt],
@@ -78,31 +93,17 @@ def rollouts(
     """
     groups: list[list[Request]] = []
     machines: dict[Hashable, Machine] = {}
-    with _uncollected():
-        for number, prompt in enumerate(prompts):
-            noise = random.Random(f"{seed}/{number}").getrandbits(53)
-            groups.append(_requests(engine, prompt, samples, max_tokens, budget, noise, routes, tenant, machines))
-            if groups[-1][0].warnings:
-                raise UsageError(f"prompt {number} of {len(prompt.ids):,} tokens: {groups[-1][0].warnings[0]}")
-        for group in groups:
-            engine.add_samples(group)
-        while engine.has_work:
-            engine.advance()
-        found = iter(_finished(list(chain(*groups)), [prompt.thinking for prompt in prompts for _ in range(samples)]))
-        return [list(islice(found, samples)) for _ in prompts]
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without Python's garbage collector: thousands of samples, none of them garbage, would be looked at again and
-    again, for a quarter of the time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
+    for number, prompt in enumerate(prompts):
+        noise = random.Random(f"{seed}/{number}").getrandbits(53)
+        groups.append(_requests(engine, prompt, samples, max_tokens, budget, noise, routes, tenant, machines))
+        if groups[-1][0].warnings:
+            raise UsageError(f"prompt {number} of {len(prompt.ids):,} tokens: {groups[-1][0].warnings[0]}")
+    for group in groups:
+        engine.add_samples(group)
+    while engine.has_work:
+        engine.advance()
+    found = iter(_finished(list(chain(*groups)), [prompt.thinking for prompt in prompts for _ in range(samples)]))
+    return [list(islice(found, samples)) for _ in prompts]
 
 
 def _requests(
