@@ -9,6 +9,7 @@ import pytest
 from qwen3.chat import Message, ToolCall, parse, render
 from qwen3.chat.tool_calls import parse_tool_call
 from qwen3.errors import UsageError
+from qwen3.tokenizer import Detokenizer
 from tests.chat.random_chat import text
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
@@ -120,3 +121,15 @@ def test_wrong_type():
     for bad in (5, b"x", {"role": "assistant"}, None):
         with pytest.raises(UsageError, match="parse: give text or token ids"):
             parse(bad)
+
+
+def test_bytes_that_are_no_characters_read_as_in_a_stream(tok):
+    """Whatever ids come: text up to the first end, special tokens left out, unfinished characters held back."""
+    rng, specials = random.Random(), sorted(tok.special_ids.difference(tok.eos_ids))
+    plain = [i for i in range(3000) if i not in tok.special_ids]
+    for _ in range(300):
+        ids = [rng.choice(specials) if rng.random() < 0.1 else rng.choice(plain) for _ in range(rng.randint(0, 30))]
+        one_by_one = Detokenizer(tok)
+        expected = "".join(one_by_one.push(id) for id in ids if id not in tok.special_ids)
+        found = parse([*ids, rng.choice([*tok.eos_ids]), *plain[:3], *tok.eos_ids], tok)
+        assert (found.content.rstrip("\n"), found.reasoning_content) == (expected.rstrip("\n"), "")

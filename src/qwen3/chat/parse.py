@@ -35,19 +35,15 @@ def parse(turn: str | Iterable[int], tokenizer: Tokenizer | None = None) -> Mess
     tok = tokenizer or default_tokenizer()
     control = tok.control
     tags = {control.think, control.end_think, control.tool_call, control.end_tool_call}
-    ids: list[int] = []
-    for id in turn:
-        if id in tok.eos_ids:
-            break
-        ids.append(id)
+    ids, special = list(turn), tok.special_ids
+    ids = ids[: min((ids.index(end) for end in tok.eos_ids if end in ids), default=len(ids))]
     segments: list[tuple[str, bool]] = []
     for is_tag, group in groupby(ids, tags.__contains__):
         if is_tag:
             segments += [(tok.decode([id]), True) for id in group]
         else:
             # As in a stream, an unfinished character at the end of a segment is left out.
-            push = Detokenizer(tok).push
-            segments.append(("".join(push(id) for id in group if id not in tok.special_ids), False))
+            segments.append((Detokenizer(tok).push_all([id for id in group if id not in special]), False))
     return _build(segments)
 
 

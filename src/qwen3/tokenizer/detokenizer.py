@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ class Detokenizer:
     def push(self, id: int) -> str:
         """The text that `id` completes; may be empty."""
         return self._decoder.decode(self._bytes_of(id))
+
+    def push_all(self, ids: Iterable[int]) -> str:
+        """What pushing them one by one returns, joined."""
+        return self._decoder.decode(b"".join(map(self._bytes_of, ids)))
 
     def flush(self) -> str:
         """End of the text: what was held back, as U+FFFD, or nothing. The detokenizer can then be used afresh."""

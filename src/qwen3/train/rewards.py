@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,14 @@ def scripts(text: str) -> Counter[str]:
     found: Counter[str] = Counter()
     for letter, count in Counter(text).items():
         if letter.isalpha():
-            name = unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0]
-            found["CJK" if name in ("HIRAGANA", "KATAKANA") else name] += count
+            found[_script(letter)] += count
     return found
+
+
+@cache
+def _script(letter: str) -> str:
+    name = unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0]
+    return "CJK" if name in ("HIRAGANA", "KATAKANA") else name
 
 
 def one_language(answer: Answer) -> float:
