@@ -360,6 +360,7 @@ def measure(
         "start s": start, "GB": last._known.get("memory", 0.0), "loss": first, "loss later": last["loss"],
     }  # fmt: skip
     row |= phases(trainer, groups[0][0], per_update)
+    print(json.dumps(row), flush=True)  # a call that is cut off keeps what it has measured
     if DEVICE.type == "cuda" and OPTIONS["profile"]:
         profile(update, label)
     return row
