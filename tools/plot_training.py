@@ -54,14 +54,14 @@ def rl(key: str, title: str, y_label: str) -> str:
 
 
 def distill() -> str:
-    found, names = read("2026-11-22-distill-vs-rl-cpu")["curves"], {"opd": "distillation", "rl": "rewards"}
+    found, names = read("2026-11-23-distill-vs-rl-5m-h100")["curves"], {"opd": "distillation", "rl": "rewards"}
     lines = [
         Series(name, colour, [(p["seconds"], 100 * p["mean"]) for p in found[method]],
                [(p["seconds"], 100 * p["low"], 100 * p["high"]) for p in found[method]])
         for colour, (method, name) in zip(COLOURS, names.items(), strict=False)
     ]  # fmt: skip
-    title = "From one student: on-policy distillation and rewards, tiny models"
-    return chart(title, "seconds of a CPU", "% right, mean of three seeds", lines, "linear")
+    title = "From one student of 5M: on-policy distillation and rewards"
+    return chart(title, "seconds of an H100", "% right, mean of three seeds", lines, "linear")
 
 
 def pictures() -> Iterator[tuple[str, str]]:
