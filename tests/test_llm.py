@@ -285,7 +285,7 @@ def test_control_strings_in_messages_stay_text(llm: LLM) -> None:
 
 
 def test_tools_are_rendered_and_parsed(llm: LLM) -> None:
-    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
     with_tools = llm.chat("Hi", tools=[tool], sampling=SHORT)
     assert '"name": "add"' in llm.tokenizer.decode(with_tools.prompt_ids)
     assert same(llm.chat("Hi", tools=[tool], tool_choice="none", sampling=SHORT), llm.chat("Hi", sampling=SHORT))

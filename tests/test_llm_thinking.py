@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -20,6 +21,7 @@ from qwen3.asking import Form
 from qwen3.chat import Finish, ReasoningDelta, TextDelta, ToolCallDelta, fold
 from qwen3.chat.next_turn import next_turn_ids
 from qwen3.chat.stream import EARLY_STOP
+from qwen3.engine.constraint import Constraint
 from qwen3.engine.trial import WINDOW, Trial
 from qwen3.errors import ModelNotFoundError, UsageError
 from tests.fixtures import random_checkpoint, random_model, tiny_config, tiny_tokenizer
@@ -184,9 +186,37 @@ def test_contradictions_are_named_before_anything_runs(llm: LLM, given: dict[str
     assert not llm.engine.has_work
 
 
+def test_calls_of_the_models_choice_are_held_to_their_form(llm: LLM) -> None:
+    eager = SamplingParams(seed=5, max_tokens=400, logit_bias={llm.tokenizer.control.tool_call: 30.0})
+    for policy in POLICIES:
+        result = llm.chat("Count", policy, eager, tools=TOOLS)
+        assert result.tool_calls
+        for call in result.tool_calls:
+            assert call.name in ("add", "take_away")
+            assert json.loads(call.arguments)["a"] in (1, 2, 3)
+
+
+def test_what_cannot_be_enforced_of_tools_is_said_and_the_model_may_call_them(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = SamplingParams(seed=5, max_tokens=5)
+    odd = {"name": "f", "parameters": {"properties": {"a": {"nullable": True}}}}
+    (warning,) = llm.chat("Count", sampling=short, tools=[odd]).warnings
+    assert warning.startswith(
+        "tools[0].parameters.properties.a.nullable is not supported in structured output; the arg"
+    )
+    (warning,) = llm.chat("Count", sampling=short, tools=[odd, odd], parallel_tool_calls=False).warnings
+    assert warning == "tools[1].name 'f' is given twice; calls may have any form"
+    monkeypatch.setattr(Constraint, "matcher", Mock(side_effect=UsageError("tools: too large")))
+    (warning,) = llm.chat("Count", sampling=short, tools=TOOLS).warnings
+    assert warning == "tools: too large; calls may have any form"
+    with pytest.raises(UsageError, match=r"^tools: too large"):
+        llm.chat("Count", sampling=short, tools=TOOLS, tool_choice="required")
+
+
 def test_tool_choices_that_bind_nothing() -> None:
     assert Form.of() == Form.of(tool_choice="auto") == Form.of(tools=[], tool_choice="none") == Form()
-    assert Form.of(tools=TOOLS) == Form(TOOLS)
+    assert Form.of(tools=TOOLS) == Form(TOOLS, Constraint.text_then_calls(TOOLS))
     assert Form.of(tools=TOOLS, tool_choice="none") == Form()
 
 

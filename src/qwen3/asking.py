@@ -16,7 +16,7 @@ from qwen3.chat.messages import plain
 from qwen3.chat.next_turn import next_turn_ids
 from qwen3.chat.stream import EARLY_STOP
 from qwen3.config import ModelConfig
-from qwen3.engine.constraint import Constraint
+from qwen3.engine.constraint import Constraint, Matcher
 from qwen3.engine.params import SamplingParams
 from qwen3.engine.request import Request
 from qwen3.engine.trial import THRESHOLD, Trial
@@ -24,16 +24,18 @@ from qwen3.errors import UsageError
 from qwen3.family import Mode
 from qwen3.tokenizer import Tokenizer
 
+_FREE = "calls may have any form"
 _ADVICE = "temperature 0 while thinking: Qwen advises against it, the model may repeat itself without end"
 
 
 @dataclass(frozen=True)
 class Form:
     """What answers may look like, whatever the question. tools: those the prompt names. constraint: what the answer
-    must match; None: free text, and calls where there are tools."""
+    must match; None: free text. notes: what of it cannot be enforced."""
 
     tools: Sequence[Any] | None = None
     constraint: Constraint | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -72,7 +74,11 @@ class Form:
             return cls(tools, Constraint.tools_or(schema, tools, parallel))
         if shape:
             raise UsageError(f"{shape} does not go with tools the model may call: use tool_choice 'none', or a schema")
-        return cls(tools, None if parallel else Constraint.text_or_call(tools))
+        try:
+            constraint = Constraint.text_then_calls(tools, parallel)
+        except UsageError as error:  # the model may call them all the same
+            return cls(tools, None, (f"{error}; {_FREE}",))
+        return cls(tools, constraint, constraint.notes)
 
 
 def _choice(value: Any) -> str:
@@ -218,7 +224,7 @@ class Asking:
                     ignore_eos=params.ignore_eos,
                     min_tokens=params.min_tokens,
                     include_tools=include_tools or bool(form.tools),
-                    matcher=form.constraint.matcher(self.tokenizer) if form.constraint else None,
+                    matcher=matcher,
                     source=source,
                     split=split,
                 ),
@@ -229,8 +235,20 @@ class Asking:
                 trial=Trial(THRESHOLD if policy.threshold is None else policy.threshold) if trial else None,
                 thinking=replace(policy, mode="on", threshold=None) if trial else None,
             )
-            for index in range(params.n)
+            for index, matcher in enumerate(self._matchers(form, params.n, warnings))
         ]
+
+    def _matchers(self, form: Form, count: int, warnings: list[str]) -> Sequence[Matcher | None]:
+        """One for each sample; warns of what is not enforced. Raises UsageError where it must be and cannot."""
+        warnings += form.notes
+        if form.constraint is not None:
+            try:
+                return [form.constraint.matcher(self.tokenizer) for _ in range(count)]
+            except UsageError as error:
+                if not form.constraint.late:
+                    raise
+                warnings.append(f"{error}; {_FREE}")
+        return [None] * count
 
     def _limited(self, policy: ThinkingPolicy, thinks: bool, params: SamplingParams, first: Request) -> ThinkingPolicy:
         """The policy with `answer_reserve` as a budget; warns of what is likely to disappoint."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from itertools import chain, cycle, repeat
@@ -312,8 +313,9 @@ def test_loops_that_are_nobodys_business(tok, prompts):
 class Spelled:
     """The grammar of one text, token by token, or of its ends."""
 
-    def __init__(self, tok, text: str):
+    def __init__(self, tok, text: str, late: bool = False):
         self.tok, self.ids, self.pushed = tok, tok.encode(text), []
+        self.begins_with = self.ids[0] if late else None
 
     @property
     def done(self) -> bool:
@@ -358,6 +360,55 @@ def test_a_grammar_begins_with_the_answer(tok, prompts):
         assert tok.decode(stream.output_ids[:-1]) == f"{thought}\n\n{text}"
         assert (stream.mask(), stream.constrained) == (None, False)
     assert TokenStream(tok, prompts["start"]).mask() is None
+
+
+CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+
+
+def test_a_grammar_of_calls_waits_for_the_first(tok, prompts):
+    """Before it the model writes what it likes, nothing is forced and nothing is masked; after it only the grammar."""
+    matcher = Spelled(tok, CALL, late=True)
+    stream = TokenStream(tok, prompts["start"], matcher=matcher)
+    free = "<think>\nhm <tool\n</think>\n\nLet me see: tool_call>"
+    for id in tok.encode(free):
+        assert (stream.mask(), stream.constrained, stream.queued) == (None, False, ())
+        stream.push(id)
+    assert matcher.pushed == []
+    for id in tok.encode(CALL):
+        assert stream.mask() is None or allowed(stream.mask()) == {id}
+        assert stream.constrained is (id != tok.control.tool_call)
+        stream.push(id)
+    assert allowed(stream.mask()) == set(tok.eos_ids)
+    again = stream.fresh()
+    assert (again.mask(), again.constrained, matcher.pushed) == (None, False, [])
+    result = fold(drive(again, tok.encode(f"{free}{CALL}<|im_end|>")))
+    assert (result.content, result.finish_reason, result.warnings) == ("Let me see: tool_call>", "tool_calls", ())
+    assert (result.tool_calls[0].name, result.tool_calls[0].arguments) == ("f", "{}")
+
+
+def test_calls_have_their_form_whatever_the_model_says(tok, prompts):
+    """A real grammar and a model that says anything allowed."""
+    rng = random.Random(6)
+    tool = {"name": "f", "parameters": {"properties": {"a": {"enum": [1, 22, "x"]}}, "required": ["a"]}}
+    counts = set()
+    for _ in range(60):
+        parallel = rng.random() < 0.5
+        constraint = Constraint.text_then_calls([tool], parallel)
+        policy, state = random_policy(rng), rng.choice(["start", "answer", "thinking"])
+        stream = TokenStream(tok, prompts[state], policy, matcher=constraint.matcher(tok))
+
+        def model(stream=stream):
+            words = [tok.control.tool_call, *tok.eos_ids, tok.control.end_think, *tok.encode(" so. {}\n\n")]
+            while True:
+                mask = stream.mask()
+                yield rng.choice(sorted((set(words) if mask is None else allowed(mask)) - stream.banned()))
+
+        result = fold(drive(stream, model()))
+        assert all(json.loads(call.arguments)["a"] in (1, 22, "x") for call in result.tool_calls)
+        assert result.finish_reason == ("tool_calls" if result.tool_calls else "stop")
+        assert "tool_call" not in result.content
+        counts.add((parallel, min(2, len(result.tool_calls))))
+    assert counts == {(True, 0), (True, 1), (True, 2), (False, 0), (False, 1)}
 
 
 @pytest.mark.parametrize("policy", [ThinkingPolicy("on", 0), ThinkingPolicy("on", 3), ThinkingPolicy(budget=3)])

@@ -192,6 +192,7 @@ def test_a_megabyte_of_arguments_takes_linear_time(tok, prompt):
     assert len(arguments) > 1_000_000
     ids = tok.encode(item + ", ") * 6_499
     head, tail = tok.encode('<tool_call>\n{"name": "f", "arguments": {"items": ['), tok.encode(item + "]}")
+    blocks = []
     for end, broken in (("}\n</tool_call>", False), ("\n</tool_call>", True)):
         stream = TokenStream(tok, prompt)
         events, seconds = [*chain.from_iterable(map(stream.push, head))], []
@@ -201,7 +202,7 @@ def test_a_megabyte_of_arguments_takes_linear_time(tok, prompt):
             for id in part:
                 events += stream.push(id)
             seconds.append(time.process_time() - begin)
-        assert seconds[-1] < 4 * min(seconds)
+        blocks.append(seconds)
         begin = time.process_time()
         events += drive(stream, [*tail, *tok.encode(end + "<|im_end|>")], limit=10**7)
         result = fold(events)
@@ -212,3 +213,5 @@ def test_a_megabyte_of_arguments_takes_linear_time(tok, prompt):
         else:
             assert [call.arguments for call in result.tool_calls] == [arguments]
             assert len(events) > 100_000, "they came as they were written"
+    quickest = [*map(min, zip(*blocks, strict=True))]  # a pause of the machine comes in one of them
+    assert quickest[-1] < 4 * min(quickest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import pickle
@@ -380,6 +381,55 @@ def test_a_tool_without_parameters_takes_any_object(tokenizer: Tokenizer) -> Non
     for id in tokenizer.encode('<tool_call>\n{"name": "f", "arguments": {"a": [1, {"b": null}]}}\n</tool_call>'):
         matcher.push(id)
     assert matcher.accepting
+
+
+def test_a_function_takes_the_arguments_that_are_listed(tokenizer: Tokenizer) -> None:
+    listed: dict[str, Any] = {"properties": {"a": {"type": "integer"}}}
+    for parameters, more in (
+        (listed, False),
+        ({"properties": {}}, False),
+        ({**listed, "required": ["a"]}, False),
+        ({**listed, "additionalProperties": {"type": "integer"}}, True),
+        ({**listed, "patternProperties": {"^b": {}}}, True),
+        ({**listed, "required": ["b"]}, True),
+        ({"required": ["b"]}, True),
+        (None, True),
+    ):
+        matcher = Constraint.tools([{"name": "f", "parameters": parameters}], "f").matcher(tokenizer)
+        with contextlib.nullcontext() if more else pytest.raises(Qwen3Error, match="is not allowed"):
+            for id in tokenizer.encode('<tool_call>\n{"name": "f", "arguments": {"b": 1}}'):
+                matcher.push(id)
+
+
+def test_text_comes_before_calls_that_are_held_to_their_form(tokenizer: Tokenizer) -> None:
+    call = tokenizer.control.tool_call
+    for parallel in (True, False):
+        constraint = Constraint.text_then_calls([WEATHER, ODD], parallel)
+        assert (constraint.late, constraint.notes) == (True, ())
+        assert constraint.matcher(tokenizer).begins_with == call
+        assert {*allowed(constraint.matcher(tokenizer))} == {call}
+        eager = Constraint.tools([WEATHER, ODD], parallel=parallel)
+        assert eager.matcher(tokenizer).begins_with is None
+        assert constraint.grammar == eager.grammar
+        assert constraint != eager
+
+
+def test_what_cannot_be_enforced_is_noted_where_the_model_may_call(tokenizer: Tokenizer) -> None:
+    odd = {"name": "g", "parameters": {"properties": {"a": {"nullable": True}}}}
+    constraint = Constraint.text_then_calls([WEATHER, odd])
+    (note,) = constraint.notes
+    assert note.startswith("tools[1].parameters.properties.a.nullable is not supported")
+    assert note.endswith("the arguments of 'g' may be any object")
+    matcher = constraint.matcher(tokenizer)
+    for id in tokenizer.encode('<tool_call>\n{"name": "g", "arguments": {"b": [null]}}\n</tool_call>'):
+        matcher.push(id)
+    assert matcher.accepting
+    with pytest.raises(UsageError, match="nullable"):
+        Constraint.tools([WEATHER, odd])
+    with pytest.raises(UsageError, match="'now' is given twice"):
+        Constraint.text_then_calls([NOTHING, NOTHING])
+    with pytest.raises(UsageError, match="tools have no JSON form"):
+        Constraint.text_then_calls([{"name": "f", "parameters": {"minimum": float("nan")}}])
 
 
 def test_schema_with_tools_gives_an_answer_or_calls(tokenizer: Tokenizer) -> None:

@@ -87,7 +87,7 @@ def watch(seen: Counter[str], before: Machine, after: Machine) -> None:
 @pytest.mark.parametrize("real", [False, True])
 def test_every_rule_is_carried_out_as_in_python(real: bool) -> None:
     """Samples of all kinds, side by side, that are closed, taken away and brought back in the middle."""
-    rng = random.Random(real)
+    rng = random.Random(7 * real)  # one with which every rule has its turn
     vocab = TOKENIZER.vocab_size if real else 60
     pace = pace_table(TOKENIZER) if real else random_pace(rng, vocab)
     slots, seen = list(range(1, 17)), Counter[str]()

@@ -25,6 +25,9 @@ class Anything:
     done = False
     pushed = 0
 
+    def __init__(self, begins_with: int | None) -> None:
+        self.begins_with = begins_with
+
     def mask(self) -> np.ndarray:
         return np.full(-(-TOKENIZER.vocab_size // 32), -1, np.int32)
 
@@ -65,7 +68,7 @@ def random_rules(rng: random.Random) -> tuple[Any, dict[str, Any], list[int]]:
         "min_tokens": rng.choice([0, 0, 3, 40]),
         "include_tools": rng.random() < 0.7,
         "forbid_think": rng.choice([None, None, True]),
-        "matcher": rng.choice([None, None, Anything()]),
+        "matcher": rng.choice([None, None, Anything(None), Anything(c.tool_call)]),
     }
     return (TOKENIZER, prompt, random_policy(rng)), rules, [*words * rng.choice([1, 6]), *controls]
 

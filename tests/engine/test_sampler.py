@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,7 +101,7 @@ def test_equals_slow_twin_on_mixed_batches(seed: int) -> None:
     logits[:, vocab:] = 1e4  # padding rows of the head: must never win
     if seed % 3 == 0:
         logits[:, :vocab] = logits[:, :vocab].bfloat16().float()  # many ties
-    rows, expected, steps, forbidden = [], [], [], []
+    rows, expected, steps, forbidden, masks = [], [], [], [], []
     for b in range(batch):
         params = random_params(rng, vocab)
         prompt = [rng.randrange(vocab) for _ in range(5)]
@@ -109,18 +110,41 @@ def test_equals_slow_twin_on_mixed_batches(seed: int) -> None:
         row = RowSampler(params, prompt, vocab, CPU, index=rng.randrange(3))
         for token in output:
             row.record(token)
-        p = slow_distribution(logits[b, :vocab].double().tolist(), params, prompt, output, tuple(banned))
+        mask, refused = None, set(banned)
+        if rng.random() < 0.4:
+            allowed = set(rng.sample(range(vocab), rng.choice([3, vocab // 2 + 3])))
+            banned = [token for token in banned if token not in allowed]  # something must be left
+            mask, refused = bits(allowed, vocab), set(range(vocab)) - allowed
+        p = slow_distribution(logits[b, :vocab].double().tolist(), params, prompt, output, tuple(refused))
         expected.append(max(range(vocab), key=p.__getitem__) if params.greedy else slow_sample(p, row, len(output)))
         rows.append(row)
         steps.append(len(output))
         forbidden.append(banned)
+        masks.append(mask)
     before = logits.clone()
-    assert sample(logits, rows, steps, forbidden) == expected
+    assert sample(logits, rows, steps, forbidden, masks) == expected
     assert torch.equal(logits, before), "the logits are the caller's"
     alone = [
-        sample(logits[b : b + 1], rows[b : b + 1], steps[b : b + 1], forbidden[b : b + 1])[0] for b in range(batch)
+        sample(logits[b : b + 1], rows[b : b + 1], steps[b : b + 1], forbidden[b : b + 1], masks[b : b + 1])[0]
+        for b in range(batch)
     ]
     assert alone == expected
+
+
+def bits(allowed: set[int], vocab: int) -> np.ndarray:
+    found = np.zeros(-(-vocab // 32) * 32, np.uint8)
+    found[list(allowed)] = 1
+    return np.packbits(found, bitorder="little").view(np.int32)
+
+
+def test_what_a_mask_rules_out_is_no_tie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer tokens than top_k: the k-th best is minus infinity, as the whole vocabulary, which need not be sorted."""
+    asked, topk = [], torch.topk
+    monkeypatch.setattr(torch, "topk", lambda x, k, **how: asked.append(k) or topk(x, k, **how))  # type: ignore[func-returns-value]
+    row = RowSampler(SamplingParams(temperature=0.6, top_p=0.95, top_k=20, min_p=0, seed=3), [], 5000, CPU)
+    chosen = {sample(torch.randn(1, 5000), [row], [step], [()], [bits({4, 900, 4999}, 5000)])[0] for step in range(50)}
+    assert chosen == {4, 900, 4999}
+    assert set(asked) == {20}
 
 
 def chi_square(counts: Counter[int], p: list[float], draws: int) -> tuple[float, int]:

@@ -39,7 +39,13 @@ def ask(
     tokenizer: Any, policy: ThinkingPolicy | None = None, constraint: Constraint | None = None, **more: Any
 ) -> Request:
     params = SamplingParams(
-        temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, max_tokens=400, seed=more.pop("seed", 1)
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        min_p=0.0,
+        max_tokens=400,
+        seed=more.pop("seed", 1),
+        logit_bias=more.pop("logit_bias", None),
     ).resolved("thinking")
     matcher = None if constraint is None else constraint.matcher(tokenizer)
     stream = TokenStream(tokenizer, PROMPT, policy, matcher=matcher)
@@ -86,6 +92,31 @@ def test_the_same_tokens_in_step_and_late(model: Any, tokenizer: Any) -> None:
         finish(engine, *requests)
         found.append([request.output for request in requests])
     assert found[0] == found[1]
+
+
+def test_calls_are_held_to_their_form_in_step_and_late(model: Any, tokenizer: Any) -> None:
+    """Free until the model calls: one step late its next token has been launched by then, and is drawn again."""
+    control = tokenizer.control
+    constraint = Constraint.text_then_calls([{"name": "f", "parameters": {"properties": {"a": {"enum": [1, 22]}}}}])
+    eager = {control.tool_call: 6.0, control.end_think: 6.0}
+    found, calls = [], 0
+    for engine in (Engine(model, tokenizer, max_batch=4, max_len=600), overlapped(model, tokenizer)):
+        requests = [
+            ask(tokenizer, ThinkingPolicy(mode, budget), constraint, seed=i, logit_bias=eager)
+            for i, (mode, budget) in enumerate([("on", 9), ("off", None), (None, 5), ("off", None)])
+        ]
+        for request in requests:
+            engine.add(request)
+        finish(engine, *requests)
+        found.append([request.output for request in requests])
+        for request in requests:
+            result = fold(request.take_events())
+            calls += len(result.tool_calls)
+            assert all(json.loads(call.arguments).get("a", 1) in (1, 22) for call in result.tool_calls)
+            assert result.finish_reason in ("tool_calls", "length")
+            assert not any("tool call" in warning for warning in result.warnings)
+    assert found[0] == found[1]
+    assert calls >= 4
 
 
 def test_answer_now(make_engine: Any, tokenizer: Any) -> None:

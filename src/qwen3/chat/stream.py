@@ -46,6 +46,10 @@ class Matcher(Protocol):
     """What a grammar allows next, token by token."""
 
     @property
+    def begins_with(self) -> int | None:
+        """The id that is its first, with any text before it; None: it begins where the answer does."""
+
+    @property
     def done(self) -> bool:
         """Whether nothing but an end may follow."""
 
@@ -156,6 +160,7 @@ class TokenStream:
         self._loops = LoopDetector() if policy.loop_guard and not ignore_eos else None
         self._matcher = matcher
         self._matched_tokens = 0
+        self._late = matcher is not None and matcher.begins_with is not None
         self._queue: deque[int] = deque()
         self._used = 0
         self._steps = 0
@@ -221,13 +226,14 @@ class TokenStream:
 
     @property
     def constrained(self) -> bool:
-        """Whether a grammar governs the answer, now or later."""
-        return self._matcher is not None and self.done is None
+        """Whether a grammar governs the answer, now or after the thinking."""
+        waits = self._late and not self._matched_tokens
+        return self._matcher is not None and not waits and self.done is None
 
     def mask(self) -> NDArray[np.int32] | None:
         """Ids that the grammar allows next, as bits [ceil(vocab / 32)]; None: any. Valid until the next `push`."""
         matcher = self._matcher
-        if matcher is None or self.done is not None or self._queue or self.state == "thinking":
+        if matcher is None or not self.constrained or self._queue or self.state == "thinking":
             return None
         words = matcher.mask()
         if self.state == "start" and not self._ban_think:
@@ -330,7 +336,7 @@ class TokenStream:
             close_at=self._close_at,
             early_stop=tuple(encode(EARLY_STOP)),
             close_think=tuple(encode(CLOSE_THINK)),
-            gap=len(encode(AFTER_THINK)) if self._matcher is not None else 0,
+            gap=0 if self._matcher is None or self._late else len(encode(AFTER_THINK)),
             think=control.think,
             end_think=control.end_think,
             tool_call=control.tool_call,
@@ -406,14 +412,14 @@ class TokenStream:
         self.state = "answer"
         if self._loops is not None:
             self._loops.reset()
-        if self._matcher is not None and not forced:
+        if self._matcher is not None and not self._late and not forced:
             self._force(AFTER_THINK)  # the grammar begins where the answer does
         return []
 
     def _follow(self, id: int, before: str, may_end: bool) -> list[Event]:
         """What else hears of a sampled token: the grammar, and the guard against loops."""
         matcher, thought = self._matcher, "thinking" in (before, self.state)
-        if matcher is not None and not thought:
+        if matcher is not None and not thought and (self.constrained or id == matcher.begins_with):
             matcher.push(id)
             self._matched_tokens += 1
             no_end = len(self.output_ids) < self._min_tokens or self._eos.isdisjoint(self.tokenizer.eos_ids)

@@ -19,6 +19,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -37,10 +38,14 @@ MAX_RULES = 1000
 MAX_TOOLS = 256
 MAX_COMPILED = 32
 """Compiled grammars kept per tokenizer; the least recently used goes first."""
+MAX_KEPT = 1 << 20
+"""Characters of tools whose rules are kept: descriptions have no bound."""
 MAX_STATES = 100_000
 """States of a grammar's automaton, about 1 kB each: as many characters may a string with a `maxLength` have."""
 
 _JSON_SPACE = r" |\n {0,32}|\n\t{0,8}"  # matched at most once in a place
+# Where one of these is, `properties` need not be all arguments there are.
+_MORE = frozenset(("$ref", "additionalProperties", "allOf", "anyOf", "minProperties", "oneOf", "patternProperties"))
 _TOOL_TAGS = ("<tool_call>", "</tool_call>")
 # A grammar's strings, regular expressions and comments, in which nothing below is looked for.
 _LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/')
@@ -53,11 +58,14 @@ _FORBIDDEN = re.compile(r"\b(?:max_tokens|temperature|stop)\s*=|%llguidance\s*\{
 class Constraint:
     """What the answer must match. Equal constraints have equal text. Made by the class methods below.
 
-    kind: what messages call it (`schema`, `regex`, `grammar`, `tools`). grammar: llguidance's text of it.
+    kind: what messages call it (`schema`, `regex`, `grammar`, `tools`). grammar: llguidance's text of it. late: any
+    text may come first, and the grammar begins with `<tool_call>`. notes: what was asked for and is not enforced.
     """
 
     kind: str
     grammar: str = field(repr=False)
+    late: bool = False
+    notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def json_schema(cls, schema: Any) -> Constraint:
@@ -101,23 +109,28 @@ class Constraint:
         """Calls of `tools` and nothing else, as the template writes them, from `<tool_call>` to `</tool_call>`.
 
         choice: "required" (one call, or with `parallel` one or more, a newline between two), or a tool's name: exactly
-        one call of that tool. Arguments follow the tool's `parameters`; where there are none, any object.
+        one call of that tool. Arguments follow the tool's `parameters`; where there are none, any object. Arguments
+        that `properties` does not list are allowed where `additionalProperties` says so, or there is no such list.
         """
-        calls, rules = _calls(tools, None if choice == "required" else choice, parallel)
+        calls, rules, _ = _calls(tools, None if choice == "required" else choice, parallel)
         return cls("tools", f"start: {calls}\n{rules}")
 
     @classmethod
     def tools_or(cls, schema: Any, tools: Any, parallel: bool = True) -> Constraint:
         """Either JSON under `schema` or calls as of `tools`: a schema with tools the model may call."""
         answer = cls.json_schema(schema).grammar.removeprefix("start: ")
-        calls, rules = _calls(tools, None, parallel)
+        calls, rules, _ = _calls(tools, None, parallel)
         return cls("tools", f"start: answer | calls\nanswer: {answer}\ncalls: {calls}\n{rules}")
 
     @classmethod
-    def text_or_call(cls, tools: Any) -> Constraint:
-        """Any text, at its end at most one call as of `tools`: tools the model may call, but not several at once."""
-        call, rules = _calls(tools, None, parallel=False)
-        return cls("tools", f"start: text {call}?\ntext: /(?s:.*)/\n{rules}")
+    def text_then_calls(cls, tools: Any, parallel: bool = True) -> Constraint:
+        """Any text, and from the first `<tool_call>` to the end calls as of `tools`: tools the model may call.
+
+        The text costs nothing: there is no mask before the first call. A tool whose `parameters` cannot be enforced
+        takes any object, and `notes` names it.
+        """
+        calls, rules, notes = _calls(tools, None, parallel, lenient=True)
+        return cls("tools", f"start: {calls}\n{rules}", True, notes)
 
     def matcher(self, tokenizer: Tokenizer) -> Matcher:
         """A matcher at the beginning of an answer in the tokens of `tokenizer`. Cheap after the first time.
@@ -139,6 +152,11 @@ class Matcher:
         self._ids: list[int] = []  # pushed, but for the end
         self._ended = False
         self._mask: NDArray[np.int32] | None = None
+
+    @property
+    def begins_with(self) -> int | None:
+        """The id that is its first, with any text before it; None: it begins where the answer does."""
+        return self._tokenizer.control.tool_call if self._constraint.late else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process a matcher goes as what it is made of, and the tokens it has seen."""
@@ -254,14 +272,27 @@ def _json(schema: Any, where: str) -> str:
     return _validated(where, f"start: %json {text}").removeprefix("start: ")
 
 
-def _calls(tools: Any, name: str | None, parallel: bool) -> tuple[str, str]:
-    """(what the calls are, the rules that needs); `name`: one call of this tool."""
-    plain = plain_tools(tools)
+def _calls(tools: Any, name: str | None, parallel: bool, lenient: bool = False) -> tuple[str, str, tuple[str, ...]]:
+    """(what the calls are, the rules that needs, notes); `name`: one call of this tool. lenient: parameters that cannot
+    be enforced are noted, not raised."""
+    try:
+        text = json.dumps(plain_tools(tools), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"tools have no JSON form: {error}") from None
+    rules_of = _calls_of if len(text) <= MAX_KEPT else _calls_of.__wrapped__
+    return rules_of(text, name, parallel, lenient)
+
+
+@lru_cache(MAX_COMPILED)  # every turn of a conversation sends the same tools, and each of them takes 0.6 ms
+def _calls_of(tools: str, name: str | None, parallel: bool, lenient: bool) -> tuple[str, str, tuple[str, ...]]:
+    """`_calls` of tools as JSON."""
+    plain = json.loads(tools)
     if not plain:
         raise UsageError("tools is empty: a tool call needs at least one tool")
     if len(plain) > MAX_TOOLS:
         raise UsageError(f"tools has {len(plain)} tools; at most {MAX_TOOLS} are allowed")
     rules: dict[str, str] = {}
+    notes: list[str] = []
     for i, tool in enumerate(plain):
         function, where = (tool["function"], f"tools[{i}].function") if "function" in tool else (tool, f"tools[{i}]")
         if not isinstance(function, dict):
@@ -272,7 +303,15 @@ def _calls(tools: Any, name: str | None, parallel: bool) -> tuple[str, str]:
         check_unicode(key, f"{where}.name")
         if key in rules:
             raise UsageError(f"{where}.name {key!r} is given twice")
-        rules[key] = "" if name not in (None, key) else _call(key, function.get("parameters"), f"{where}.parameters")
+        rules[key] = ""
+        if name in (None, key):
+            try:
+                rules[key] = _call(key, function.get("parameters"), f"{where}.parameters")
+            except UsageError as error:
+                if not lenient:
+                    raise
+                rules[key] = _call(key, None, where)
+                notes.append(f"{error}; the arguments of {key!r} may be any object")
     if name is not None and name not in rules:
         raise UsageError(f"tool_choice names {name!r}, which is not among the tools: {', '.join(rules)}")
     bodies = [rule for rule in rules.values() if rule]
@@ -280,7 +319,8 @@ def _calls(tools: Any, name: str | None, parallel: bool) -> tuple[str, str]:
         raise UsageError(f"tools have {size} characters of schemas; at most {MAX_TEXT} are allowed")
     lines = [f"call: <tool_call> ({' | '.join(f'call_{i}' for i in range(len(bodies)))}) </tool_call>"]
     lines += [f"call_{i}: {body}" for i, body in enumerate(bodies)]
-    return 'call ("\\n" call)*' if parallel and name is None else "call", "\n".join(lines)
+    calls = 'call ("\\n" call)*' if parallel and name is None else "call"
+    return calls, "\n".join(lines), tuple(notes)
 
 
 def _call(name: str, parameters: Any, where: str) -> str:
@@ -288,9 +328,18 @@ def _call(name: str, parameters: Any, where: str) -> str:
     if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
         raise UsageError(f"{where} must be a JSON schema of type object: arguments are an object")
     head = f'\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
-    schema = _json({**parameters, "type": "object"}, where)
+    schema = _json({**_closed(parameters), "type": "object"}, where)
     literal = json.dumps(head, ensure_ascii=False).replace("\x7f", r"\u007f")  # the one character that must be escaped
     return f'{literal} {schema} "}}\\n"'
+
+
+def _closed(parameters: dict[str, Any]) -> dict[str, Any]:
+    """A function takes the arguments that are listed, whether or not its schema says that there are no others."""
+    listed, required = parameters.get("properties"), parameters.get("required", [])
+    if not isinstance(listed, dict) or _MORE & parameters.keys():
+        return parameters
+    complete = isinstance(required, list) and all(name in listed for name in required if isinstance(name, str))
+    return {**parameters, "additionalProperties": False} if complete else parameters
 
 
 def _validated(where: str, grammar: str) -> str:

@@ -224,7 +224,8 @@ def _draw(kind: str, logits: torch.Tensor, filters: torch.Tensor, keys: torch.Te
     if kind == "top_k":
         values, ids = torch.topk(logits, largest_k, dim=1)
         kth = values.gather(1, columns[1].long() - 1)
-        tied = int((logits >= kth).sum(1).max())  # logits equal to a row's k-th stay in, however many they are
+        # Logits equal to a row's k-th stay in, however many they are; but not those that a mask has ruled out.
+        tied = int((logits >= kth.clamp(min=torch.finfo(logits.dtype).min)).sum(1).max())
         if tied > largest_k:
             values, ids = torch.topk(logits, tied, dim=1)
         scores = filtered_logprobs(values, *columns)

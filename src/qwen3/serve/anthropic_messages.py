@@ -14,7 +14,6 @@ _TOOL_EXTRAS = {
     "defer_loading": "every tool is in the prompt",
     "eager_input_streaming": "a tool's input is sent when it is complete",
     "allowed_callers": "only the model calls tools",
-    "strict": "write tool_choice any, or a tool, where the input must follow the schema",
 }
 
 
@@ -83,7 +82,8 @@ class Reader:
             for name, why in _TOOL_EXTRAS.items():
                 if tool.get(name) and tool[name] != ["direct"]:
                     self.warn(f"{where}.{name} has no effect: {why}")
-            known = {"type", "name", "description", "input_schema", "cache_control", *_TOOL_EXTRAS}
+            # strict: every call follows its schema.
+            known = {"type", "name", "description", "input_schema", "cache_control", "strict", *_TOOL_EXTRAS}
             if unknown := set(tool) - known:
                 self.warn(f"{where}.{min(unknown)} is not a field of a tool and was ignored")
             function = {"name": tool["name"], "description": tool.get("description")}

@@ -86,7 +86,8 @@ def test_tool(real: Tab) -> None:
     real.page.click("text=Put examples in")
     real.page.keyboard.press("Escape")
     real.page.wait_for_selector("dialog", state="detached")
-    for _ in range(6):  # of 20 calls and answers that the small model was asked for by hand, 15 and 13 of 15 were right
+    real.page.get_by_role("radio", name="Off").check()
+    for _ in range(6):  # asked like this, the small model called the tool 200 times of 200, thinking 144 times
         real.ask("Please calculate 27 * 14 with the tool.")
         if real.page.locator("text=Approve and run").count():
             break
@@ -94,7 +95,7 @@ def test_tool(real: Tab) -> None:
     real.until("document.querySelectorAll('.call-answer').length === 1")
     real.over()
     assert "378" in real.text(".call-answer")
-    for _ in range(5):
+    for _ in range(15):  # and repeated the result 55 times of 100
         if "378" in real.answer:
             break
         real.page.click("[aria-label='Another answer'] >> nth=-1")
