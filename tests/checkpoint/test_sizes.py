@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -202,5 +203,9 @@ print((resident() - before) // 3)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_a_processs_memory() -> None:
     path = resolve("embedded").path
-    ran = subprocess.run([sys.executable, "-c", PROCESS, path], capture_output=True, text=True, timeout=120, check=True)
-    assert int(ran.stdout) == pytest.approx(sizes(read_config(path), FORMATS["bf16"], "cpu").memory, rel=0.05)
+    # glibc keeps freed buffers, more or fewer by thread and run (1.5 to 5 % here); mapped ones go back at once
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    ran = subprocess.run(
+        [sys.executable, "-c", PROCESS, path], env=env, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert int(ran.stdout) == pytest.approx(sizes(read_config(path), FORMATS["bf16"], "cpu").memory, rel=0.01)
