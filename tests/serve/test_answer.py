@@ -210,7 +210,7 @@ def test_a_client_that_goes_cancels(streaming: bool) -> None:
             with pytest.raises(ApiError) as caught:
                 await task
             assert caught.value.status == 499
-        assert time.perf_counter() - begun < 0.1
+        assert time.perf_counter() - begun < 2.0  # it would never end
         assert model.streams[0].cancelled
         assert server.metrics.cuts == ["disconnected"]
 

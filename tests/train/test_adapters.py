@@ -375,9 +375,11 @@ def test_the_trainer_trains_the_adapter_and_an_engine_follows(moe: bool) -> None
     trainer = Trainer(model, OptimConfig(vector_lr=0.03), engines=[Policy(engine, "policy", model)], balance=0.0)
     prompt, answer = list(range(20, 30)), [7, 300, 12, 550, 41]
     batch, _ = pack([completion_sample(prompt, answer)], 1, 32, 0)
-    for _ in range(40):
+    for _ in range(100):  # the loss still jumps by the 40th, on which of them depends on the machine
         loss = trainer.update([batch], CrossEntropy())["loss"]
-    assert loss < 0.1
+        if loss < 0.05:
+            break
+    assert loss < 0.05
     for name, p in before.items():
         assert torch.equal(p, dict(model.named_parameters())[name]), name
     params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True).resolved("instruct")
