@@ -213,6 +213,8 @@ def test_weights_float16_cannot_hold_stay_float32() -> None:
 @pytest.mark.skipif(not cpu.has_fbgemm(), reason="this PyTorch has no FBGEMM")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_packed_copies_follow_their_weights(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU packs no bfloat16")
     before = cpu.packed_bytes
     x = torch.randn(2, 64).to(dtype)
     with torch.inference_mode(False):
